@@ -1,0 +1,128 @@
+"""GRPO: K rollouts a query, advantages relative to the group (Eq. 1 and 2 of arXiv 2606.18844).
+
+TAPO (tapo.py) is this class with one hook filled in: `constructions`. Nothing constructed, nothing changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from nemo_tapo.algorithms.base import Tools, concurrently
+from nemo_tapo.config import RunConfig
+from nemo_tapo.equations.advantage import AdvantageRules, is_uniform, normalise
+from nemo_tapo.objective import Objective, PolicyObjective
+from nemo_tapo.seeding import seed_from
+from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Request, Rollout, Row
+
+
+class GRPO:
+    """Group-relative policy optimization."""
+
+    def __init__(self, cfg: RunConfig, tools: Tools, first_step: int = 0) -> None:
+        self.cfg = cfg
+        self.tools = tools
+        self.first_step = first_step  # of this process: the step whose log-probabilities are compared
+        self.rules = AdvantageRules(eps=cfg.loss.advantage_eps)
+        self.objective: Objective = PolicyObjective(
+            clip_low=cfg.loss.clip_low,
+            clip_high=cfg.loss.clip_high,
+            kl_coef=cfg.loss.kl_coef,
+            suppression=cfg.tapo.suppression,
+            w_min=cfg.tapo.w_min,
+            w_max=cfg.tapo.w_max,
+        )
+
+    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+        """Rollouts of all queries, and what `constructions` makes of each group.
+
+        Overlapped, a query goes on to its constructions as soon as its own rollouts are graded; with
+        `pipeline: barrier` it waits for the others. What is sampled is the same: every request has its own seed.
+        """
+        begin = time.perf_counter()
+        all_graded = asyncio.Barrier(len(queries))
+        graded_at: list[float] = []
+
+        async def one_query(query: Query) -> tuple[Group, tuple[Construction, ...]]:
+            group = await self.rollouts(query, step)
+            graded_at.append(time.perf_counter())
+            if self.cfg.pipeline == "barrier":
+                await all_graded.wait()
+            return group, await self.constructions(group, step)
+
+        results = await concurrently(one_query(query) for query in queries)
+        end = time.perf_counter()
+        return Experience(
+            groups=tuple(group for group, _ in results),
+            constructions=tuple(c for _, constructions in results for c in constructions),
+            metrics={"time/rollouts": max(graded_at) - begin, "time/synthesis": end - max(graded_at)},
+        )
+
+    async def rollouts(self, query: Query, step: int) -> Group:
+        """K graded responses of the policy (Algorithm 1, lines 3 to 7)."""
+        settings = self.cfg.rollout
+        logprobs = settings.logprobs == "always" or (
+            settings.logprobs == "first_step" and step == self.first_step
+        )
+
+        async def one(index: int) -> Rollout:
+            request = Request(
+                uid=f"{query.uid}/{index}",
+                prompt_ids=query.prompt_ids,
+                seed=seed_from(self.cfg.seed, "rollout", step, query.uid, index),
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                logprobs=logprobs,
+            )
+            completion = await self.tools.generator.generate(request)
+            return Rollout(query, index, completion, await self.tools.task.grade(query, completion.text))
+
+        return Group(query, tuple(await concurrently(one(k) for k in range(settings.samples_per_query))))
+
+    async def constructions(self, group: Group, step: int) -> tuple[Construction, ...]:
+        """What TAPO adds. GRPO adds nothing."""
+        return ()
+
+    def rows(self, experience: Experience) -> list[Row]:
+        """One row a rollout, its advantage normalised within its group."""
+        return [row for group in experience.groups for row in self.original_rows(group)]
+
+    def original_rows(self, group: Group, advantages: Sequence[float] | None = None) -> list[Row]:
+        """The rows of one query's rollouts; Eq. 1 unless `advantages` [K] are given."""
+        if advantages is None:
+            advantages = normalise([r.reward for r in group.rollouts], self.rules.eps)
+        return [
+            Row(
+                uid=rollout.uid,
+                group=group.query.uid,
+                kind=Kind.ORIGINAL,
+                prompt_ids=group.query.prompt_ids,
+                response_ids=rollout.completion.token_ids,
+                reward=rollout.reward,
+                advantage=advantage,
+                generation_logprobs=rollout.completion.logprobs,
+            )
+            for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+        ]
+
+    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+        """Rewards, lengths, outcomes and groups without signal."""
+        rollouts = [r for group in experience.groups for r in group.rollouts]
+        lengths = [len(r.completion.token_ids) for r in rollouts]
+        outcomes = Counter(r.grade.outcome for r in rollouts)
+        uniform = sum(is_uniform([r.reward for r in group.rollouts]) for group in experience.groups)
+        return {
+            "reward/mean": sum(r.reward for r in rollouts) / len(rollouts),
+            "response_length/mean": sum(lengths) / len(lengths),
+            "response_length/max": max(lengths),
+            "response_length/truncated": sum(r.completion.truncated for r in rollouts) / len(rollouts),
+            "groups/uniform": uniform / len(experience.groups),
+            "rows": len(rows),
+            "tokens/generated": sum(lengths),
+            "tokens/trained": sum(len(row.response_ids) for row in rows),
+            **{f"grade/{outcome}": count for outcome, count in sorted(outcomes.items())},
+            **experience.metrics,
+        }

@@ -1,0 +1,140 @@
+"""TAPO: GRPO whose mistakes are rewritten into micro-reflective trajectories (arXiv 2606.18844).
+
+Read top to bottom it is section 3: select pairs (Eq. 3), synthesise and grade (3.3.2), decoupled advantages
+(Eq. 4, 5). OOD token suppression (Eq. 7) and the two loss terms (Eq. 6, 8) happen where the logits are, in
+objective.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nemo_tapo.algorithms.base import Tools, concurrently
+from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.config import RunConfig
+from nemo_tapo.equations import reflection
+from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
+from nemo_tapo.equations.selection import Zone, select_pairs, zone
+from nemo_tapo.seeding import seed_from
+from nemo_tapo.types import REFLECTED_SUFFIX, Construction, Experience, Group, Kind, Pair, Request, Row
+
+
+class TAPO(GRPO):
+    """Trajectory-augmented policy optimization."""
+
+    def __init__(self, cfg: RunConfig, tools: Tools, first_step: int = 0) -> None:
+        super().__init__(cfg, tools, first_step)
+        self.rules = AdvantageRules(
+            eps=cfg.loss.advantage_eps,
+            decoupled=cfg.tapo.decoupled,
+            uniform_group=cfg.tapo.uniform_group,
+            baseline=cfg.tapo.reflection_baseline,
+        )
+        self.synthesis = Synthesis(cfg, tools)
+
+    async def constructions(self, group: Group, step: int) -> tuple[Construction, ...]:
+        """Algorithm 1, lines 9 to 17, for one query."""
+        settings = self.cfg.tapo
+        pairs = select_pairs(group, settings.n_pos, settings.n_neg, settings.m_max, self.cfg.seed, step)
+        return tuple(await concurrently(self.synthesis.construct(pair, step) for pair in pairs))
+
+    def rows(self, experience: Experience) -> list[Row]:
+        """Original rows and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
+        by_query = defaultdict(list)
+        for construction in experience.constructions:
+            if construction.dropped is None and (self.cfg.tapo.negatives or construction.reward > 0):
+                by_query[construction.pair.wrong.query.uid].append(construction)
+        rows: list[Row] = []
+        for group in experience.groups:
+            constructed = by_query[group.query.uid]
+            original, reflected = group_advantages(
+                [r.reward for r in group.rollouts], [c.reward for c in constructed], self.rules
+            )
+            rows += self.original_rows(group, original)
+            rows += [self.constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
+        return rows
+
+    def constructed_row(self, construction: Construction, advantage: float) -> Row:
+        """The reconstruction as an answer to the query itself: the policy's own context, not the synthesis prompt."""
+        query = construction.pair.wrong.query
+        return Row(
+            uid=construction.pair.uid,
+            group=query.uid + REFLECTED_SUFFIX if self.cfg.tapo.decoupled else query.uid,
+            kind=Kind.CONSTRUCTED,
+            prompt_ids=query.prompt_ids,
+            response_ids=construction.response_ids,
+            reward=construction.reward,
+            advantage=advantage,
+        )
+
+    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+        """GRPO's counters and the fate of every query, pair and group."""
+        settings = self.cfg.tapo
+        zones = Counter(zone(group, settings.n_pos, settings.n_neg) for group in experience.groups)
+        rewards = defaultdict(list)
+        for row in rows:
+            if row.kind is Kind.CONSTRUCTED:
+                rewards[row.group].append(row.reward)
+        mixed = sum(not is_uniform(r) for r in rewards.values())
+        alone = sum(len(r) == 1 for r in rewards.values())
+        return {
+            **super().metrics(experience, rows),
+            **{f"tapo/{z.value}": zones[z] for z in Zone},
+            **construction_counts(experience.constructions),
+            "tapo/rows": sum(len(r) for r in rewards.values()),
+            "tapo/groups": len(rewards),
+            "tapo/mixed_groups": mixed,
+            "tapo/single_groups": alone,
+            "tapo/uniform_groups": len(rewards) - mixed - alone,  # two or more, equal: no gradient under Eq. 5
+        }
+
+
+class Synthesis:
+    """Pair -> graded construction, through the policy's own engine. The cold start uses it too (section 3.2)."""
+
+    def __init__(self, cfg: RunConfig, tools: Tools) -> None:
+        self.cfg, self.tools = cfg, tools
+        default = reflection.FULL_PROMPT if cfg.tapo.full_reconstruction else tools.task.synthesis_prompt
+        self.template = cfg.tapo.prompt or default
+        self.rules = reflection.ReflectionRules(
+            leak_words=cfg.tapo.leak_words,
+            min_kept_share=cfg.tapo.min_kept_share,
+            full_reconstruction=cfg.tapo.full_reconstruction,
+            max_row_tokens=cfg.model.max_length,
+        )
+
+    async def construct(self, pair: Pair, step: int) -> Construction:
+        """Asks, parses, anchors, grades. A prompt that does not fit is dropped, never truncated."""
+        prompt_ids = self.tools.tokenizer.chat(reflection.render(self.template, pair))
+        if len(prompt_ids) + self.cfg.tapo.max_tokens > self.tools.generator.max_model_len:
+            return Construction(pair, "prompt_too_long")
+        request = Request(
+            uid=pair.uid,
+            prompt_ids=prompt_ids,
+            seed=seed_from(self.cfg.seed, "synthesis", step, pair.uid),
+            max_tokens=self.cfg.tapo.max_tokens,
+            temperature=self.cfg.tapo.temperature,
+        )
+        completion = await self.tools.generator.generate(request)
+        construction = reflection.construct(pair, completion, self.tools.tokenizer, self.rules)
+        if construction.dropped is not None:
+            return construction
+        grade = await self.tools.task.grade(pair.wrong.query, construction.reconstruction)
+        return replace(construction, grade=grade)
+
+
+def construction_counts(constructions: Sequence[Construction]) -> dict[str, float]:
+    """pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are those of the parsed with reward > 0."""
+    parsed = [c for c in constructions if c.dropped is None]
+    dropped = Counter(c.dropped for c in constructions if c.dropped is not None)
+    counts: dict[str, float] = {
+        "tapo/pairs": len(constructions),
+        "tapo/parsed": len(parsed),
+        "tapo/correct": sum(c.reward > 0 for c in parsed),
+        **{f"tapo/dropped/{reason}": dropped[reason] for reason in reflection.DROP_REASONS},
+    }
+    if parsed:
+        counts["tapo/kept_share"] = sum(c.kept_share for c in parsed) / len(parsed)
+    return counts

@@ -1,0 +1,171 @@
+"""Checkpoints that survive kill -9, a damaged file and a full disk.
+
+    <folder>/step-000020/          appears by one rename, when everything in it is on disk
+        manifest.json              {file: {"bytes": n, "sha256": ...}} of every other file
+        state.json                 step, data position, the settings that decide the numbers
+        model.safetensors ...      whatever the actor writes
+
+Random states are not stored because none is carried along: every draw is seeded from (run seed, purpose, step, uid),
+see seeding.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_tapo.errors import DiskFull
+
+MANIFEST, STATE = "manifest.json", "state.json"
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates done when it was written."""
+        return int(self.state["step"])
+
+
+async def save(
+    folder: Path, state: dict[str, Any], write: Callable[[Path], Awaitable[None]], keep: int
+) -> Path:
+    """Writes a checkpoint of `state["step"]`, then removes all but the `keep` newest.
+
+    `write(path)` puts the actor's files into `path`. Raises DiskFull if the disk has no room for it; then nothing
+    of the attempt is left and older checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{state['step']:06d}"
+    temporary = folder / f"tmp-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        await write(temporary)
+        _write_json(temporary / STATE, state)
+        _write_json(temporary / MANIFEST, manifest(temporary))
+        sync_tree(temporary)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        cause = getattr(error, "cause", error)  # Ray wraps what a worker raised
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                cause.errno, f"no room on the disk for {final}; the last good checkpoint is kept. Free some and resume"
+            ) from error
+        raise
+    if final.exists():  # the same step again, after falling back past a damaged newer one
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    sync_folder(folder)
+    for old in _steps(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(folder: Path, warn: Warn) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None if there is none at all.
+
+    A damaged one is named through `warn` and passed over. Raises ValueError if there are checkpoints and all of them
+    are damaged: starting over silently would lose the run.
+    """
+    candidates = _steps(folder)
+    for path in candidates:
+        fault = find_fault(path)
+        if fault is None:
+            return Checkpoint(path, json.loads((path / STATE).read_text()))
+        warn(f"checkpoint {path} is damaged ({fault}); falling back to the one before")
+    if candidates:
+        raise ValueError(f"every checkpoint under {folder} is damaged; remove the folder to start over")
+    return None
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, in words; None if every file is as the manifest says."""
+    try:
+        listed = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except ValueError:
+        return f"{MANIFEST} does not parse"
+    for name, entry in listed.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        if sha256(file) != entry["sha256"]:
+            return f"{name} has another sha256 than when it was written"
+    return None
+
+
+def manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below `path` except the manifest itself."""
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
+    return {str(f.relative_to(path)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_tree(path: Path) -> None:
+    """Every file and folder below `path` to the disk."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    for folder in [path, *(f for f in path.rglob("*") if f.is_dir())]:
+        sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """A folder's entries to the disk: without this a rename may be lost when the power goes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(folder: Path, build: Path) -> None:
+    """Renames the finished `build` to `folder`, so that `folder` exists only when it is whole."""
+    sync_tree(build)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(build, folder)
+    sync_folder(folder.parent)
+
+
+def require_free(folder: Path, gib: float) -> None:
+    """Raises ValueError if the disk of `folder` has less than `gib` GiB free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < gib:
+        raise ValueError(
+            f"{folder} has {free:.2f} GiB free, less than checkpoint.min_free_gib = {gib}. Free some, or choose "
+            "another `output`."
+        )
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first; temporary ones of a killed save do not count."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")

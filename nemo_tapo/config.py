@@ -1,0 +1,282 @@
+"""Every setting of a run, typed. An unknown key is an error that names the nearest known one.
+
+A config file is YAML; it may inherit from others (`defaults: [base, _self_]`, Hydra's grammar) and takes
+Hydra overrides from the command line. This module imports no Hydra: `load.py` composes, this validates.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Field(gt=0)
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+class ArithmeticConfig(Section):
+    """The generated task (nemo_tapo/tasks/arithmetic.py)."""
+
+    min_operations: int = Field(2, ge=1, description="shortest training chain")
+    max_operations: int = Field(5, ge=1, description="longest training chain")
+    train_queries: int = Field(4096, gt=0, description="size of the training set")
+    held_out_queries: int = Field(256, gt=0, le=1000, description="test problems, never in any training data")
+
+
+class TaskConfig(Section):
+    """Where queries come from and how responses are graded."""
+
+    name: Literal["arithmetic"] = "arithmetic"
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: Path = Field(Path("assets/tiny-base"), description="a Hugging Face directory of a Qwen3 model")
+    max_length: int = Field(512, gt=1, description="longest row and longest synthesis prompt + answer, tokens")
+    enable_thinking: bool = Field(False, description="passed to the chat template")
+
+
+class RolloutConfig(Section):
+    """Sampling of the K responses (Algorithm 1, lines 3 to 7)."""
+
+    queries_per_step: int = Field(32, gt=0, description="P")
+    samples_per_query: int = Field(8, gt=0, description="K")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(96, gt=0, description="longest response")
+    logprobs: Literal["first_step", "always", "never"] = Field(
+        "first_step", description="when the engine reports log-probabilities, to be compared with the actor's"
+    )
+
+
+class TapoConfig(Section):
+    """The method's own settings (section 3) and the ablation switches (Tables 3, 4, 5)."""
+
+    n_pos: int = Field(2, ge=1, description="Eq. 3: fewest correct rollouts of an eligible query")
+    n_neg: int = Field(4, ge=1, description="Eq. 3: fewest incorrect rollouts of an eligible query")
+    m_max: int = Field(4, ge=1, description="most constructions a query")
+    weight: float = Field(1.0, ge=0, alias="lambda", description="Eq. 6: weight of the reflection term")
+    decoupled: bool = Field(True, description="Table 4: constructed trajectories form a group of their own")
+    negatives: bool = Field(True, description="Table 4: keep constructed trajectories with reward 0")
+    suppression: bool = Field(True, description="Table 4: OOD token suppression, Eq. 7")
+    w_min: float = Field(0.01, ge=0, description="Eq. 7: smallest token weight")
+    w_max: float = Field(10.0, gt=0, description="Eq. 7: largest token weight")
+    full_reconstruction: bool = Field(False, description="Table 3: ask for a whole new solution, anchor nothing")
+    uniform_group: Literal["zero", "reward"] = Field(
+        "zero", description="advantage of a reflection group of equal rewards: 0 as Eq. 5, or the reward"
+    )
+    reflection_baseline: Literal["constructed", "with_originals"] = Field(
+        "constructed", description="whose rewards enter the reflection group's mean and deviation"
+    )
+    prompt: str | None = Field(
+        None, description="synthesis prompt with {question}, {wrong}, {reference}; null: the task's own"
+    )
+    max_tokens: int = Field(192, gt=0, description="longest answer to the synthesis prompt")
+    temperature: float = Field(1.0, gt=0, description="of the synthesis")
+    leak_words: tuple[str, ...] = Field(
+        ("reference", "correct solution"), description="a reconstruction with one of these is dropped as a leak"
+    )
+    min_kept_share: float = Field(0.0, ge=0, le=1, description="least share of the wrong response preserved")
+
+
+class LossConfig(Section):
+    """The clipped surrogate (Eq. 2, 6, 8)."""
+
+    clip_low: float = Field(0.2, ge=0, le=1, description="ratio clipped below at 1 - clip_low")
+    clip_high: float = Field(0.2, ge=0, description="ratio clipped above at 1 + clip_high")
+    token_mean: bool = Field(False, description="divide each term by its tokens, not row by row")
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy (k3 estimate)")
+    kl_rows: int = Field(64, ge=0, description="original rows on which KL is reported when it is not penalised")
+    advantage_eps: float = Field(1e-6, ge=0, description="added to the deviation, Eq. 1")
+    updates_per_batch: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="global L2 norm")
+    warmup_steps: int = Field(10, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="end of the cosine, as a share of lr")
+
+
+class PretrainConfig(Section):
+    """`nemo-tapo pretrain`: a tiny base from nothing (generated tasks only)."""
+
+    steps: int = Field(3000, gt=0)
+    examples_per_step: int = Field(64, gt=0)
+    mistake_rate: float = Field(0.6, ge=0, le=1, description="how often the corpus forgets a carry or borrow")
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 384
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, warmup_steps=100, weight_decay=0.01)
+
+
+class ColdStartConfig(Section):
+    """Section 3.2: teach the synthesis prompt before RL."""
+
+    queries: int = Field(1024, gt=0, description="queries sampled from the base")
+    samples_per_query: int = Field(8, gt=0)
+    corrections_per_query: int = Field(1, gt=0, description="most wrong responses corrected; 1 in the paper")
+    sft_examples: int = Field(1000, ge=0, description="query -> correct or corrective response, at most")
+    corrective_share: float = Field(0.25, ge=0, le=1, description="of the SFT examples that are corrective")
+    ift_examples: int = Field(3000, ge=0, description="synthesis prompt -> analysis and reconstruction, at most")
+    epochs: float = Field(3.0, gt=0)
+    examples_per_step: int = Field(64, gt=0)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4, warmup_steps=50)
+
+
+class EvaluationConfig(Section):
+    """pass@k on the held-out problems, plain single-pass generation."""
+
+    samples: int = Field(5, gt=0, description="n responses a problem and run")
+    runs: int = Field(1, gt=0, description="independent runs with their own seeds, averaged")
+    temperature: float = Field(0.6, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: int = Field(96, gt=0)
+    problems: int | None = Field(None, description="only the first so many; null: all")
+    synthesis_queries: int = Field(64, ge=0, description="held-out queries on which synthesis is measured, K each")
+
+
+class LocalConfig(Section):
+    """Ray, Megatron-core over gloo and vLLM on this machine's CPU."""
+
+    tp: int = Field(1, ge=1, description="tensor parallel ranks")
+    pp: int = Field(1, ge=1, description="pipeline parallel ranks")
+    dp: int = Field(1, ge=1, description="data parallel ranks")
+    threads: int = Field(2, ge=1, description="torch threads, divided over the ranks; also of the engine")
+    micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens of one micro-batch, at most")
+    logprob_chunk: int = Field(1024, gt=0, description="tokens of one chunk of the log-probability pass")
+    kv_cache_gib: int = Field(1, ge=1)
+    max_num_seqs: int = Field(256, ge=1, description="requests the engine runs at once")
+    start_timeout: float = Field(180, gt=0, description="seconds an engine or actor may take to start")
+    call_timeout: float = Field(600, gt=0, description="seconds a single call may take before it counts as hung")
+
+
+class CheckpointConfig(Section):
+    """When state is written and how much is kept."""
+
+    every: int = Field(20, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    min_free_gib: float = Field(0.5, ge=0, description="a run refuses to start with less free disk")
+
+
+class RunConfig(Section):
+    """One run. The resolved result is printed by --dry-run and stored beside the run's output."""
+
+    output: Path = Field(Path("runs/run"), description="folder of everything the run writes")
+    seed: int = Field(0, ge=0)
+    runtime: Literal["local", "scripted"] = "local"
+    algorithm: Literal["tapo", "grpo"] = "tapo"
+    pipeline: Literal["overlapped", "barrier"] = Field(
+        "overlapped", description="synthesise a query as soon as its own rollouts are graded, or after all"
+    )
+    steps: int = Field(100, gt=0, description="updates")
+    engine_gap_bound: float = Field(
+        0.01, gt=0, description="first step: most nats a token that engine and actor may differ by, on average"
+    )
+    trajectories_per_step: int | None = Field(64, description="records kept of a step for people to read")
+    max_bad_rows: float = Field(0.01, ge=0, le=1, description="share of malformed data rows that stops the run")
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    tapo: TapoConfig = TapoConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    coldstart: ColdStartConfig = ColdStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    local: LocalConfig = LocalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        K, t = self.rollout.samples_per_query, self.tapo
+        if self.algorithm == "tapo" and t.n_pos + t.n_neg > K:
+            raise ValueError(
+                f"tapo.n_pos + tapo.n_neg = {t.n_pos + t.n_neg} is more than rollout.samples_per_query = {K}: "
+                "no query can have that many right and wrong rollouts. Raise samples_per_query or lower one of them."
+            )
+        if t.w_min > t.w_max:
+            raise ValueError(f"tapo.w_min = {t.w_min} is above tapo.w_max = {t.w_max}.")
+        if self.task.arithmetic.min_operations > self.task.arithmetic.max_operations:
+            raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
+        rows = self.rollout.queries_per_step * K
+        if rows % self.loss.updates_per_batch:
+            raise ValueError(f"loss.updates_per_batch does not divide the {rows} rollouts of a step.")
+        return self
+
+    def fingerprint(self, *sections: str) -> dict[str, Any]:
+        """The settings that decide the numbers of a stage, flat: a checkpoint is resumed only with the same ones.
+
+        Left out are places (output, model.path), what only decides speed (`local`, `pipeline`) and bookkeeping.
+        """
+        chosen = {"seed": self.seed, **{name: getattr(self, name) for name in sections}}
+        return {k: v for k, v in flatten(chosen).items() if k not in ("model.path", "rollout.logprobs")}
+
+
+def validate(raw: Mapping[str, Any]) -> RunConfig:
+    """A plain mapping (from YAML and overrides) to a RunConfig.
+
+    Raises ValueError with one sentence a fault: the key's full path, what was wrong, the nearest known key.
+    """
+    try:
+        return RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(e) for e in error.errors())) from None
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    path = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return unknown_key(path)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {message} (got {error['input']!r})" if path else message
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as {dotted path: JSON value}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, BaseModel):
+            value = value.model_dump(mode="json", by_alias=True)
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def unknown_key(path: str) -> str:
+    """One sentence for a key that no section has, with the nearest one that exists."""
+    known = list(known_keys(RunConfig))
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    leaf = [k for k in known if k.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    return f"unknown key '{path}'; did you mean '{(leaf or near)[0]}'?"
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every settable key below `section`, as dotted paths."""
+    keys: list[str] = []
+    for name, info in section.model_fields.items():
+        path = f"{prefix}{info.alias or name}"
+        keys.append(path)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, path + ".")
+    return keys

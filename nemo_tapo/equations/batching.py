@@ -1,0 +1,86 @@
+"""Rows to tensors: coefficients that hold every normaliser of the loss, padding, micro-batches by length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nemo_tapo.types import Batch, Kind, Row
+
+
+def loss_coefficients(rows: Sequence[Row], reflection_weight: float, token_mean: bool) -> list[float]:
+    """The weight of each of a row's tokens, so that a plain sum over all tokens is Eq. 6.
+
+    Row mean (default): original rows 1 / (N_orig T), constructed rows lambda / (N_ref T), T the row's own tokens.
+    Token mean: 1 / (all original tokens), lambda / (all constructed tokens).
+    Each term is divided by its own rows or tokens, so constructed rows never dilute the original term. Rows of
+    Kind.EXAMPLE count as originals. Rows without tokens weigh nothing.
+    """
+    rows_of: Counter[bool] = Counter()  # keyed by "is constructed": the two terms of Eq. 6
+    tokens_of: Counter[bool] = Counter()
+    for row in rows:
+        rows_of[row.kind is Kind.CONSTRUCTED] += 1
+        tokens_of[row.kind is Kind.CONSTRUCTED] += len(row.response_ids)
+    coefficients = []
+    for row in rows:
+        term, length = row.kind is Kind.CONSTRUCTED, len(row.response_ids)
+        weight = reflection_weight if term else 1.0
+        count = tokens_of[term] if token_mean else rows_of[term] * length
+        coefficients.append(weight / count if length else 0.0)
+    return coefficients
+
+
+def collate(rows: Sequence[Row], pad_id: int, reflection_weight: float = 1.0, token_mean: bool = False) -> Batch:
+    """Rows to a Batch, right-padded to the longest. Row order is kept.
+
+    Raises AssertionError for no rows at all: the loop never asks for that.
+    """
+    assert rows, "a batch needs at least one row"
+    lengths = torch.tensor([row.length for row in rows])
+    shape = (len(rows), int(lengths.max()))
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    token_mask = torch.zeros(shape)
+    for i, row in enumerate(rows):
+        input_ids[i, : row.length] = torch.tensor(row.prompt_ids + row.response_ids, dtype=torch.long)
+        token_mask[i, len(row.prompt_ids) : row.length] = 1.0
+    generation, known = _generation_logprobs(rows, shape)
+    return Batch(
+        input_ids=input_ids,
+        input_lengths=lengths,
+        token_mask=token_mask,
+        sample_mask=torch.ones(len(rows)),
+        advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+        loss_coef=torch.tensor(loss_coefficients(rows, reflection_weight, token_mean), dtype=torch.float32),
+        constructed=torch.tensor([row.kind is Kind.CONSTRUCTED for row in rows]),
+        generation_logprobs=generation,
+        generation_mask=known,
+    )
+
+
+def _generation_logprobs(rows: Sequence[Row], shape: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+    if all(row.generation_logprobs is None for row in rows):
+        return None, None
+    values, known = torch.zeros(shape), torch.zeros(len(rows))
+    for i, row in enumerate(rows):
+        if row.generation_logprobs is not None:
+            values[i, len(row.prompt_ids) : row.length] = torch.tensor(row.generation_logprobs)
+            known[i] = 1.0
+    return values, known
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row indices, longest first, cut so that rows x longest row <= max_tokens (one row may exceed it alone).
+
+    Every index appears exactly once. Sorting by length keeps padding small; ties keep their order.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

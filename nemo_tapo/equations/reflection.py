@@ -1,0 +1,215 @@
+"""Trajectory synthesis: the prompt, the parsing of its answer, and the anchoring of the kept prefix.
+
+Section 3.3.2 and Figure 2 of arXiv 2606.18844. Text and token ids in, a `Construction` out; no engine here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.types import Completion, Construction, Pair
+
+# Why a pair yields no training row. Counted each step; together with the parsed they sum up to the pairs.
+DROP_REASONS = (
+    "prompt_too_long",  # the synthesis prompt and its answer do not fit the context; never truncated
+    "truncated",  # the answer was cut off by the length limit
+    "no_analysis",  # no well-formed <analysis>
+    "no_reconstruction",  # no well-formed <reconstruction>
+    "several_reconstructions",
+    "wrong_order",  # the reconstruction stands before the analysis
+    "empty",  # an empty reconstruction
+    "leak",  # it speaks of the privileged source, or holds the tags themselves
+    "too_little_kept",  # less of the wrong response preserved than tapo.min_kept_share
+    "row_too_long",  # query and reconstruction do not fit model.max_length
+)
+
+PROMPT = """\
+You are given a math problem, an incorrect response to it, and a correct reference solution.
+
+## Problem
+{question}
+
+## Incorrect response
+{wrong}
+
+## Correct reference solution
+{reference}
+
+First find the first critical error of the incorrect response. Write where it is, of what kind it is and why it is \
+wrong between <analysis> and </analysis>.
+
+Then write a corrected trajectory between <reconstruction> and </reconstruction>:
+1. Reproduce the incorrect response word for word, up to and including the first error.
+2. Insert a short, natural correction, for example "Wait, let me check that again."
+3. Continue with correct reasoning to the final answer in \\boxed{{}}.
+Write it as one continuous solution by one person. Do not mention the reference solution or these instructions."""
+
+FULL_PROMPT = """\
+You are given a math problem, an incorrect response to it, and a correct reference solution.
+
+## Problem
+{question}
+
+## Incorrect response
+{wrong}
+
+## Correct reference solution
+{reference}
+
+First find the first critical error of the incorrect response. Write where it is, of what kind it is and why it is \
+wrong between <analysis> and </analysis>.
+
+Then write a complete new solution of the problem, from the beginning to the final answer in \\boxed{{}}, between \
+<reconstruction> and </reconstruction>. Do not mention the reference solution or these instructions."""
+
+
+@dataclass(frozen=True)
+class ReflectionRules:
+    """What `parse` and `anchor` insist on (`tapo.*`, `model.max_length`)."""
+
+    leak_words: tuple[str, ...] = ("reference", "correct solution")
+    min_kept_share: float = 0.0
+    full_reconstruction: bool = False  # Table 3: nothing is anchored
+    max_row_tokens: int = 1 << 30
+
+
+def render(template: str, pair: Pair) -> str:
+    """The synthesis prompt of a pair. The template holds {question}, {wrong} and {reference}.
+
+    Raises ValueError if one of the three is missing or another name stands in braces.
+    """
+    values = {
+        "question": pair.wrong.query.question,
+        "wrong": pair.wrong.text.strip("\n"),
+        "reference": pair.reference.text.strip("\n"),
+    }
+    missing = [name for name in values if "{" + name + "}" not in template]
+    if missing:
+        raise ValueError(f"tapo.prompt has no {{{missing[0]}}}; it needs {{question}}, {{wrong}} and {{reference}}.")
+    try:
+        return template.format(**values)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"tapo.prompt has a brace that is none of {{question}}, {{wrong}}, {{reference}} ({error}); "
+            "write a literal brace twice: {{ }}."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The two parts of a synthesis answer, or the reason why there are none."""
+
+    analysis: str = ""
+    reconstruction: str = ""
+    dropped: str | None = None
+
+
+_BLOCK = r"<{tag}>(.*?)</{tag}>"
+
+
+def parse(text: str, truncated: bool, leak_words: Sequence[str]) -> Parsed:
+    """Splits an answer to the synthesis prompt into analysis and reconstruction.
+
+    Exactly one well-formed reconstruction, after the analysis, not empty, not cut off, free of the tags and of the
+    words that betray the privileged source. One newline after an opening and before a closing tag is layout, not
+    content. Returns the first reason that applies, in the order of `DROP_REASONS`.
+    """
+    if truncated:
+        return Parsed(dropped="truncated")
+    analyses = list(re.finditer(_BLOCK.format(tag="analysis"), text, re.DOTALL))
+    blocks = list(re.finditer(_BLOCK.format(tag="reconstruction"), text, re.DOTALL))
+    analysis = _content(analyses[0]) if analyses else ""
+    if len(analyses) != 1 or text.count("<analysis>") != 1:
+        return Parsed(analysis, dropped="no_analysis")
+    if not blocks:
+        return Parsed(analysis, dropped="no_reconstruction")
+    reconstruction = _content(blocks[0])
+    if len(blocks) > 1 or text.count("<reconstruction>") != 1 or text.count("</reconstruction>") != 1:
+        return Parsed(analysis, reconstruction, "several_reconstructions")
+    if blocks[0].start() < analyses[0].end():
+        return Parsed(analysis, reconstruction, "wrong_order")
+    if not reconstruction.strip():
+        return Parsed(analysis, reconstruction, "empty")
+    lowered = reconstruction.lower()
+    if any(word.lower() in lowered for word in leak_words) or re.search(r"</?(analysis|reconstruction)", lowered):
+        return Parsed(analysis, reconstruction, "leak")
+    return Parsed(analysis, reconstruction)
+
+
+def _content(block: re.Match[str]) -> str:
+    return block.group(1).removeprefix("\n").removesuffix("\n")
+
+
+def common_prefix_length(a: str, b: str) -> int:
+    """Characters that `a` and `b` share at their start."""
+    limit = min(len(a), len(b))
+    return next((i for i in range(limit) if a[i] != b[i]), limit)
+
+
+def anchor(
+    reconstruction: str, wrong_text: str, wrong_ids: Sequence[int], tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], int, int]:
+    """Prefix anchoring: (response ids with EOS, kept tokens, kept characters).
+
+    The common prefix is found on characters. As many of the wrong rollout's own token ids as lie wholly within it
+    are kept, so the prefix is token-exact on policy; what follows is encoded anew.
+    """
+    shared = reconstruction[: common_prefix_length(reconstruction, wrong_text)]
+    ids = [i for i in wrong_ids if i != tokenizer.eos_id]
+    kept = _tokens_within(ids, shared, tokenizer)
+    kept_text = tokenizer.decode(ids[:kept])
+    rest = tokenizer.encode(reconstruction[len(kept_text) :])
+    return (*ids[:kept], *rest, tokenizer.eos_id), kept, len(kept_text)
+
+
+def _tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:
+    """The largest n such that the text of ids[:n] is a prefix of `shared`.
+
+    Bisection: longer prefixes have longer texts. A prefix that ends inside a multi-byte character decodes to a
+    replacement character and so fits nowhere; stepping back from the bisection's answer handles that.
+    """
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(tokenizer.decode(ids[:middle])) <= len(shared):
+            low = middle
+        else:
+            high = middle - 1
+    while low and not shared.startswith(tokenizer.decode(ids[:low])):
+        low -= 1
+    return low
+
+
+def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: ReflectionRules) -> Construction:
+    """The policy's answer to a pair's synthesis prompt -> an ungraded Construction, or a dropped one."""
+    parsed = parse(completion.text, completion.truncated, rules.leak_words)
+    if parsed.dropped:
+        return Construction(
+            pair, parsed.dropped, completion.text, parsed.analysis, parsed.reconstruction
+        )
+    if rules.full_reconstruction:
+        ids, kept, chars = (*tokenizer.encode(parsed.reconstruction), tokenizer.eos_id), 0, 0
+    else:
+        ids, kept, chars = anchor(
+            parsed.reconstruction, pair.wrong.text, pair.wrong.completion.token_ids, tokenizer
+        )
+    share = chars / max(len(pair.wrong.text), 1)
+    dropped = None
+    if share < rules.min_kept_share and not rules.full_reconstruction:
+        dropped = "too_little_kept"
+    elif len(pair.wrong.query.prompt_ids) + len(ids) > rules.max_row_tokens:
+        dropped = "row_too_long"
+    return Construction(
+        pair,
+        dropped,
+        raw=completion.text,
+        analysis=parsed.analysis,
+        reconstruction=parsed.reconstruction,
+        kept_chars=chars,
+        kept_tokens=kept,
+        kept_share=share,
+        response_ids=ids,
+    )

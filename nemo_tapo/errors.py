@@ -1,0 +1,21 @@
+"""Failures that a command ends with in one sentence; cli.py gives each its exit code. ValueError is bad input."""
+
+from __future__ import annotations
+
+import signal
+
+
+class RuntimeFailure(RuntimeError):
+    """An engine or an actor died or stopped answering; the message names which, and why."""
+
+
+class DiskFull(OSError):
+    """No room for a checkpoint; the last good one is untouched."""
+
+
+class Stopped(Exception):
+    """The run ended on request, with its state saved. `signum` decides the exit code (128 + signum)."""
+
+    def __init__(self, signum: int, what: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {what}")
+        self.signum = signum

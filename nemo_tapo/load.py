@@ -1,0 +1,74 @@
+"""Config files: YAML that inherits (`defaults:`), overrides in Hydra's grammar, then config.validate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_tapo.config import RunConfig, known_keys, unknown_key, validate
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved configuration of a file (None: all defaults) and `key=value` overrides.
+
+    Raises ValueError with a sentence for a missing file, YAML that does not parse, an override that is none, an
+    unknown key (naming the nearest) or a value that does not fit.
+    """
+    return validate(compose(path, overrides))
+
+
+def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """File and overrides as one plain mapping, not yet validated."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if path is None:
+        ConfigStore.instance().store(name="empty", node={})
+        folder, name = Path.cwd(), "empty"
+    else:
+        if not path.is_file():
+            raise ValueError(f"no config file {path}{_neighbours(path)}")
+        folder, name = path.resolve().parent, path.stem
+    prefixed = [_additive(override) for override in overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+            composed = hydra_compose(config_name=name, overrides=prefixed)
+        raw = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"{path or 'overrides'}: {error}") from None
+    assert isinstance(raw, dict)
+    return {str(k): v for k, v in raw.items()}
+
+
+def _additive(override: str) -> str:
+    """`a.b=1` becomes `++a.b=1`, so that a key the file leaves at its default can be set; its name is checked here."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ValueError(f"override {override!r} is not key=value: {error}") from None
+    key = parsed.key_or_group
+    if key not in known_keys(RunConfig):
+        raise ValueError(unknown_key(key))
+    return f"++{override}" if parsed.type is OverrideType.CHANGE else override
+
+
+def _neighbours(path: Path) -> str:
+    """The nearest file name in the same folder, as the end of a sentence."""
+    import difflib
+
+    names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.3)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

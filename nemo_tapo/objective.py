@@ -1,0 +1,161 @@
+"""What the actor differentiates: an objective turns logits into a loss, metrics and per-token streams.
+
+An objective is data (a frozen dataclass), so it travels to any worker, and knows one operation::
+
+    objective(logits, batch, vocab) -> (loss, metrics, streams)
+
+    logits   [b, S, V/TP]  of one micro-batch as the model gives them; column i predicts token i + 1
+    batch    the micro-batch (types.Batch)
+    vocab    this rank's share of the vocabulary (equations.vocab.VocabShard)
+    loss     scalar; summed over micro-batches and data-parallel ranks it is the step's loss, because every
+             normaliser rides in `batch.loss_coef`
+    metrics  {name: float}: sums; a mean is a pair "<name>:sum", "<name>:count" (see `reduce_metrics`)
+    streams  {name: [b, S] tensor} for people to look at (the OTS weights), never for the update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence
+from nemo_tapo.equations.suppression import suppression_weights
+from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
+from nemo_tapo.types import Batch
+
+Streams = dict[str, Tensor]
+Metrics = dict[str, float]
+
+
+class Objective(Protocol):
+    """See the module's text."""
+
+    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]: ...
+
+
+def next_token_scores(
+    logits: Tensor, batch: Batch, vocab: VocabShard, with_entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability and entropy of every token, [b, S] nats, shifted so that column i speaks of token i."""
+    logp, entropy = token_logprobs_and_entropy(
+        logits[:, :-1], batch.input_ids[:, 1:], vocab, with_entropy=with_entropy
+    )
+    pad = (1, 0)
+    return (
+        torch.nn.functional.pad(logp, pad),
+        None if entropy is None else torch.nn.functional.pad(entropy, pad),
+    )
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """GRPO and TAPO: Eq. 2, 6, 7 and 8 of arXiv 2606.18844. GRPO is the case without constructed rows."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    suppression: bool = True
+    w_min: float = 0.01
+    w_max: float = 10.0
+
+    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]:
+        logp, entropy = next_token_scores(logits, batch, vocab)
+        assert entropy is not None
+        mask = batch.token_mask * batch.sample_mask[:, None]
+        weights = self._weights(logp, entropy, batch)
+        previous = logp.detach() if batch.prev_logprobs is None else batch.prev_logprobs
+        advantages = batch.advantages[:, None]
+        surrogate, ratio, clipped = clipped_surrogate(logp, previous, advantages, self.clip_low, self.clip_high)
+        token_loss = weights * surrogate
+        if self.kl_coef > 0:
+            assert batch.reference_policy_logprobs is not None
+            token_loss = token_loss + self.kl_coef * k3_divergence(logp, batch.reference_policy_logprobs)
+        # `where`, not a product: padding may hold nan or inf, and 0 * nan is nan
+        share = torch.where(mask > 0, token_loss * batch.loss_coef[:, None], torch.zeros_like(token_loss))
+        loss = share.sum()
+        metrics = self._metrics(batch, mask, share, logp, entropy, ratio, clipped, weights)
+        return loss, metrics, {"weights": weights.detach()}
+
+    def _weights(self, logp: Tensor, entropy: Tensor, batch: Batch) -> Tensor:
+        ones = torch.ones_like(logp)
+        if not self.suppression or not bool(batch.constructed.any()):
+            return ones
+        weights = suppression_weights(logp, entropy, self.w_min, self.w_max)
+        return torch.where(batch.constructed[:, None], weights, ones)
+
+    def _metrics(
+        self,
+        batch: Batch,
+        mask: Tensor,
+        share: Tensor,
+        logp: Tensor,
+        entropy: Tensor,
+        ratio: Tensor,
+        clipped: Tensor,
+        weights: Tensor,
+    ) -> Metrics:
+        with torch.no_grad():
+            constructed = batch.constructed[:, None].float()
+            original, reflected = mask * (1 - constructed), mask * constructed
+            out: Metrics = {
+                "loss": float(share.sum()),
+                "loss/original": float((share * (1 - constructed)).sum()),
+                "loss/reflection": float((share * constructed).sum()),
+            }
+            _mean(out, "entropy", entropy, original)
+            _mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
+            _mean(out, "clip_fraction", clipped, mask)
+            _mean(out, "tapo/ots_weight_mean", weights, reflected)
+            _mean(out, "tapo/logprob_mean", logp, reflected)
+            if batch.reference_policy_logprobs is not None and batch.reference_mask is not None:
+                known = original * batch.reference_mask[:, None]
+                _mean(out, "kl_ref", k3_divergence(logp, batch.reference_policy_logprobs), known)
+            if batch.generation_logprobs is not None and batch.generation_mask is not None:
+                known = original * batch.generation_mask[:, None]
+                _mean(out, "engine_gap", (logp - batch.generation_logprobs).abs(), known)
+        return out
+
+
+@dataclass(frozen=True)
+class LikelihoodObjective:
+    """Negative log-likelihood of the response tokens: pre-training, cold start (section 3.2), SFT (Table 3)."""
+
+    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]:
+        logp, _ = next_token_scores(logits, batch, vocab, with_entropy=False)
+        mask = batch.token_mask * batch.sample_mask[:, None]
+        share = torch.where(mask > 0, -logp * batch.loss_coef[:, None], torch.zeros_like(logp))
+        metrics: Metrics = {"loss": float(share.detach().sum())}
+        _mean(metrics, "nll", -logp.detach(), mask)
+        return share.sum(), metrics, {}
+
+
+def _mean(out: Metrics, name: str, values: Tensor, mask: Tensor) -> None:
+    """Adds the two sums that make a masked mean."""
+    kept = torch.where(mask > 0, values.detach(), torch.zeros_like(values))
+    out[f"{name}:sum"] = float((kept * mask).sum())
+    out[f"{name}:count"] = float(mask.sum())
+
+
+def reduce_metrics(parts: Iterable[Mapping[str, float]]) -> Metrics:
+    """Adds the parts of micro-batches and ranks; turns "<x>:sum", "<x>:count" into the mean "<x>".
+
+    A mean over nothing (no constructed row, say) is left out: an absent number, not a zero.
+    """
+    total: Metrics = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    out: Metrics = {}
+    for name, value in total.items():
+        if name.endswith(":sum"):
+            stem = name.removesuffix(":sum")
+            count = total[f"{stem}:count"]
+            if count > 0:
+                out[stem] = value / count
+        elif not name.endswith(":count"):
+            out[name] = value
+    return out

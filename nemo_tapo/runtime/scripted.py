@@ -1,0 +1,161 @@
+"""A runtime for tests: canned completions and a two-layer torch actor. The whole loop in a second, nothing mocked
+between them: the same types, seeds, objective and checkpoints as with real engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nemo_tapo.config import OptimizerConfig
+from nemo_tapo.equations.vocab import VocabShard
+from nemo_tapo.objective import Objective, next_token_scores, reduce_metrics
+from nemo_tapo.tasks import arithmetic
+from nemo_tapo.types import Batch, Completion, Request, UpdateResult
+
+SCRIPTED_MARK = "scripted"  # in exported folders: the weights are of this module's little model
+Script = Callable[[str, Request], str]  # (prompt text, request) -> response text
+
+
+class CharacterTokenizer:
+    """One token a character below 128; 0 pads, 1 ends a turn, 2 opens the user's, 3 the assistant's."""
+
+    pad_id, eos_id = 0, 1
+    vocab_size = 128
+
+    def chat(self, user_text: str) -> tuple[int, ...]:
+        return (2, *self.encode(user_text), 3)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(ord(c) if 4 <= ord(c) < 128 else ord("?") for c in text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in ids if i >= 4)
+
+
+class ScriptedGenerator:
+    """Answers every request by the script; finishes them in an order that differs from that of the questions."""
+
+    def __init__(self, script: Script, tokenizer: CharacterTokenizer, max_model_len: int) -> None:
+        self.script, self.tokenizer, self.max_model_len = script, tokenizer, max_model_len
+        self.asked: list[str] = []  # uids in order of arrival
+        self.versions = 0  # weights received
+
+    async def generate(self, request: Request) -> Completion:
+        self.asked.append(request.uid)
+        for _ in range(request.seed % 7):  # others get their turn
+            await asyncio.sleep(0)
+        text = self.script(self.tokenizer.decode(request.prompt_ids), request)
+        ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
+        truncated = len(ids) > request.max_tokens
+        ids = ids[: request.max_tokens]
+        return Completion(ids, self.tokenizer.decode(ids), truncated)
+
+    async def update_weights(self, weights: object) -> None:
+        self.versions += 1
+
+
+class ScriptedActor:
+    """Embedding, one hidden layer, unembedding: p(next | this token), enough to have gradients."""
+
+    def __init__(self, vocab_size: int = 128, width: int = 16, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Embedding(vocab_size, width), nn.Tanh(), nn.Linear(width, vocab_size))
+        self.vocab = VocabShard(0, vocab_size)
+        self.reference = {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
+        self.settings, self.steps_done = optimizer, 0
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay
+        )
+
+    async def load_model(self, path: Path) -> None:
+        """Weights that `export` wrote; another kind of folder leaves the seeded ones."""
+        file = path / "model.safetensors"
+        if (path / SCRIPTED_MARK).is_file():
+            self.model.load_state_dict(load_file(file))
+
+    async def set_reference(self) -> None:
+        self.reference = {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
+        self.optimizer.zero_grad()
+        loss, metrics, streams = objective(self.model(batch.input_ids), batch, self.vocab)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.steps_done += 1
+        return UpdateResult(
+            float(loss.detach()), float(norm), self.settings.lr, reduce_metrics([metrics]), streams.get("weights")
+        )
+
+    async def logprobs(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self._scores(self.model(batch.input_ids), batch)
+
+    async def reference_logprobs(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self._scores(torch.func.functional_call(self.model, self.reference, batch.input_ids), batch)
+
+    def _scores(self, logits: Tensor, batch: Batch) -> Tensor:
+        return next_token_scores(logits, batch, self.vocab, with_entropy=False)[0]
+
+    async def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.state_dict())
+
+    async def save(self, path: Path) -> None:
+        save_file(self.model.state_dict(), path / "model.safetensors")
+        torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
+        (path / "optimizer.json").write_text(json.dumps({"steps_done": self.steps_done}))
+
+    async def load(self, path: Path) -> None:
+        self.model.load_state_dict(load_file(path / "model.safetensors"))
+        self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        self.steps_done = json.loads((path / "optimizer.json").read_text())["steps_done"]
+
+    async def export(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(self.model.state_dict(), path / "model.safetensors")
+        (path / SCRIPTED_MARK).touch()
+
+
+class ScriptedRuntime:
+    """The three together."""
+
+    def __init__(self, script: Script, max_model_len: int = 4096, seed: int = 0) -> None:
+        self.tokenizer = CharacterTokenizer()
+        self.generator = ScriptedGenerator(script, self.tokenizer, max_model_len)
+        self.actor = ScriptedActor(self.tokenizer.vocab_size, seed=seed)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def arithmetic_script(prompt: str, request: Request) -> str:
+    """A policy for the generated task: right or with the forgotten carry, by the request's seed.
+
+    Asked to correct, it answers well, with a wrong end, or malformed, each now and then.
+    """
+    draw = random.Random(request.seed)
+    if "Wrong answer:" not in prompt:
+        return arithmetic.written(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
+    question, wrong, reference = SYNTHESIS.fullmatch(prompt).groups()  # type: ignore[union-attr]
+    fixed = arithmetic.correction(arithmetic.parse_question(question), wrong, request.seed)
+    kind = draw.choice(("good", "good", "good", "wrong", "malformed"))
+    if fixed is None or kind == "malformed":
+        return f"<analysis>It is wrong.</analysis>\n<reconstruction>{reference}"
+    if kind == "wrong":
+        return fixed.text.replace("\\boxed{", "\\boxed{1")
+    return fixed.text
+
+
+SYNTHESIS = re.compile(r"Question:\n(.*)\nWrong answer:\n(.*)\nRight answer:\n(.*)\nFind the first.*", re.DOTALL)

@@ -1,0 +1,238 @@
+"""The carriers: what travels from a query to a training row.
+
+Letters used in names and docstrings throughout the package:
+P queries in a step, K rollouts a query, B rows, S padded row length, T a response's tokens, V vocabulary.
+
+One worked example, followed through every type below::
+
+    Query       uid "7"  question "47+38=?"  answer "85"  prompt_ids <user>47+38=?</user><assistant>
+    Rollout     uid "7/0"  text "47+38=75\n\\boxed{75}"  reward 0.0      (K = 8 of them form a Group)
+    Rollout     uid "7/3"  text "47+38=85\n\\boxed{85}"  reward 1.0
+    Pair        wrong "7/0", reference "7/3"                              (Eq. 3)
+    Construction  analysis "The carry was forgotten."
+                  reconstruction "47+38=75\nWait, the carry was forgotten: 47+38=85\n\\boxed{85}"
+                  kept "47+38=75\n"  -> the first 9 tokens are the rollout's own token ids
+    Row         group "7_reflected"  kind CONSTRUCTED  prompt_ids the *query's*, response_ids the reconstruction's
+    Batch       all rows of the step, right-padded, with one advantage and one loss coefficient a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REFLECTED_SUFFIX = "_reflected"  # section 3.4: group `<uid>` keeps the rollouts, `<uid>_reflected` the constructions
+
+
+class Kind(str, Enum):
+    """Where a training row comes from; decides its loss term (Eq. 6) and whether OTS weighs it (Eq. 7)."""
+
+    ORIGINAL = "original"  # a rollout of the policy
+    CONSTRUCTED = "constructed"  # a micro-reflective trajectory
+    EXAMPLE = "example"  # a supervised example (pre-training, cold start)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One problem of the task."""
+
+    uid: str  # unique in its data set; group key of its rollouts
+    question: str  # what the user asks, without chat template
+    answer: str  # the gold answer as the verifier wants it
+    prompt_ids: tuple[int, ...] = ()  # the question as the policy reads it, chat template applied
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation for the engine."""
+
+    uid: str
+    prompt_ids: tuple[int, ...]
+    seed: int  # from (run seed, step, uid): the completion does not depend on what else is in flight
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    logprobs: bool = False  # also return the log-probability of every sampled token
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine sampled for one request."""
+
+    token_ids: tuple[int, ...]  # without the prompt; ends with EOS when finished
+    text: str  # decoded, special tokens left out
+    truncated: bool  # stopped by the length limit, not by EOS
+    logprobs: tuple[float, ...] | None = None  # nats, one a token, of the sampling distribution
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verifier's verdict."""
+
+    reward: float  # 1.0 correct, 0.0 not
+    outcome: str  # "right", "wrong", "no_answer", ... : counted in the metrics
+    answer: str | None = None  # what was extracted
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One graded response of the policy to one query."""
+
+    query: Query
+    index: int  # 0 .. K-1
+    completion: Completion
+    grade: Grade
+
+    @property
+    def uid(self) -> str:
+        return f"{self.query.uid}/{self.index}"
+
+    @property
+    def reward(self) -> float:
+        return self.grade.reward
+
+    @property
+    def text(self) -> str:
+        return self.completion.text
+
+
+@dataclass(frozen=True)
+class Group:
+    """The K rollouts of one query, in index order."""
+
+    query: Query
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def correct(self) -> tuple[Rollout, ...]:
+        return tuple(r for r in self.rollouts if r.reward > 0)
+
+    @property
+    def incorrect(self) -> tuple[Rollout, ...]:
+        return tuple(r for r in self.rollouts if r.reward <= 0)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A wrong rollout and the right one that guides its correction (section 3.3.1)."""
+
+    wrong: Rollout
+    reference: Rollout
+    index: int  # 0 .. m-1 within its query
+
+    @property
+    def uid(self) -> str:
+        return f"{self.wrong.query.uid}{REFLECTED_SUFFIX}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Construction:
+    """What became of one pair. `dropped` is None exactly if it yields a training row."""
+
+    pair: Pair
+    dropped: str | None  # a reason of equations.reflection.DROP_REASONS, or None
+    raw: str = ""  # the policy's whole answer to the synthesis prompt
+    analysis: str = ""
+    reconstruction: str = ""
+    kept_chars: int = 0  # reconstruction[:kept_chars] is the wrong response's own text, token-exact
+    kept_tokens: int = 0  # response_ids[:kept_tokens] are the wrong rollout's own token ids
+    kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
+    response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
+    grade: Grade | None = None
+
+    @property
+    def reward(self) -> float:
+        return self.grade.reward if self.grade else 0.0
+
+
+@dataclass(frozen=True)
+class Experience:
+    """All that one step collected, in query order (never in order of arrival)."""
+
+    groups: tuple[Group, ...] = ()
+    constructions: tuple[Construction, ...] = ()
+    examples: tuple[Row, ...] = ()  # supervised rows (Kind.EXAMPLE)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row. The loss sees `response_ids` only; `prompt_ids` is its context."""
+
+    uid: str
+    group: str  # advantage group: the query's uid, or `<uid>_reflected`
+    kind: Kind
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    reward: float = 0.0
+    advantage: float = 0.0
+    # log-probabilities of the *policy's own context* as the engine reported them; never set on constructed
+    # rows: the engine sampled those in the synthesis prompt's context.
+    generation_logprobs: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is Kind.CONSTRUCTED and self.generation_logprobs is not None:
+            raise AssertionError("a constructed row must not carry the synthesis context's log-probabilities")
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors, right-padded. Field names are NeMo-RL's where NeMo-RL has the field.
+
+    Every [B, S] tensor is indexed by the token it speaks of: column i belongs to token i (column 0 is 0),
+    as NeMo-RL has it; the logits that predict token i stand at i - 1.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    input_lengths: Tensor  # [B] int64, prompt + response
+    token_mask: Tensor  # [B, S] float32, 1 on response tokens
+    sample_mask: Tensor  # [B] float32, 0 on rows that only fill the batch up
+    advantages: Tensor  # [B] float32
+    loss_coef: Tensor  # [B] float32: weight of each of the row's tokens, normaliser included (Eq. 6, 1/T)
+    constructed: Tensor  # [B] bool: OTS applies (Eq. 7)
+    prev_logprobs: Tensor | None = None  # [B, S] nats, log pi_old; None: rho = 1, taken from the forward itself
+    reference_policy_logprobs: Tensor | None = None  # [B, S] nats
+    reference_mask: Tensor | None = None  # [B] float32: rows whose reference log-probabilities are known
+    generation_logprobs: Tensor | None = None  # [B, S] nats, the engine's, original rows only
+    generation_mask: Tensor | None = None  # [B] float32: rows whose generation_logprobs are known
+
+    @property
+    def rows(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """The mapping NeMo-RL's workers take: {field name: tensor}, absent fields left out."""
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value for name, value in pairs if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Batch:
+        """The inverse of `as_dict`; keys that are no field are ignored (NeMo-RL adds some)."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
+    def select(self, index: Tensor | list[int]) -> Batch:
+        """The rows `index`, cut to their longest length; row order as given."""
+        index = torch.as_tensor(index, dtype=torch.long)
+        width = int(self.input_lengths[index].max()) if index.numel() else 0
+        picked = {k: v[index][:, :width] if v.ndim == 2 else v[index] for k, v in self.as_dict().items()}
+        return replace(self, **picked)
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one optimizer step reports."""
+
+    loss: float
+    grad_norm: float  # before clipping, global L2
+    learning_rate: float
+    metrics: Mapping[str, float]  # reduced over micro-batches and ranks: see objective.reduce_metrics
+    token_weights: Tensor | None = None  # [B, S] float32, OTS weights of constructed rows (else 1), if at hand

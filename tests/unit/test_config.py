@@ -1,0 +1,85 @@
+"""Settings: every key known, every fault a sentence, files inherit, overrides follow Hydra's grammar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.load import load
+from nemo_tapo.plan import as_yaml
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_yaml_of_the_repository_is_valid(path: Path) -> None:
+    assert isinstance(load(path), RunConfig)
+
+
+def test_paper_settings_are_the_defaults() -> None:
+    """Section 4.1: K=8, 32 queries, n_pos=2, n_neg=4, m_max=4, w in [0.01, 10], lambda=1, AdamW 1e-6."""
+    cfg = RunConfig()
+    assert (cfg.rollout.samples_per_query, cfg.rollout.queries_per_step) == (8, 32)
+    assert (cfg.tapo.n_pos, cfg.tapo.n_neg, cfg.tapo.m_max) == (2, 4, 4)
+    assert (cfg.tapo.w_min, cfg.tapo.w_max, cfg.tapo.weight) == (0.01, 10.0, 1.0)
+    assert (cfg.optimizer.lr, cfg.optimizer.schedule) == (1e-6, "cosine")
+    assert (cfg.loss.kl_coef, cfg.loss.updates_per_batch, cfg.rollout.temperature) == (0.0, 1, 1.0)
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'tapo\.n_poss'; did you mean 'tapo\.n_pos'\?"):
+        validate({"tapo": {"n_poss": 2}})
+    with pytest.raises(ValueError, match=r"'tapo\.lamda'; did you mean 'tapo\.lambda'"):
+        load(None, ["tapo.lamda=1"])
+    with pytest.raises(ValueError, match=r"did you mean 'tapo\.m_max'"):
+        load(None, ["m_max=4"])
+
+
+def test_too_few_samples_for_the_thresholds() -> None:
+    with pytest.raises(ValueError, match=r"n_pos \+ tapo\.n_neg = 6 is more than rollout\.samples_per_query = 4"):
+        validate({"rollout": {"samples_per_query": 4}})
+    validate({"rollout": {"samples_per_query": 4}, "algorithm": "grpo"})  # GRPO has no thresholds
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("steps=0", "steps: .*greater than 0"),
+        ("steps=many", "steps: .*integer.*'many'"),
+        ("rollout.temperature=0", "rollout.temperature"),
+        ("tapo.uniform_group=other", "tapo.uniform_group.*'zero' or 'reward'"),
+        ("steps", "override 'steps' is not key=value"),
+        ("tapo.w_min=20", "w_min = 20.0 is above"),
+    ],
+)
+def test_a_bad_value_is_a_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load(None, [override])
+
+
+def test_files_inherit_and_overrides_win(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("steps: 7\ntapo: {n_pos: 1, lambda: 0.5}\n")
+    (tmp_path / "child.yaml").write_text("defaults: [base, _self_]\ntapo: {m_max: 3}\n")
+    cfg = load(tmp_path / "child.yaml", ["tapo.n_pos=2", "seed=9"])
+    assert (cfg.steps, cfg.tapo.n_pos, cfg.tapo.m_max, cfg.tapo.weight, cfg.seed) == (7, 2, 3, 0.5, 9)
+
+
+def test_missing_file_names_a_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("steps: 1\n")
+    with pytest.raises(ValueError, match=r"no config file .*demmo\.yaml; did you mean .*demo\.yaml\?"):
+        load(tmp_path / "demmo.yaml")
+
+
+def test_printed_config_reads_back(tmp_path: Path) -> None:
+    cfg = load(None, ["tapo.decoupled=false", "seed=3"])
+    (tmp_path / "again.yaml").write_text(as_yaml(cfg))
+    assert load(tmp_path / "again.yaml") == cfg
+
+
+def test_fingerprint_ignores_speed_and_place() -> None:
+    names = ("task", "tapo", "rollout", "loss", "optimizer")
+    one = load(None, ["local.tp=2", "pipeline=barrier", "output=x"]).fingerprint(*names)
+    assert one == RunConfig().fingerprint(*names)
+    assert one != load(None, ["tapo.negatives=false"]).fingerprint(*names)

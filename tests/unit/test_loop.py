@@ -1,0 +1,248 @@
+"""The whole loop on the scripted runtime: order, seeds, counters, ablation switches, resume, first-step checks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.data import QueryOrder, with_prompts
+from nemo_tapo.equations.reflection import DROP_REASONS
+from nemo_tapo.errors import Stopped
+from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+from nemo_tapo.stop import Stop
+from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.train import Plan, check_first_step, train
+from nemo_tapo.types import Experience, Kind, Row, UpdateResult
+
+torch.set_num_threads(1)
+SMALL: dict[str, Any] = {
+    "rollout": {"queries_per_step": 6, "max_tokens": 300},
+    "tapo": {"max_tokens": 800},
+    "model": {"max_length": 4000},
+    "optimizer": {"lr": 1e-2, "warmup_steps": 0},
+    "steps": 4,
+}
+
+
+class Memory:
+    """A recorder that keeps everything."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.metrics: list[dict[str, float]] = []
+        self.rows: list[list[Row]] = []
+        self.experience: list[Experience] = []
+        self.warnings: list[str] = []
+        self.resumed = -1
+
+    def phase(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def resume(self, step: int) -> None:
+        self.resumed = step
+
+    def step(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        experience: Experience,
+        rows: Sequence[Row],
+        results: Sequence[UpdateResult],
+    ) -> None:
+        self.steps.append(step)
+        self.metrics.append(metrics)
+        self.experience.append(experience)
+        self.rows.append(list(rows))
+
+
+def settings(**changes: Any) -> RunConfig:
+    raw = {k: dict(v) if isinstance(v, dict) else v for k, v in SMALL.items()}
+    for key, value in changes.items():
+        section, _, leaf = key.partition("__")
+        if leaf:
+            raw.setdefault(section, {})[leaf.replace("lambda_", "lambda")] = value
+        else:
+            raw[section] = value
+    return validate(raw)
+
+
+def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory, ScriptedRuntime]:
+    runtime, memory = ScriptedRuntime(arithmetic_script), Memory()
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    kind = TAPO if cfg.algorithm == "tapo" else GRPO
+    algorithm = kind(cfg, Tools(runtime.generator, runtime.tokenizer, task))
+    usable, bad = with_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
+    assert not bad
+    order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
+    plan = Plan(
+        folder,
+        cfg.steps,
+        cfg.optimizer,
+        cfg.loss,
+        cfg.tapo.weight,
+        checkpoint_every=2,
+        fingerprint=cfg.fingerprint("tapo", "rollout"),
+    )
+    asyncio.run(train(plan, algorithm, runtime, order.queries, memory, stop or Stop()))
+    return memory, runtime
+
+
+def weights(runtime: ScriptedRuntime) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in runtime.actor.model.parameters()])
+
+
+def test_every_query_pair_and_row_is_accounted_for(tmp_path: Path) -> None:
+    memory, runtime = run(settings(), tmp_path)
+    assert memory.steps == [1, 2, 3, 4]
+    assert runtime.generator.versions == 5  # before the first rollouts and after each update
+    for metrics, rows in zip(memory.metrics, memory.rows, strict=True):
+        assert metrics["tapo/eligible"] + metrics["tapo/mastered"] + metrics["tapo/beyond"] == 6
+        dropped = sum(metrics[f"tapo/dropped/{reason}"] for reason in DROP_REASONS)
+        assert metrics["tapo/parsed"] + dropped == metrics["tapo/pairs"]
+        assert metrics["tapo/correct"] <= metrics["tapo/parsed"]
+        assert metrics["rows"] == len(rows) == 48 + metrics["tapo/parsed"]
+        assert sum(v for k, v in metrics.items() if k.startswith("grade/")) == 48
+        groups = metrics["tapo/mixed_groups"] + metrics["tapo/single_groups"] + metrics["tapo/uniform_groups"]
+        assert groups == metrics["tapo/groups"]
+    assert any(m["tapo/pairs"] > m["tapo/parsed"] > 0 for m in memory.metrics)
+    assert any(m["tapo/mixed_groups"] > 0 for m in memory.metrics)
+
+
+def test_constructed_rows_stand_in_the_querys_own_context(tmp_path: Path) -> None:
+    memory, _ = run(settings(), tmp_path)
+    constructed = [row for rows in memory.rows for row in rows if row.kind is Kind.CONSTRUCTED]
+    prompts = {r.query.uid: r.query.prompt_ids for e in memory.experience for g in e.groups for r in g.rollouts}
+    assert constructed
+    for row in constructed:
+        assert row.group.endswith("_reflected")
+        assert row.prompt_ids == prompts[row.group.removesuffix("_reflected")]
+        assert row.generation_logprobs is None
+    for metrics in memory.metrics:
+        assert metrics.get("ratio_deviation") == 0.0
+
+
+def test_grpo_is_tapo_with_nothing_constructed(tmp_path: Path) -> None:
+    """Thresholds that no query meets: the same rows, losses and weights as GRPO, bit for bit."""
+    grpo, a = run(settings(algorithm="grpo"), tmp_path / "grpo")
+    tapo, b = run(settings(tapo__n_pos=8, tapo__n_neg=1, rollout__samples_per_query=9), tmp_path / "x")
+    none, c = run(settings(algorithm="grpo", rollout__samples_per_query=9), tmp_path / "none")
+    assert all(row.kind is Kind.ORIGINAL for rows in grpo.rows for row in rows)
+    assert sum(m["tapo/pairs"] for m in tapo.metrics) == 0
+    assert tapo.rows == none.rows
+    assert torch.equal(weights(b), weights(c))
+    zero, d = run(settings(tapo__lambda_=0.0), tmp_path / "zero")
+    assert sum(m["tapo/parsed"] for m in zero.metrics) > 0
+    # lambda = 0: constructed rows weigh nothing; not bit for bit, they make the padded batch wider
+    torch.testing.assert_close(weights(a), weights(d), rtol=1e-4, atol=1e-5)
+
+
+def test_the_pipeline_changes_nothing_but_the_order_of_arrival(tmp_path: Path) -> None:
+    overlapped, a = run(settings(), tmp_path / "a")
+    barrier, b = run(settings(pipeline="barrier"), tmp_path / "b")
+    assert overlapped.rows == barrier.rows
+    assert torch.equal(weights(a), weights(b))
+    assert a.generator.asked != b.generator.asked
+    first_synthesis = next(i for i, uid in enumerate(b.generator.asked) if "_reflected" in uid)
+    assert first_synthesis == 48  # with the barrier, every rollout of the step was asked for before
+    assert next(i for i, uid in enumerate(a.generator.asked) if "_reflected" in uid) <= 48
+
+
+@pytest.mark.parametrize(
+    ("switch", "same_rows", "same_originals"),
+    [
+        ({"tapo__decoupled": False}, True, False),
+        ({"tapo__negatives": False}, False, True),
+        ({"tapo__uniform_group": "reward"}, True, True),
+        ({"tapo__reflection_baseline": "with_originals"}, True, True),
+        ({"tapo__suppression": False}, True, True),
+    ],
+)
+def test_a_switch_changes_what_it_names(
+    tmp_path: Path, switch: dict[str, Any], same_rows: bool, same_originals: bool
+) -> None:
+    """First step only: afterwards the weights differ, the scripted responses do not."""
+    base, _ = run(settings(steps=1), tmp_path / "base")
+    other, _ = run(settings(steps=1, **switch), tmp_path / "other")
+    one, two = base.rows[0], other.rows[0]
+    assert ([r.uid for r in one] == [r.uid for r in two]) is same_rows
+    assert {r.uid for r in two} <= {r.uid for r in one}
+    originals = [[(r.uid, r.advantage) for r in rows if r.kind is Kind.ORIGINAL] for rows in (one, two)]
+    assert (originals[0] == originals[1]) is same_originals
+    bare = [{r.uid: replace(r, advantage=0.0, group="") for r in rows} for rows in (one, two)]
+    assert all(bare[0][uid] == row for uid, row in bare[1].items())
+    if switch == {"tapo__suppression": False}:
+        assert one == two
+        assert other.metrics[0]["tapo/ots_weight_mean"] == 1.0
+        assert base.metrics[0]["tapo/ots_weight_mean"] != 1.0
+    if switch == {"tapo__negatives": False}:
+        assert all(r.reward > 0 for r in two if r.kind is Kind.CONSTRUCTED)
+
+
+def test_resume_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, a = run(settings(), tmp_path / "whole")
+
+    class StopAfterTwo(Stop):
+        def check(self, what: str) -> None:
+            if "step 2" in what:
+                raise Stopped(2, what)
+
+    with pytest.raises(Stopped, match="checkpoint of step 2"):
+        run(settings(), tmp_path / "parts", StopAfterTwo())
+    rest, b = run(settings(), tmp_path / "parts")
+    assert rest.resumed == 3
+    assert rest.steps == [3, 4]
+    assert rest.rows == whole.rows[2:]
+    assert torch.equal(weights(a), weights(b))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    run(settings(), tmp_path)
+    with pytest.raises(ValueError, match=r"tapo\.m_max: 4 -> 3"):
+        run(settings(tapo__m_max=3), tmp_path)
+
+
+def test_several_updates_a_batch_keep_a_querys_rows_together(tmp_path: Path) -> None:
+    memory, runtime = run(settings(loss__updates_per_batch=3, steps=2), tmp_path)
+    assert runtime.actor.steps_done == 6
+    assert memory.metrics[1]["ratio_deviation"] > 0  # the second and third update have moved away from pi_old
+
+
+def test_kl_is_reported_without_being_penalised(tmp_path: Path) -> None:
+    memory, _ = run(settings(loss__kl_rows=5), tmp_path)
+    assert memory.metrics[0]["kl_ref"] == 0.0
+    assert memory.metrics[-1]["kl_ref"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ({"ratio_deviation": 0.1}, "ratio"),
+        ({"kl_ref": 0.1}, "reference is another model"),
+        ({"engine_gap": 0.1}, "does not run the actor's weights"),
+    ],
+)
+def test_first_step_faults_are_sentences(tmp_path: Path, metrics: dict[str, float], sentence: str) -> None:
+    cfg = settings()
+    plan = Plan(tmp_path, 1, cfg.optimizer, cfg.loss)
+    with pytest.raises(ValueError, match=sentence):
+        check_first_step(0, metrics, plan)
+    check_first_step(0, {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}, plan)
+
+
+def test_prompts_that_do_not_fit_are_counted_not_cut(tmp_path: Path) -> None:
+    memory, runtime = run(settings(tapo__max_tokens=3990), tmp_path)
+    for metrics in memory.metrics:
+        assert metrics["tapo/dropped/prompt_too_long"] == metrics["tapo/pairs"]
+    assert not any("_reflected" in uid for uid in runtime.generator.asked)

@@ -1,0 +1,143 @@
+"""Synthesis prompt, parser, leak filter, prefix anchoring."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_tapo.equations import reflection
+from nemo_tapo.equations.reflection import ReflectionRules, anchor, construct, parse, render
+from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.types import Completion, Grade, Pair, Query, Rollout
+
+GOOD = "<analysis>Line 1: no carry.</analysis>\n<reconstruction>\n4+8=2\nWait, 4+8=12\n\\boxed{12}\n</reconstruction>"
+TOKENIZER = CharacterTokenizer()
+
+
+def pair(wrong: str = "4+8=2\n\\boxed{2}", right: str = "4+8=12\n\\boxed{12}") -> Pair:
+    query = Query("q", "4+8=?", "12", TOKENIZER.chat("4+8=?"))
+    rollouts = [
+        Rollout(query, i, Completion((*TOKENIZER.encode(t), TOKENIZER.eos_id), t, False), Grade(float(i), "x"))
+        for i, t in enumerate((wrong, right))
+    ]
+    return Pair(rollouts[0], rollouts[1], 0)
+
+
+def test_parses_both_parts_and_strips_one_newline_of_layout() -> None:
+    parsed = parse(GOOD, False, ("reference",))
+    assert parsed.dropped is None
+    assert parsed.analysis == "Line 1: no carry."
+    assert parsed.reconstruction == "4+8=2\nWait, 4+8=12\n\\boxed{12}"
+
+
+A, R = "<analysis>a</analysis>", "<reconstruction>r</reconstruction>"
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "reason"),
+    [
+        (GOOD, True, "truncated"),
+        (R, False, "no_analysis"),
+        ("<analysis>a" + R, False, "no_analysis"),
+        (A + A + R, False, "no_analysis"),
+        (A, False, "no_reconstruction"),
+        (A + "<reconstruction>r", False, "no_reconstruction"),
+        (A + R + R, False, "several_reconstructions"),
+        (A + "<reconstruction>" + R, False, "several_reconstructions"),
+        (A + R + "</reconstruction>", False, "several_reconstructions"),
+        (R + A, False, "wrong_order"),
+        (A + "<reconstruction> \n </reconstruction>", False, "empty"),
+        (A + "<reconstruction>as the Reference says, 12</reconstruction>", False, "leak"),
+        (A + "<reconstruction>the correct solution is 12</reconstruction>", False, "leak"),
+        ("", False, "no_analysis"),
+    ],
+)
+def test_every_fault_has_its_reason(text: str, truncated: bool, reason: str) -> None:
+    assert reason in reflection.DROP_REASONS
+    assert parse(text, truncated, ("reference", "correct solution")).dropped == reason
+
+
+def test_leak_words_are_configurable_and_only_concern_the_reconstruction() -> None:
+    text = "<analysis>the reference differs</analysis><reconstruction>fine</reconstruction>"
+    assert parse(text, False, ("reference",)).dropped is None
+    assert parse(text, False, ("fine",)).dropped == "leak"
+
+
+@given(st.text(max_size=200), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_parser_never_raises_and_a_parsed_reconstruction_is_clean(text: str, truncated: bool) -> None:
+    parsed = parse("<analysis>" + text + "</analysis><reconstruction>" + text + "</reconstruction>", truncated, ())
+    if parsed.dropped is None:
+        assert parsed.reconstruction.strip()
+        assert "<reconstruction>" not in parsed.reconstruction
+
+
+def test_prefix_is_the_rollouts_own_tokens() -> None:
+    p = pair()
+    made = construct(p, Completion((), GOOD, False), TOKENIZER, ReflectionRules())
+    kept = "4+8=2\n"
+    assert made.kept_chars == len(kept)
+    assert made.kept_tokens == len(kept)  # one character a token here
+    assert made.response_ids[: len(kept)] == p.wrong.completion.token_ids[: len(kept)]
+    assert TOKENIZER.decode(made.response_ids) == made.reconstruction
+    assert made.response_ids[-1] == TOKENIZER.eos_id
+    assert made.kept_share == pytest.approx(6 / 15)  # "4+8=2\n" of "4+8=2\n\boxed{2}"
+
+
+class PairTokenizer(CharacterTokenizer):
+    """Encodes two characters a token where it can: the engine's ids need not be the canonical ones."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(128 * ord(a) + ord(b) for a, b in zip(text[::2], text[1::2], strict=False)) + (
+            (ord(text[-1]),) if len(text) % 2 else ()
+        )
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return "".join(chr(i // 128) + chr(i % 128) if i >= 128 else chr(i) if i >= 4 else "" for i in ids)
+
+
+@given(
+    wrong=st.text(st.sampled_from("ab"), min_size=1, max_size=12),
+    made=st.text(st.sampled_from("ab"), min_size=1, max_size=12),
+    odd=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_anchor_keeps_whole_tokens_within_the_common_prefix(wrong: str, made: str, odd: bool) -> None:
+    tokenizer = PairTokenizer()
+    wrong_ids = ((ord(wrong[0]), *tokenizer.encode(wrong[1:])) if odd else tokenizer.encode(wrong))  # not canonical
+    ids, kept, chars = anchor(made, wrong, (*wrong_ids, tokenizer.eos_id), tokenizer)
+    assert tokenizer.decode(ids) == made
+    assert ids[:kept] == wrong_ids[:kept]
+    assert tokenizer.decode(ids[:kept]) == made[:chars] == wrong[:chars]
+    longer = tokenizer.decode(wrong_ids[: kept + 1])
+    assert kept == len(wrong_ids) or not made.startswith(longer)  # nothing more could have been kept
+
+
+def test_full_reconstruction_anchors_nothing() -> None:
+    made = construct(pair(), Completion((), GOOD, False), TOKENIZER, ReflectionRules(full_reconstruction=True))
+    assert made.dropped is None
+    assert (made.kept_tokens, made.kept_chars) == (0, 0)
+    assert made.response_ids == (*TOKENIZER.encode(made.reconstruction), TOKENIZER.eos_id)
+
+
+def test_minimum_share_and_row_length() -> None:
+    completion = Completion((), GOOD, False)
+    assert construct(pair(), completion, TOKENIZER, ReflectionRules(min_kept_share=0.5)).dropped == "too_little_kept"
+    assert construct(pair(), completion, TOKENIZER, ReflectionRules(min_kept_share=0.4)).dropped is None
+    assert construct(pair(), completion, TOKENIZER, ReflectionRules(max_row_tokens=20)).dropped == "row_too_long"
+
+
+def test_prompt_is_filled_with_texts_that_hold_braces() -> None:
+    text = render(reflection.PROMPT, pair())
+    assert "4+8=?" in text
+    assert "\\boxed{2}" in text
+    assert "\\boxed{12}" in text
+    assert "\\boxed{}" in text  # the template's own doubled brace
+    assert text.index("\\boxed{2}") < text.index("\\boxed{12}")
+
+
+@pytest.mark.parametrize("template", ["{question} {wrong}", "{question} {wrong} {reference} {other}", "{question}{wrong}{reference}{"])
+def test_bad_template_is_a_sentence(template: str) -> None:
+    with pytest.raises(ValueError, match=r"tapo\.prompt"):
+        render(template, pair())
