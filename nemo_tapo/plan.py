@@ -1,0 +1,71 @@
+"""What a command would do: the resolved configuration and the plan, printed by --dry-run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from nemo_tapo.config import RunConfig
+
+
+def as_yaml(cfg: RunConfig) -> str:
+    """The configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def describe(cfg: RunConfig, command: str) -> str:
+    """Resolved config, then what the command will do and where it goes on."""
+    return f"{as_yaml(cfg)}\n# plan of `nemo-tapo {command}`\n" + "\n".join(f"#  {line}" for line in plan(cfg, command))
+
+
+def plan(cfg: RunConfig, command: str) -> list[str]:
+    """One sentence a line."""
+    r, t, local = cfg.rollout, cfg.tapo, cfg.local
+    rollouts = r.queries_per_step * r.samples_per_query
+    most = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.algorithm == "tapo" else 0
+    lines = [f"output: {cfg.output} ({'goes on with what is there' if cfg.output.is_dir() else 'new'})"]
+    lines.append(f"runtime: {cfg.runtime}; TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, one engine")
+    if command in ("run", "train", "coldstart", "evaluate"):
+        lines.append(f"model: {cfg.model.path}: {model_size(cfg.model.path)}")
+    if command in ("run", "coldstart"):
+        c = cfg.coldstart
+        lines.append(
+            f"cold start: {c.queries} queries x {c.samples_per_query} samples; at most {c.sft_examples} SFT and "
+            f"{c.ift_examples} IFT examples, {c.epochs:g} epochs of {c.examples_per_step} a step, lr {c.optimizer.lr:g}"
+        )
+    if command in ("run", "train"):
+        lines.append(
+            f"{cfg.algorithm}: {cfg.steps} steps of {r.queries_per_step} queries x {r.samples_per_query} rollouts = "
+            f"{rollouts} rows, and at most {most} constructed rows; {cfg.loss.updates_per_batch} update(s) a step"
+        )
+        lines.append(
+            f"tokens a step: at most {rollouts * r.max_tokens:,} sampled and {most * t.max_tokens:,} synthesised; "
+            f"lr {cfg.optimizer.lr:g}, checkpoint every {cfg.checkpoint.every} steps, {cfg.checkpoint.keep} kept"
+        )
+    if command in ("run", "evaluate"):
+        e = cfg.evaluation
+        lines.append(f"evaluation: {e.samples} samples a problem x {e.runs} runs, T {e.temperature}, top-p {e.top_p}")
+    if command == "pretrain":
+        p = cfg.pretrain
+        lines.append(f"base: {p.layers} layers x {p.hidden_size}, {p.steps} steps of {p.examples_per_step} examples")
+    return lines
+
+
+def model_size(path: Path) -> str:
+    """Parameters of a Hugging Face directory, from its safetensors headers alone."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        return "not there yet" if not path.is_dir() else "no *.safetensors in it"
+    parameters = 0
+    for file in files:
+        with file.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                size = 1
+                for dimension in entry["shape"]:
+                    size *= dimension
+                parameters += size
+    return f"{parameters:,} parameters, {parameters * 4 * 3 / 2**20:,.1f} MiB a checkpoint (fp32, AdamW)"

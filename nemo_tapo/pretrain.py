@@ -1,0 +1,66 @@
+"""A tiny base model from nothing: random weights of the Qwen3 architecture, and the corpus it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_tapo.config import RunConfig
+from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.seeding import seed_from
+from nemo_tapo.tasks import arithmetic
+from nemo_tapo.types import Kind, Row
+
+INITIAL = "initial"
+
+
+def initialise(cfg: RunConfig) -> RunConfig:
+    """Writes <output>/initial, a Hugging Face directory with random weights and the task's tokenizer.
+
+    Returns the config with `model.path` set to it. What is there already is kept: the command can be resumed.
+    """
+    folder = cfg.output / INITIAL
+    if not (folder / "config.json").is_file():
+        write_random_model(cfg, folder)
+    model = cfg.model.model_copy(update={"path": folder})
+    return cfg.model_copy(update={"model": model})
+
+
+def write_random_model(cfg: RunConfig, folder: Path) -> None:
+    """Seeded random weights; every layer of a Qwen3 decoder."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from nemo_tapo.tasks.tokenizer import build_tokenizer
+
+    tokenizer, settings = build_tokenizer(), cfg.pretrain
+    torch.manual_seed(cfg.seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.hidden_size // settings.heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row]:
+    """The corpus of one pre-training step: never the same text twice, a function of (seed, step)."""
+    settings = cfg.pretrain
+    seed = seed_from(cfg.seed, "corpus", step)
+    drawn = arithmetic.corpus(settings.examples_per_step, seed, mistake_rate=settings.mistake_rate)
+    rows = []
+    for index, example in enumerate(drawn):
+        ids = (*tokenizer.encode(example.response), tokenizer.eos_id)
+        uid = f"{example.kind}-{step}-{index}"
+        rows.append(Row(uid, uid, Kind.EXAMPLE, tokenizer.chat(example.prompt), ids))
+    return rows
