@@ -11,7 +11,7 @@ setup:
 	@tools/setup.sh
 
 demo: setup
-	@$(VENV)/bin/nemo-tapo run --config examples/configs/tapo-tiny-cpu.yaml output=$(RUN)
+	@$(VENV)/bin/nemo-tapo run --config examples/configs/tapo-tiny-1n0g.yaml output=$(RUN)
 	@echo "Open $(RUN)/report.html in a browser, or: $(VENV)/bin/nemo-tapo show $(RUN)"
 
 test: setup lint

@@ -125,13 +125,12 @@ def save_config(cfg: RunConfig) -> None:
 async def run_stages(cfg: RunConfig, command: str) -> None:
     """Starts the runtime, runs the command's stages on it, ends it."""
     from nemo_tapo.report.progress import Progress
-    from nemo_tapo.stages import STAGES, Session
+    from nemo_tapo.stages import STAGES, WEIGHTS, Session
 
     stop = Stop()
-    with Progress() as progress:
-        with progress.stage("starting engines", 1, "runtime") as stage:
-            runtime = await start_runtime(cfg, command, stage.status)
-            stage.advance(1)
+    with Progress(WEIGHTS.get(command, ())) as progress:
+        progress.stage("starting engines")
+        runtime = await start_runtime(cfg, command, progress.status)
         stop.install()
         try:
             await STAGES[command](Session(cfg, runtime, progress, stop))

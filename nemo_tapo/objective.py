@@ -67,14 +67,17 @@ class PolicyObjective:
         assert entropy is not None
         mask = batch.token_mask * batch.sample_mask[:, None]
         weights = self._weights(logp, entropy, batch)
-        previous = logp.detach() if batch.prev_logprobs is None else batch.prev_logprobs
+        previous = logp.detach() if batch.prev_logprobs is None else _within(batch.prev_logprobs, mask, logp)
         advantages = batch.advantages[:, None]
         surrogate, ratio, clipped = clipped_surrogate(logp, previous, advantages, self.clip_low, self.clip_high)
         token_loss = weights * surrogate
         if self.kl_coef > 0:
-            assert batch.reference_policy_logprobs is not None
-            token_loss = token_loss + self.kl_coef * k3_divergence(logp, batch.reference_policy_logprobs)
-        # `where`, not a product: padding may hold nan or inf, and 0 * nan is nan
+            assert batch.reference_policy_logprobs is not None, "a penalised KL needs the reference"
+            known = batch.reference_mask
+            assert known is None or bool(known[batch.sample_mask > 0].all()), "a penalised KL needs every row"
+            reference = _within(batch.reference_policy_logprobs, mask, logp)
+            token_loss = token_loss + self.kl_coef * k3_divergence(logp, reference)
+        # `where`, not a product: padding may hold a large number, and 0 * inf is nan
         share = torch.where(mask > 0, token_loss * batch.loss_coef[:, None], torch.zeros_like(token_loss))
         loss = share.sum()
         metrics = self._metrics(batch, mask, share, logp, entropy, ratio, clipped, weights)
@@ -103,8 +106,8 @@ class PolicyObjective:
             original, reflected = mask * (1 - constructed), mask * constructed
             out: Metrics = {
                 "loss": float(share.sum()),
-                "loss/original": float((share * (1 - constructed)).sum()),
-                "loss/reflection": float((share * constructed).sum()),
+                "loss/original": float(share[~batch.constructed].sum()),
+                "loss/reflection": float(share[batch.constructed].sum()),
             }
             _mean(out, "entropy", entropy, original)
             _mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
@@ -131,6 +134,11 @@ class LikelihoodObjective:
         metrics: Metrics = {"loss": float(share.detach().sum())}
         _mean(metrics, "nll", -logp.detach(), mask)
         return share.sum(), metrics, {}
+
+
+def _within(values: Tensor, mask: Tensor, logp: Tensor) -> Tensor:
+    """`values` on the response tokens; elsewhere the policy's own, so that padding makes no ratio and no gradient."""
+    return torch.where(mask > 0, values, logp.detach())
 
 
 def _mean(out: Metrics, name: str, values: Tensor, mask: Tensor) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from nemo_tapo.config import TapoConfig
 from nemo_tapo.equations.selection import Zone, zone
+from nemo_tapo.report.progress import Progress, Stage
 from nemo_tapo.report.records import (
     MetricsWriter,
     TrajectoryWriter,
@@ -20,45 +20,38 @@ from nemo_tapo.runtime.interface import Tokenizer
 from nemo_tapo.types import Construction, Experience, Row, UpdateResult
 
 
-class Follower(Protocol):
-    """What a recorder needs of the progress display (report/progress.py)."""
-
-    def status(self, text: str) -> None: ...
-
-    def advance(self, n: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 class RunRecorder:
     """Writes `metrics.jsonl`, TensorBoard events and, for TAPO, `trajectories.jsonl` into a stage's folder."""
 
     def __init__(
         self,
         folder: Path,
-        follower: Follower,
-        warn: Callable[[str], None],
+        progress: Progress,
+        stage: str,
+        steps: int,
         tokenizer: Tokenizer,
         tapo: TapoConfig | None = None,
         trajectories_per_step: int | None = None,
     ) -> None:
-        """`tapo` None: no trajectories are recorded (supervised stages, GRPO)."""
+        """`stage` names it in the progress display; `tapo` None: no trajectories (supervised stages, GRPO)."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.follower, self.warn_person, self.tokenizer, self.tapo = follower, warn, tokenizer, tapo
+        self.progress, self.tokenizer, self.tapo = progress, tokenizer, tapo
+        self.name, self.steps = stage, steps
+        self.stage: Stage | None = None
         self.metrics = MetricsWriter(folder)
         self.trajectories = TrajectoryWriter(folder, trajectories_per_step) if tapo else None
 
     def phase(self, text: str) -> None:
-        self.follower.status(text)
+        self.progress.status(text)
 
     def warn(self, text: str) -> None:
-        self.warn_person(text)
+        self.progress.message(text)
 
     def resume(self, step: int) -> None:
         self.metrics.truncate_after(step - 1)
         if self.trajectories:
             self.trajectories.truncate_after(step - 1)
-        self.follower.advance(step - 1)
+        self.stage = self.progress.stage(self.name, self.steps, "step", done=step - 1)
 
     def step(
         self,
@@ -71,8 +64,9 @@ class RunRecorder:
         self.metrics.write(step, metrics)
         if self.trajectories and self.tapo:
             self.trajectories.write(step, self._records(experience, rows, results, self.tapo))
-        self.follower.advance(1)
-        self.follower.note(summary(metrics))
+        assert self.stage is not None, "the loop resumes before it steps"
+        self.stage.note(summary(metrics))
+        self.stage.advance()
 
     def close(self) -> None:
         self.metrics.close()

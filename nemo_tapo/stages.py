@@ -60,7 +60,7 @@ class Session:
         if bad:
             lines = [json.dumps({"uid": q.uid, "question": q.question, "reason": why}) for q, why in bad]
             (self.output / QUARANTINE).write_text("\n".join(lines) + "\n")
-            self.progress.warn(f"{len(bad)} of {len(queries)} queries set aside, see {self.output / QUARANTINE}")
+            self.progress.message(f"{len(bad)} of {len(queries)} queries set aside, see {self.output / QUARANTINE}")
         check_quarantine(len(bad), len(queries), self.cfg.max_bad_rows)
         return usable
 
@@ -103,12 +103,11 @@ async def supervised(
         checkpoint_keep=1,
         fingerprint=fingerprint,
     )
-    with session.progress.stage(name, steps, "steps") as stage:
-        recorder = RunRecorder(folder, stage, session.progress.warn, session.runtime.tokenizer)
-        try:
-            await train(plan, SFT(batch), session.runtime, lambda step: (), recorder, session.stop)
-        finally:
-            recorder.close()
+    recorder = RunRecorder(folder, session.progress, name, steps, session.runtime.tokenizer)
+    try:
+        await train(plan, SFT(batch), session.runtime, lambda step: (), recorder, session.stop)
+    finally:
+        recorder.close()
     await session.export(folder / MODEL)
 
 
@@ -140,8 +139,8 @@ async def build_coldstart_data(session: Session, path: Path) -> None:
     """Samples from the base, corrects, writes data.jsonl and its statistics."""
     cfg, settings = session.cfg, session.cfg.coldstart
     queries = session.train_queries()[: settings.queries]
-    with session.progress.stage("sampling from the base", len(queries), "queries") as stage:
-        groups = await sample_groups(session, queries, settings.samples_per_query, stage)
+    stage = session.progress.stage("sampling from the base", len(queries), "queries")
+    groups = await sample_groups(session, queries, settings.samples_per_query, stage)
     pairs = [p for g in groups for p in build.pairs_of(g, settings.corrections_per_query, cfg.seed)]
     rejected: Counter[str] = Counter()
     corrected = await build.oracle_corrections(pairs, session.tools, cfg.seed, rejected)
@@ -156,7 +155,7 @@ async def build_coldstart_data(session: Session, path: Path) -> None:
         **{f"examples/{origin}": n for origin, n in sorted(Counter(e.origin for e in built).items())},
     }
     path.with_name("statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
-    session.progress.note(" ".join(f"{k} {v:.3g}" for k, v in statistics.items()))
+    session.progress.message("cold-start data: " + ", ".join(f"{k} {v:.3g}" for k, v in statistics.items()))
     build.write(path, built)
 
 
@@ -196,22 +195,22 @@ async def reinforce(session: Session, model: Path) -> None:
         fingerprint=cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer"),
         engine_gap_bound=cfg.engine_gap_bound,
     )
-    done = checkpoint.latest(session.output / "checkpoints", session.progress.warn)
+    done = checkpoint.latest(session.output / "checkpoints", session.progress.message)
     kind = TAPO if cfg.algorithm == "tapo" else GRPO
     algorithm = kind(cfg, session.tools, first_step=done.step if done else 0)
-    with session.progress.stage(cfg.algorithm.upper(), cfg.steps, "steps") as stage:
-        recorder = RunRecorder(
-            session.output,
-            stage,
-            session.progress.warn,
-            session.runtime.tokenizer,
-            cfg.tapo if cfg.algorithm == "tapo" else None,
-            cfg.trajectories_per_step,
-        )
-        try:
-            await train(plan, algorithm, session.runtime, queries.queries, recorder, session.stop)
-        finally:
-            recorder.close()
+    recorder = RunRecorder(
+        session.output,
+        session.progress,
+        cfg.algorithm.upper(),
+        cfg.steps,
+        session.runtime.tokenizer,
+        cfg.tapo if cfg.algorithm == "tapo" else None,
+        cfg.trajectories_per_step,
+    )
+    try:
+        await train(plan, algorithm, session.runtime, queries.queries, recorder, session.stop)
+    finally:
+        recorder.close()
     await session.export(session.output / MODEL)
 
 
@@ -224,12 +223,12 @@ async def evaluation(session: Session, name: str) -> dict[str, Any]:
     cfg = session.cfg
     queries = session.held_out_queries()
     total = len(queries) * cfg.evaluation.samples * cfg.evaluation.runs
-    with session.progress.stage(f"evaluating ({name})", total, "samples") as stage:
-        result = await evaluate(cfg, session.tools, queries, stage.advance)
-        if cfg.evaluation.synthesis_queries:
-            stage.status("measuring synthesis")
-            chosen = queries[: cfg.evaluation.synthesis_queries]
-            result["synthesis"] = await measure_synthesis(cfg, session.tools, chosen)
+    stage = session.progress.stage(f"evaluating ({name})", total, "samples")
+    result = await evaluate(cfg, session.tools, queries, stage.advance)
+    if cfg.evaluation.synthesis_queries:
+        session.progress.status("measuring synthesis")
+        chosen = queries[: cfg.evaluation.synthesis_queries]
+        result["synthesis"] = await measure_synthesis(cfg, session.tools, chosen)
     stored[name] = result
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(stored, indent=1) + "\n")
@@ -267,13 +266,17 @@ async def coldstart_only(session: Session) -> None:
 def report(folder: Path, progress: Progress) -> None:
     """Plots and page from what the folder holds."""
     from nemo_tapo.report.html import write_page
-    from nemo_tapo.report.plots import write_figures
+    from nemo_tapo.report.plots import construction_figure, figure3
+    from nemo_tapo.report.records import read_metrics
 
-    with progress.stage("report", 2, "files") as stage:
-        write_figures(folder)
-        stage.advance(1)
-        write_page(folder)
-        stage.advance(1)
+    stage = progress.stage("report", 3, "files")
+    metrics = read_metrics(folder).rows
+    figure3({folder.name: metrics}, folder / "figure3.png")
+    stage.advance()
+    construction_figure(metrics, folder / "construction.png")
+    stage.advance()
+    write_page(folder)
+    stage.advance()
 
 
 async def pretrain(session: Session) -> None:
@@ -296,4 +299,17 @@ STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
     "coldstart": coldstart_only,
     "train": train_only,
     "evaluate": evaluate_only,
+}
+
+# Stages as the progress display names them, with rough weights (seconds of the demo on two cores).
+WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
+    "run": (
+        ("starting engines", 20),
+        ("sampling from the base", 30),
+        ("cold start", 150),
+        ("evaluating (before)", 20),
+        ("TAPO", 300),
+        ("evaluating (after)", 20),
+        ("report", 10),
+    ),
 }

@@ -82,7 +82,7 @@ async def train(
     first = await resume(plan, runtime, recorder)
     for step in range(first, plan.steps):
         clock = Clock()
-        recorder.phase("sampling")
+        recorder.phase("sampling" if plan.sample else "reading examples")
         with clock("collect"):
             experience = await algorithm.experience(step, queries(step))
         rows = algorithm.rows(experience)
@@ -211,11 +211,12 @@ def check_first_step(step: int, metrics: dict[str, float], plan: Plan) -> None:
     Raises ValueError with a sentence that says which did not and what that means.
     """
     ratio, kl, gap = (metrics.get(k, 0.0) for k in ("ratio_deviation", "kl_ref", "engine_gap"))
-    if plan.loss.updates_per_batch == 1 and ratio > 1e-5:
+    once = plan.loss.updates_per_batch == 1
+    if once and not ratio <= 1e-5:  # written so that nan fails
         raise ValueError(f"first step: |ratio - 1| is {ratio:.2g} on average, it must be 0 with one update a batch.")
-    if step == 0 and plan.loss.updates_per_batch == 1 and abs(kl) > 1e-5:
+    if step == 0 and once and not abs(kl) <= 1e-5:
         raise ValueError(f"first step: KL to the reference is {kl:.2g}, it must be 0: the reference is another model.")
-    if gap > plan.engine_gap_bound:
+    if not gap <= plan.engine_gap_bound:
         raise ValueError(
             f"first step: log-probabilities of engine and actor differ by {gap:.3g} nats a token on average, more than "
             f"the bound {plan.engine_gap_bound}: the engine does not run the actor's weights."

@@ -79,15 +79,20 @@ class TAPO(GRPO):
                 rewards[row.group].append(row.reward)
         mixed = sum(not is_uniform(r) for r in rewards.values())
         alone = sum(len(r) == 1 for r in rewards.values())
+        uniform = len(rewards) - mixed - alone  # two or more, equal: no gradient under Eq. 5
+        kept = sum(len(r) for r in rewards.values())
+        counts = construction_counts(experience.constructions)
         return {
             **super().metrics(experience, rows),
             **{f"tapo/{z.value}": zones[z] for z in Zone},
-            **construction_counts(experience.constructions),
-            "tapo/rows": sum(len(r) for r in rewards.values()),
+            **counts,
+            "tapo/rows": kept,
+            "tapo/removed_negatives": counts["tapo/parsed"] - kept,  # by `negatives: false`
             "tapo/groups": len(rewards),
             "tapo/mixed_groups": mixed,
             "tapo/single_groups": alone,
-            "tapo/uniform_groups": len(rewards) - mixed - alone,  # two or more, equal: no gradient under Eq. 5
+            "tapo/uniform_groups": uniform,
+            "tapo/uniform_share": uniform / len(rewards) if rewards else 0.0,
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LARGEST_LOG_RATIO = 60.0  # e^60 is far beyond any clip bound, and its gradient still a number in fp32
 
 def clipped_surrogate(
     logp: Tensor, previous: Tensor, advantages: Tensor, clip_low: float, clip_high: float
@@ -15,8 +16,7 @@ def clipped_surrogate(
     Returns (loss [b, S], rho [b, S] detached, clipped [b, S] as 0/1: where the clipped branch was the smaller).
     Where both log-probabilities are -inf, rho is 1: the token was impossible before and still is.
     """
-    log_ratio = torch.where(logp == previous, logp - logp.detach(), logp - previous)
-    log_ratio = torch.where(torch.isnan(log_ratio), torch.zeros_like(log_ratio), log_ratio)
+    log_ratio = _difference(logp, previous).clamp(max=LARGEST_LOG_RATIO)
     ratio = torch.exp(log_ratio)
     free = ratio * advantages
     bound = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
@@ -27,7 +27,12 @@ def clipped_surrogate(
 def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
     """The k3 estimate of KL(pi || pi_ref) from one sampled token: exp(d) - d - 1, d = log pi_ref - log pi.
 
-    Nats, never negative, 0 where the two agree (J. Schulman, "Approximating KL divergence", 2020).
+    Nats, 0 where the two agree; `expm1` keeps its precision where they almost do (J. Schulman, "Approximating KL divergence", 2020).
     """
-    difference = reference - logp
-    return torch.exp(difference) - difference - 1
+    difference = _difference(reference, logp)
+    return torch.expm1(difference) - difference
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b, and 0 where both are -inf: a token that is impossible under either policy. A nan stays one."""
+    return torch.where(torch.isneginf(a) & torch.isneginf(b), torch.zeros_like(a), a - b)

@@ -83,7 +83,7 @@ def render(template: str, pair: Pair) -> str:
     """
     values = {
         "question": pair.wrong.query.question,
-        "wrong": pair.wrong.text.strip("\n"),
+        "wrong": pair.wrong.text.strip("\n"),  # `construct` puts the newlines before it back
         "reference": pair.reference.text.strip("\n"),
     }
     missing = [name for name in values if "{" + name + "}" not in template]
@@ -110,11 +110,12 @@ class Parsed:
 _BLOCK = r"<{tag}>(.*?)</{tag}>"
 
 
-def parse(text: str, truncated: bool, leak_words: Sequence[str]) -> Parsed:
+def parse(text: str, truncated: bool, leak_words: Sequence[str], own_text: str = "") -> Parsed:
     """Splits an answer to the synthesis prompt into analysis and reconstruction.
 
     Exactly one well-formed reconstruction, after the analysis, not empty, not cut off, free of the tags and of the
-    words that betray the privileged source. One newline after an opening and before a closing tag is layout, not
+    words that betray the privileged source. What it repeats of `own_text`, the wrong response, betrays nothing and may
+    hold such words ("the reference angle is 30 degrees"). One newline after an opening and before a closing tag is layout, not
     content. Returns the first reason that applies, in the order of `DROP_REASONS`.
     """
     if truncated:
@@ -134,7 +135,8 @@ def parse(text: str, truncated: bool, leak_words: Sequence[str]) -> Parsed:
     if not reconstruction.strip():
         return Parsed(analysis, reconstruction, "empty")
     lowered = reconstruction.lower()
-    if any(word.lower() in lowered for word in leak_words) or re.search(r"</?(analysis|reconstruction)", lowered):
+    added = lowered[common_prefix_length(reconstruction, own_text) :]
+    if any(word.lower() in added for word in leak_words) or re.search(r"</?(analysis|reconstruction)", lowered):
         return Parsed(analysis, reconstruction, "leak")
     return Parsed(analysis, reconstruction)
 
@@ -180,23 +182,25 @@ def _tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int
             high = middle - 1
     while low and not shared.startswith(tokenizer.decode(ids[:low])):
         low -= 1
+    while low and tokenizer.decode(ids[low - 1 : low]) == "":  # another model's second end-of-turn token, say
+        low -= 1
     return low
 
 
 def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: ReflectionRules) -> Construction:
     """The policy's answer to a pair's synthesis prompt -> an ungraded Construction, or a dropped one."""
-    parsed = parse(completion.text, completion.truncated, rules.leak_words)
+    wrong = pair.wrong.text
+    lead = wrong[: len(wrong) - len(wrong.lstrip("\n"))]
+    parsed = parse(completion.text, completion.truncated, rules.leak_words, wrong[len(lead) :])
     if parsed.dropped:
-        return Construction(
-            pair, parsed.dropped, completion.text, parsed.analysis, parsed.reconstruction
-        )
+        return Construction(pair, parsed.dropped, completion.text, parsed.analysis, parsed.reconstruction)
     if rules.full_reconstruction:
-        ids, kept, chars = (*tokenizer.encode(parsed.reconstruction), tokenizer.eos_id), 0, 0
+        text = parsed.reconstruction
+        ids, kept, chars = (*tokenizer.encode(text), tokenizer.eos_id), 0, 0
     else:
-        ids, kept, chars = anchor(
-            parsed.reconstruction, pair.wrong.text, pair.wrong.completion.token_ids, tokenizer
-        )
-    share = chars / max(len(pair.wrong.text), 1)
+        text = lead + parsed.reconstruction
+        ids, kept, chars = anchor(text, wrong, pair.wrong.completion.token_ids, tokenizer)
+    share = chars / max(len(wrong), 1)
     dropped = None
     if share < rules.min_kept_share and not rules.full_reconstruction:
         dropped = "too_little_kept"
@@ -207,7 +211,7 @@ def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: R
         dropped,
         raw=completion.text,
         analysis=parsed.analysis,
-        reconstruction=parsed.reconstruction,
+        reconstruction=text,
         kept_chars=chars,
         kept_tokens=kept,
         kept_share=share,

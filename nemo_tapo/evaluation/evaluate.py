@@ -41,9 +41,9 @@ async def evaluate(cfg: RunConfig, tools: Tools, queries: Sequence[Query], advan
     for k in range(1, settings.samples + 1):
         result[f"pass@{k}"] = sum(mean_pass_at_k(c, settings.samples, k) for c in correct) / len(runs)
         if settings.runs == 1:
-            result[f"pass@{k}/interval"] = interval(correct[0], settings.samples, k, cfg.seed)
+            result[f"interval95@{k}"] = interval(correct[0], settings.samples, k, cfg.seed)
         elif k == 1:
-            result["pass@1/interval"] = interval(pooled, settings.samples * settings.runs, 1, cfg.seed)
+            result["interval95@1"] = interval(pooled, settings.samples * settings.runs, 1, cfg.seed)
     return result
 
 

@@ -114,6 +114,21 @@ def test_anchor_keeps_whole_tokens_within_the_common_prefix(wrong: str, made: st
     assert kept == len(wrong_ids) or not made.startswith(longer)  # nothing more could have been kept
 
 
+def test_words_of_the_wrong_response_itself_leak_nothing() -> None:
+    wrong = "the reference angle is 30\n\\boxed{30}"
+    text = f"<analysis>a</analysis><reconstruction>{wrong}\nWait, \\boxed{{60}}</reconstruction>"
+    assert construct(pair(wrong), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped is None
+    assert construct(pair("other"), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped == "leak"
+
+
+def test_newlines_before_the_wrong_response_are_part_of_the_kept_prefix() -> None:
+    p = pair("\n\n4+8=2\n\\boxed{2}")
+    made = construct(p, Completion((), GOOD, False), TOKENIZER, ReflectionRules())
+    assert made.reconstruction.startswith("\n\n4+8=2\nWait")
+    assert made.response_ids[:8] == p.wrong.completion.token_ids[:8]
+    assert made.kept_chars == 8
+
+
 def test_full_reconstruction_anchors_nothing() -> None:
     made = construct(pair(), Completion((), GOOD, False), TOKENIZER, ReflectionRules(full_reconstruction=True))
     assert made.dropped is None

@@ -1,0 +1,182 @@
+"""What a command is doing and how long it still has: live in a terminal, plain lines in a pipe or a log.
+
+    with Progress([("base model", 1), ("cold start", 2), ("training", 6)]) as progress:
+        stage = progress.stage("training", total=100, unit="step")
+        for step in range(100):
+            progress.status("sampling 256")      # the phase within the step
+            ...
+            progress.status("updating")
+            stage.note("accuracy 0.41")
+            stage.advance()
+
+Signals are left alone: Ctrl-C raises KeyboardInterrupt where the work is. The cursor is never hidden, so that
+even a killed command leaves the terminal as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, TextIO
+
+from nemo_tapo.report.progress_views import Clock, LiveView, PlainView, View, duration
+
+RECENT = 30  # advances whose pace gives the time left
+
+
+class Stage:
+    """One stretch of work with a known (or unknown) number of units. Made by `Progress.stage`."""
+
+    def __init__(
+        self, owner: Progress, name: str, total: int | None, unit: str, done: int, clock: Clock
+    ) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, done
+        self.text = ""  # the latest note
+        self.started = clock()
+        self._owner, self._clock = owner, clock
+        self._pace: deque[tuple[float, int]] = deque([(self.started, done)], maxlen=RECENT + 1)
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more units are done."""
+        self.done += n
+        self._pace.append((self._clock(), self.done))
+        self._owner._changed()
+
+    def note(self, text: str) -> None:
+        """A short remark shown beside the bar until the next one: "accuracy 0.41"."""
+        self.text = text
+        self._owner._changed()
+
+    def seconds_each(self) -> float | None:
+        """Pace of the last `RECENT` advances; None before the first."""
+        (begin, first), (end, last) = self._pace[0], self._pace[-1]
+        return (end - begin) / (last - first) if last > first else None
+
+    def seconds_left(self) -> float | None:
+        """Estimated; None while unknown. What the unit in progress took so far is taken off."""
+        each = self.seconds_each()
+        if each is None or self.total is None:
+            return None
+        left = max(self.total - self.done, 0)
+        return max(left * each - min(self._clock() - self._pace[-1][0], each), 0.0) if left else 0.0
+
+
+class Progress:
+    """Shows stages, phases and the time left; a context manager that every command runs in.
+
+    stages: (name, rough weight) of every stage to come, in any unit; gives the time left of the whole.
+    stream: where to write; standard error unless given. interval: seconds between plain lines, at least.
+    heartbeat: seconds after which a plain line is repeated although nothing was reported.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[tuple[str, float]] = (),
+        stream: TextIO | None = None,
+        interval: float = 5.0,
+        heartbeat: float = 30.0,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._plan = list(stages)
+        self._stream = stream if stream is not None else sys.stderr
+        self._clock = clock
+        self._spent: dict[str, float] = {}  # seconds of finished stages
+        self.current: Stage | None = None
+        self.phase = ""
+        live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._view: View = (
+            LiveView(self._stream, clock) if live else PlainView(self._stream, interval, heartbeat, clock)
+        )
+
+    def __enter__(self) -> Self:
+        self._view.start(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish("done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed")
+        self._view.stop()
+
+    def stage(self, name: str, total: int | None = None, unit: str = "", done: int = 0) -> Stage:
+        """Begins a stage and ends the one before.
+
+        total: units of work; None where unknown. unit: in the singular, "step". done: what a resumed run has
+        behind it.
+        """
+        self._finish("done")
+        self.current = Stage(self, name, total, unit, done, self._clock)
+        self._view.stage_begins(self)
+        return self.current
+
+    def status(self, text: str) -> None:
+        """The phase within the stage: "sampling 256", "updating"."""
+        self.phase = text
+        self._view.phase_begins(self)
+
+    def message(self, text: str) -> None:
+        """A sentence that stays on the screen, above the live line."""
+        self._view.message(text)
+
+    def seconds_left(self) -> float | None:
+        """Of the whole plan; None while unknown, or without a plan."""
+        weights, stage = dict(self._plan), self.current
+        left = stage.seconds_left() if stage else None
+        each = stage.seconds_each() if stage else None
+        if stage is None or stage.name not in weights or left is None or each is None or stage.total is None:
+            return None
+        names = [name for name, _ in self._plan]
+        ahead = sum(weights[name] for name in names[names.index(stage.name) + 1 :])
+        known = {name: spent for name, spent in self._spent.items() if name in weights}
+        behind = sum(weights[name] for name in known) + weights[stage.name]
+        return left + ahead * (sum(known.values()) + each * stage.total) / behind if behind else left
+
+    def line(self) -> str:
+        """Stage, count, phase and note in one line, without the time left."""
+        note = self.current.text if self.current else ""
+        return " | ".join(text for text in (self.title(), self.count(), self.phase, note) if text)
+
+    def title(self) -> str:
+        """ "[2/3] training"; the place within the plan, if it is in one."""
+        if self.current is None:
+            return ""
+        names = [name for name, _ in self._plan]
+        name = self.current.name
+        return f"[{names.index(name) + 1}/{len(names)}] {name}" if name in names else name
+
+    def count(self) -> str:
+        """ "12/100 steps (12%)"; "" where nothing is counted."""
+        stage = self.current
+        if stage is None or (stage.total is None and not stage.done):
+            return ""
+        one = (stage.done if stage.total is None else stage.total) == 1
+        unit = stage.unit if one or stage.unit.endswith("s") else f"{stage.unit}s"
+        if stage.total is None:
+            return f"{stage.done} {unit}" if stage.unit else str(stage.done)
+        share = f" ({stage.done / stage.total:.0%})" if stage.total else ""
+        return f"{stage.done}/{stage.total}" + f" {unit}" * bool(stage.unit) + share
+
+    def time_left(self) -> str:
+        """ "4 min 30 s left, whole run 12 min"; "" while unknown or nothing is left."""
+        left, whole = self.current.seconds_left() if self.current else None, self.seconds_left()
+        if not left and not whole:
+            return ""
+        text = f"{duration(left or 0.0)} left"
+        more = whole is not None and left is not None and whole > left
+        return f"{text}, whole run {duration(whole)}" if more and whole is not None else text
+
+    def _changed(self) -> None:
+        self._view.changed(self)
+
+    def _finish(self, how: str) -> None:
+        if self.current is None:
+            return
+        spent = self._clock() - self.current.started
+        self._spent[self.current.name] = spent
+        self.phase = ""
+        self._view.stage_ends(self, how, spent)
+        self.current = None

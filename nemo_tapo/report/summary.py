@@ -1,0 +1,244 @@
+"""What a run folder says, in words for a person who has not read the code: for the page and the terminal.
+
+A run folder holds, each optional: `config.json` or `config.yaml`, `metrics.jsonl`, `trajectories.jsonl` and
+`evaluation.json`, {"before": {"pass@1": 0.31, ..., "problems": 200, "samples": 5, "synthesis": {...}},
+"after": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_tapo.report.jsonl import Record
+from nemo_tapo.report.plots import DROP_PREFIX
+from nemo_tapo.report.records import outcome, read_metrics, read_trajectories
+
+# What each outcome of records.outcome means.
+OUTCOMES = {
+    "corrected": "constructed, and its answer is right",
+    "still_wrong": "constructed, but its answer is wrong",
+    "dropped:prompt_too_long": "the synthesis prompt and its answer did not fit the context",
+    "dropped:truncated": "the policy's answer was cut off by the length limit",
+    "dropped:no_analysis": "no well-formed <analysis> in the policy's answer",
+    "dropped:no_reconstruction": "no well-formed <reconstruction> in the policy's answer",
+    "dropped:several_reconstructions": "more than one <reconstruction> in the policy's answer",
+    "dropped:wrong_order": "the reconstruction stands before the analysis",
+    "dropped:empty": "the reconstruction is empty",
+    "dropped:leak": "the reconstruction gives away that a correct solution was shown, or holds the tags",
+    "dropped:too_little_kept": "less of the wrong response was preserved than tapo.min_kept_share asks for",
+    "dropped:row_too_long": "question and reconstruction together are longer than model.max_length",
+    "skipped:mastered": "too few wrong rollouts: the policy can do this already (fewer than n_neg)",
+    "skipped:beyond": "too few right rollouts: out of the policy's reach for now (fewer than n_pos)",
+}
+
+HIGHLIGHTS = (
+    ("algorithm", "algorithm"),
+    ("model", "model.path"),
+    ("task", "task.name"),
+    ("updates", "steps"),
+    ("queries a step (P)", "rollout.queries_per_step"),
+    ("rollouts a query (K)", "rollout.samples_per_query"),
+    ("n_pos", "tapo.n_pos"),
+    ("n_neg", "tapo.n_neg"),
+    ("m_max", "tapo.m_max"),
+    ("lambda", "tapo.lambda"),
+    ("w_min", "tapo.w_min"),
+    ("w_max", "tapo.w_max"),
+    ("learning rate", "optimizer.lr"),
+    ("seed", "seed"),
+    ("runtime", "runtime"),
+)
+
+LATEST = (
+    ("training accuracy", "reward/mean", "share of rollouts"),
+    ("loss", "loss", ""),
+    ("gradient norm", "grad_norm", ""),
+    ("OTS weight", "tapo/ots_weight_mean", "mean"),
+    ("response length", "response_length/mean", "tokens"),
+    ("KL to the reference", "kl_ref", "nats a token"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report shows of one run folder."""
+
+    name: str
+    config: Mapping[str, Any]
+    metrics: tuple[Record, ...]
+    trajectories: tuple[Record, ...]
+    evaluation: Mapping[str, Any]
+    notes: tuple[str, ...]  # sentences about what is missing or could not be read
+
+
+def load(folder: Path) -> Run:
+    """Reads a run folder; whatever is absent stays empty and is named in `notes`.
+
+    Raises ValueError if the folder does not exist or holds neither metrics nor trajectories nor an
+    evaluation.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the `output` folder of a run.")
+    metrics, trajectories = read_metrics(folder), read_trajectories(folder)
+    evaluation = _json(folder / "evaluation.json")
+    if not metrics.rows and not trajectories.rows and not evaluation:
+        raise ValueError(
+            f"{folder} holds no metrics.jsonl, trajectories.jsonl or evaluation.json: "
+            "nothing was trained there yet."
+        )
+    notes = [*metrics.notes, *trajectories.notes]
+    if not evaluation:
+        notes.append("evaluation.json is not there (yet), so there is no table of pass@k.")
+    if not metrics.rows:
+        notes.append("metrics.jsonl has no step (yet), so the figures are empty.")
+    config = _json(folder / "config.json") or _yaml(folder / "config.yaml")
+    name = folder.resolve().name
+    return Run(name, config, metrics.rows, trajectories.rows, evaluation, tuple(notes))
+
+
+def highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(label, value) of the settings that tell runs apart; those the config lacks are left out."""
+    found = [(label, _lookup(config, path)) for label, path in HIGHLIGHTS]
+    return [(label, str(value)) for label, value in found if value is not None]
+
+
+def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(measure, before, after, change) as text; "-" where a side was not measured."""
+    before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
+    rows = [_share_row(key, before.get(key), after.get(key)) for key in _pass_keys(before, after)]
+    for key, label in (("problems", "problems"), ("samples", "responses a problem")):
+        if key in before or key in after:
+            rows.append((label, _count(before.get(key)), _count(after.get(key)), ""))
+    old, new = before.get("synthesis") or {}, after.get("synthesis") or {}
+    if old or new:
+        rows.append(_fraction_row("synthesis: parsed of pairs", *_both(old, new, "parsed", "pairs")))
+        rows.append(_fraction_row("synthesis: correct of pairs", *_both(old, new, "correct", "pairs")))
+        name, *sides, change = _fraction_row(
+            "synthesis: groups with mixed rewards", *_both(old, new, "mixed_groups", "groups")
+        )
+        rows.append((name, sides[0], sides[1], _neutral(change)))
+    return rows
+
+
+def totals(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(what, number over all steps, share of what) of queries, pairs, drop reasons and groups."""
+
+    def total(key: str) -> float:
+        return float(sum(row[key] for row in metrics if isinstance(row.get(key), (int, float))))
+
+    queries = total("tapo/eligible") + total("tapo/mastered") + total("tapo/beyond")
+    pairs, groups = total("tapo/pairs"), total("tapo/groups")
+    reasons = sorted({key for row in metrics for key in row if key.startswith(DROP_PREFIX)})
+    rows = [
+        ("queries eligible (zone of proximal development)", total("tapo/eligible"), queries, "queries"),
+        ("queries mastered, not constructed", total("tapo/mastered"), queries, "queries"),
+        ("queries beyond reach, not constructed", total("tapo/beyond"), queries, "queries"),
+        ("pairs of a wrong and a right response", pairs, 0, ""),
+        ("pairs that gave a trajectory", total("tapo/parsed"), pairs, "pairs"),
+        ("... with a right answer", total("tapo/correct"), pairs, "pairs"),
+        *((f"pairs dropped: {key.removeprefix(DROP_PREFIX)}", total(key), pairs, "pairs") for key in reasons),
+        ("reflection groups", groups, 0, ""),
+        ("... with mixed rewards", total("tapo/mixed_groups"), groups, "groups"),
+    ]
+    known = queries or pairs or groups
+    return [
+        (label, f"{value:,.0f}", f"{value / whole:.1%} of {noun}" if whole else "")
+        for label, value, whole, noun in rows
+        if known and (value or not label.startswith("pairs dropped"))
+    ]
+
+
+def latest(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """(name, first value, last value, unit) of the numbers of Figure 3."""
+    rows = []
+    for name, key, unit in LATEST:
+        values = [row[key] for row in metrics if isinstance(row.get(key), (int, float))]
+        if values:
+            rows.append((name, f"{values[0]:.3g}", f"{values[-1]:.3g}", unit))
+    return rows
+
+
+def outcome_counts(records: Iterable[Record]) -> dict[str, int]:
+    """Records of each outcome, in the order of `OUTCOMES`, unknown ones last."""
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[outcome(record)] = counts.get(outcome(record), 0) + 1
+    order = [*OUTCOMES, *sorted(set(counts) - set(OUTCOMES))]
+    return {name: counts[name] for name in order if name in counts}
+
+
+def _pass_keys(*sides: Mapping[str, Any]) -> list[str]:
+    keys = {key for side in sides for key in side if key.startswith("pass@")}
+    return sorted(keys, key=lambda key: int(key.removeprefix("pass@")))
+
+
+def _share_row(label: str, before: float | None, after: float | None) -> tuple[str, str, str, str]:
+    texts = [f"{value:.1%}" if value is not None else "-" for value in (before, after)]
+    change = "" if before is None or after is None else f"{100 * (after - before):+.1f} points"
+    return label, texts[0], texts[1], change
+
+
+def _both(
+    old: Mapping[str, Any], new: Mapping[str, Any], part: str, whole: str
+) -> list[tuple[int, int] | None]:
+    """(part, whole) before and after; None where it was not measured."""
+    return [(side[part], side[whole]) if side.get(whole) and part in side else None for side in (old, new)]
+
+
+def _fraction_row(
+    label: str, before: tuple[int, int] | None, after: tuple[int, int] | None
+) -> tuple[str, str, str, str]:
+    shares = [pair[0] / pair[1] if pair else None for pair in (before, after)]
+    name, *texts, change = _share_row(label, *shares)
+    texts = [
+        f"{text} ({pair[0]:,}/{pair[1]:,})" if pair else text
+        for text, pair in zip(texts, (before, after), strict=True)
+    ]
+    return name, texts[0], texts[1], change
+
+
+def _neutral(change: str) -> str:
+    """A change that is neither good nor bad: "3.0 points fewer", not "-3.0 points"."""
+    return f"{change[1:]} {'more' if change[0] == '+' else 'fewer'}" if change else ""
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,g}"
+
+
+def _lookup(config: Mapping[str, Any], path: str) -> Any:
+    """A dotted path in nested or flat mappings; `lambda` is also known by its field's name, `weight`."""
+    if path in config:
+        return config[path]
+    value: Any = config
+    for name in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name, value.get("weight") if name == "lambda" else None)
+    return value
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """An object from a JSON file; {} if there is none. Raises ValueError if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    import yaml
+
+    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,222 @@
+"""A run in the terminal: settings, evaluation, metrics, then trajectories with their parts told apart.
+
+Parts carry labels and low-weight tokens carry marks, so nothing depends on colour: it reads the same in a
+pipe, with NO_COLOR, and in 80 columns.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_tapo.report import summary
+from nemo_tapo.report.jsonl import Record
+from nemo_tapo.report.records import fair_share, outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+LOW_WEIGHT = 0.5  # tokens below it are marked, as in the page
+LABEL_WIDTH = 11
+STYLES = {"kept": "dim", "turn": "bold yellow", "correction": "green", "unanchored": "", "raw answer": ""}
+TONES = {
+    "corrected": "bold green",
+    "still_wrong": "bold red",
+    "dropped": "bold yellow",
+    "skipped": "bold blue",
+}
+
+
+def show(run_folder: Path, step: int | None = None, limit: int = 10, console: Console | None = None) -> None:
+    """Prints a run folder. step: only that step's trajectories; limit: at most so many, the newest of
+    each outcome in turn.
+
+    Raises ValueError if the folder is no run folder, a file in it is damaged, or the step has no trajectory.
+    """
+    from rich.console import Console
+
+    run = summary.load(run_folder)
+    chosen = _choose(run.trajectories, step, limit)
+    if console is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets '?', not a traceback
+        console = Console(highlight=False)
+    console.print(_heading(f"TAPO run {run.name}"))
+    for note in run.notes:
+        console.print(_plain(f"note: {note}", "yellow"))
+    for table in _tables(run):
+        console.print(table)
+        console.print()
+    if run.trajectories:
+        console.print(_heading("Trajectories"))
+        console.print(_legend())
+    for record in chosen:
+        console.print()
+        for line in _card(record):
+            console.print(line, soft_wrap=False)
+    _print_remainder(console, len(chosen), run.trajectories, step)
+
+
+def _choose(records: Sequence[Record], step: int | None, limit: int) -> list[Record]:
+    if limit < 0:
+        raise ValueError(f"limit is {limit}; it must be 0 or more.")
+    if step is not None:
+        steps = sorted({record["step"] for record in records})
+        records = [record for record in records if record["step"] == step]
+        if not records:
+            known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any"
+            raise ValueError(f"step {step} has no recorded trajectory; {known}.")
+    return fair_share(records[::-1], limit)[::-1]
+
+
+def _tables(run: summary.Run) -> Iterator[Table]:
+    settings = [(label, value) for label, value in summary.highlights(run.config)]
+    if settings:
+        yield _table("Settings", ("", ""), settings)
+    rows = summary.evaluation_rows(run.evaluation)
+    if rows:
+        yield _table("Evaluation, single-pass generation", ("", "before RL", "after RL", "change"), rows)
+    if run.metrics:
+        title = f"Training, step {run.metrics[0].get('step')} to {run.metrics[-1].get('step')}"
+        yield _table(title, ("", "first", "last", "unit"), summary.latest(run.metrics))
+    totals = summary.totals(run.metrics)
+    if totals:
+        yield _table("Queries and pairs, all steps", ("", "number", "share"), totals)
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """First column to the left, the others to the right."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.show_header = any(head)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    return table
+
+
+def _card(record: Record) -> Iterator[RenderableType]:
+    """The lines of one record."""
+    name = outcome(record)
+    head = _plain("")
+    title = name.replace("_", " ").replace(":", ": ").replace("skipped", "not constructed")
+    head.append_text(_plain(title, TONES[name.partition(":")[0]]))
+    facts = [f"step {record['step']}", record["group"]]
+    if record["kind"] == "pair" and record["dropped"] is None:
+        advantage = "not trained on" if record["advantage"] is None else f"{record['advantage']:.3g}"
+        facts += [f"pair {record['uid']}", f"reward {record['reward']:g}", f"advantage {advantage}"]
+    head.append_text(_plain("  " + "  ".join(facts)))
+    yield head
+    if name in summary.OUTCOMES:
+        yield _plain(f"  {summary.OUTCOMES[name]}", "dim")
+    yield _row("question", _plain(f"{record['question']}   (answer {record['answer']})"))
+    yield from _skipped(record) if record["kind"] == "skipped" else _pair(record)
+
+
+def _skipped(record: Record) -> Iterator[RenderableType]:
+    marks = " ".join("right" if reward > 0 else "wrong" for reward in record["rewards"])
+    yield _row("rollouts", _plain(marks))
+    for label in ("wrong", "right"):
+        if record[label]:
+            yield _row(f"a {label} one", _plain(record[label]))
+
+
+def _pair(record: Record) -> Iterator[RenderableType]:
+    yield _row("wrong", _plain(record["wrong"]))
+    yield _row("reference", _plain(record["reference"]))
+    if record["analysis"]:
+        yield _row("analysis", _plain(record["analysis"]))
+    text, kept, turn = record["reconstruction"], record["kept_chars"], record["turn_chars"]
+    rest = "correction" if kept or record["dropped"] is None else "unanchored"
+    for label, begin, end in (("kept", 0, kept), ("turn", kept, turn), (rest, turn, len(text))):
+        if end > begin:
+            yield _row(label, _part(record, label, begin, end), STYLES[label])
+    if record["dropped"] is not None:
+        yield _row("raw answer", _plain(record["raw"] or "(nothing was asked)"))
+
+
+def _part(record: Record, label: str, begin: int, end: int) -> Text:
+    """reconstruction[begin:end]; a token below LOW_WEIGHT in brackets with its weight."""
+    if not record["tokens"]:
+        return _plain(record["reconstruction"][begin:end], STYLES[label])
+    out = _plain("")
+    stop = 0
+    for token, weight in zip(record["tokens"], record["weights"], strict=True):
+        start, stop = stop, stop + len(token)
+        cut = token[max(begin - start, 0) : max(end - start, 0)]
+        if not cut:
+            continue
+        if weight < LOW_WEIGHT:
+            out.append_text(_plain(f"[{cut.rstrip(chr(10))}|{weight:.2g}]", "bold red"))
+            out.append("\n" * cut.endswith("\n"))
+        else:
+            out.append_text(_plain(cut, STYLES[label]))
+    return out
+
+
+def _row(label: str, text: Text, style: str = "") -> Table:
+    """A label column and the text, wrapped within its own column."""
+    from rich import box
+    from rich.table import Table
+
+    text.rstrip()
+    table = Table(
+        box=box.MINIMAL, show_header=False, show_edge=False, pad_edge=False, border_style=style or "dim"
+    )
+    table.add_column(width=LABEL_WIDTH, justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(_plain(label, style or "dim"), text)
+    return table
+
+
+def _legend() -> Text:
+    text = _plain("kept", STYLES["kept"])
+    text.append_text(_plain(": the wrong response's own tokens;  "))
+    text.append_text(_plain("turn", STYLES["turn"]))
+    text.append_text(_plain(": the change of mind;  "))
+    text.append_text(_plain("correction", STYLES["correction"]))
+    text.append_text(_plain(": newly written;  "))
+    text.append_text(_plain("[token|0.05]", "bold red"))
+    text.append_text(_plain(f": its OTS weight (Eq. 7), where it is below {LOW_WEIGHT:g}"))
+    return text
+
+
+def _print_remainder(console: Console, shown: int, records: Sequence[Record], step: int | None) -> None:
+    there = [record for record in records if step is None or record["step"] == step]
+    if len(there) > shown:
+        console.print()
+        where = "" if step is None else f" of step {step}"
+        console.print(
+            _plain(
+                f"{shown} of {len(there)} records{where} shown; a larger limit shows more, report.html all.",
+                "dim",
+            )
+        )
+
+
+def _heading(text: str) -> Text:
+    return _plain(f"== {text} ==", "bold")
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text that cannot steer the terminal: no markup; control characters but newlines made visible."""
+    from rich.text import Text
+
+    return Text("".join(_visible(character) for character in text), style=style)
+
+
+def _visible(character: str) -> str:
+    if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
+        return character
+    if character == "\t":
+        return "    "
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"

@@ -1,0 +1,110 @@
+"""A byte-level BPE tokenizer of exactly 512 tokens for the generated task, the same bytes at every build.
+
+Nothing is learned from data: the 256 bytes, three special tokens, and merges that make the words of the task
+single tokens. Every digit is a token of its own; any other text falls back to pieces of words and to bytes.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 512
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # END is also the end of a response
+
+# `enable_thinking` is accepted, as Qwen3's template does, and changes nothing.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# Pieces that merges never cross: a tag, the opening of a box, one digit, a step's letter or a colon with its
+# blank, a word with the blank before it, one line break. The rest is cut between these as it comes.
+_PIECES = r"</?[a-z]+>|\\boxed\{|[0-9]|[a-h]: |:[ \n]?|[<>] | ?[A-Za-z]+|\n"
+
+# In the order in which they get their merges; what is left of the 512 goes to as many of the last as fit.
+_WORDS = (  # noqa: SIM905 - as a list it would take a line a word
+    "user|assistant|<analysis>|</analysis>|<reconstruction>|</reconstruction>|\\boxed{|: |:\n|< |> |"
+    "a: |b: |c: |d: |e: |f: |g: |h: |"
+    "Wait| the| carry| borrow| was| is| wrong| missing| forgotten| forgot| taken| twice| took| counts| once|"
+    " I| a| result| step| numbers| copied| answer| that| got|Question|Wrong|Right|Find| first| mistake| then|"
+    " correct| it|Copy| this| text|Text|Go| on| after| line|First|Second|Which| differs|Old|New|Show| change|"
+    " red| blue| green| sun| moon| sea| sky| dog| cat| hat|red|blue|green|sun|moon|sea|sky|dog|cat|hat|"
+    " too| many| no| such| has| wrote| question| of| to| in| and| not| for|system| with| by"
+).split("|")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer, with Qwen's chat markers and template; `save_pretrained` writes a directory."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary, merges = _vocabulary()
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (PAD, START, END)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tokenizer(directory: str | Path) -> Path:
+    """Writes the tokenizer as a Hugging Face directory (made when missing) and returns its path."""
+    build_tokenizer().save_pretrained(str(directory))
+    return Path(directory)
+
+
+def _byte_letters() -> dict[int, str]:
+    """The printable character that stands for each byte in byte-level BPE (the mapping of GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    return letters | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token -> id and the merges, by rank: the specials, the 256 bytes, then one token a merge up to 512."""
+    letters = _byte_letters()
+    tokens = [PAD, START, END, *(letters[byte] for byte in range(256))]
+    known, merges, ranks = set(tokens), [], {}
+    for word in _WORDS:
+        parts = _merged([letters[byte] for byte in word.encode()], ranks)
+        while len(parts) > 1 and len(tokens) < VOCABULARY:
+            pair, joined = (parts[0], parts[1]), parts[0] + parts[1]
+            assert joined not in known, f"two ways to {joined!r}: reorder the words"
+            ranks[pair] = len(merges)
+            merges.append(pair)
+            tokens.append(joined)
+            known.add(joined)
+            parts = _merged(parts, ranks)
+    if len(tokens) != VOCABULARY:
+        raise ValueError(f"the words fill {len(tokens)} of {VOCABULARY} tokens: add words")
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def _merged(parts: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of one piece: the pair of lowest rank is joined until none is left."""
+    while True:
+        found = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]
+        if not found:
+            return parts
+        _, i = min(found)
+        parts = [*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]]
