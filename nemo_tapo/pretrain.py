@@ -54,13 +54,15 @@ def write_random_model(cfg: RunConfig, folder: Path) -> None:
 
 
 def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row]:
-    """The corpus of one pre-training step: never the same text twice, a function of (seed, step)."""
+    """The corpus of one pre-training step, a function of (seed, step). As in any pre-training, every token of a text
+    is learned, the question's too: what only looks like an answer is learned much more slowly.
+    """
     settings = cfg.pretrain
     seed = seed_from(cfg.seed, "corpus", step)
     drawn = arithmetic.corpus(settings.examples_per_step, seed, mistake_rate=settings.mistake_rate)
     rows = []
     for index, example in enumerate(drawn):
-        ids = (*tokenizer.encode(example.response), tokenizer.eos_id)
+        ids = (*tokenizer.chat(example.prompt), *tokenizer.encode(example.response), tokenizer.eos_id)
         uid = f"{example.kind}-{step}-{index}"
-        rows.append(Row(uid, uid, Kind.EXAMPLE, tokenizer.chat(example.prompt), ids))
+        rows.append(Row(uid, uid, Kind.EXAMPLE, ids[:1], ids[1:]))
     return rows

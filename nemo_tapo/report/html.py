@@ -133,8 +133,8 @@ def _cell(text: str) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     """The table of this run, and the paper's Table 1 for orientation."""
-    rows = summary.evaluation_rows(evaluation)
-    own = _table(("held-out problems, single-pass generation", "before RL", "after RL", "change"), rows)
+    head, rows = summary.evaluation_table(evaluation)
+    own = _table(("held-out problems, single-pass generation", *head), rows)
     reference = [
         (f"{benchmark}, {model}", *(f"{value:.2f}" for value in values))
         for benchmark, models in paper.TABLE_1.items()

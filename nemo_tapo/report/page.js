@@ -3,7 +3,7 @@
 // page through textContent alone, so nothing that a model wrote is ever read as HTML.
 const records = JSON.parse(document.getElementById("records").textContent);
 const outcomes = JSON.parse(document.getElementById("outcomes").textContent); // {outcome: [count, meaning]}
-const PAGE = 10, LOW = 0.5;
+const PAGE = 10, LOW = 0.5, END = "⟨end⟩";
 const $ = (id) => document.getElementById(id);
 let found = records, page = 0, current = -1;
 
@@ -34,17 +34,18 @@ function tokens(record, from, to) {
   record.tokens.forEach((text, i) => {
     const begin = end;
     end += text.length;
-    const cut = text.slice(Math.max(from - begin, 0), Math.max(to - begin, 0));
+    let cut = text.slice(Math.max(from - begin, 0), Math.max(to - begin, 0));
+    if (text === "" && i === record.tokens.length - 1 && to === end) cut = END; // the end-of-response token has no text
     if (!cut) return;
     const weight = record.weights[i];
-    const node = el("span", weight < LOW ? "tok low" : "tok");
+    const node = el("span", "tok" + (weight < LOW ? " low" : "") + (cut === END ? " end" : ""));
     // -1 at 0.01, 0 at 1, 1 at 10: the shade follows the logarithm
     const shade = weight < 1 ? Math.log10(Math.max(weight, 0.01)) / 2 : Math.log10(Math.min(weight, 10));
     node.style.setProperty("--w", shade.toFixed(2));
     node.dataset.w = number(weight);
     node.dataset.short = String(Number(weight.toPrecision(2)));
     node.dataset.i = i;
-    node.dataset.text = text;
+    node.dataset.text = text || cut;
     for (const piece of cut.split(/(\n)/)) {
       node.append(...(piece === "\n" ? lineBreak(node) : [piece]));
     }

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -25,7 +26,7 @@ from typing import Self, TextIO
 
 from nemo_tapo.report.progress_views import Clock, LiveView, PlainView, View, duration
 
-RECENT = 30  # advances whose pace gives the time left
+POINTS = 30  # of a stage's recent past; their pace gives the time left
 
 
 class Stage:
@@ -37,13 +38,16 @@ class Stage:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self.text = ""  # the latest note
         self.started = clock()
-        self._owner, self._clock = owner, clock
-        self._pace: deque[tuple[float, int]] = deque([(self.started, done)], maxlen=RECENT + 1)
+        self._owner, self._clock, self._before = owner, clock, done
+        self._pace: deque[tuple[float, int]] = deque([(self.started, done)], maxlen=POINTS + 1)
 
     def advance(self, n: int = 1) -> None:
         """`n` more units are done."""
         self.done += n
-        self._pace.append((self._clock(), self.done))
+        now = self._clock()
+        if len(self._pace) > 1 and now - self._pace[-2][0] < (now - self.started) / POINTS:
+            self._pace.pop()  # answers come in bursts: points are a stretch of time apart, not an advance
+        self._pace.append((now, self.done))
         self._owner._changed()
 
     def note(self, text: str) -> None:
@@ -52,9 +56,19 @@ class Stage:
         self._owner._changed()
 
     def seconds_each(self) -> float | None:
-        """Pace of the last `RECENT` advances; None before the first."""
+        """Recent pace: of the last `POINTS` points; None before the first advance."""
         (begin, first), (end, last) = self._pace[0], self._pace[-1]
         return (end - begin) / (last - first) if last > first else None
+
+    def seconds_whole(self) -> float | None:
+        """What the stage takes from its very beginning, units of an earlier process included; None while unknown."""
+        each = self.seconds_each()
+        return None if each is None or self.total is None else each * self.total
+
+    def seconds_so_far(self) -> float:
+        """Since it began; scaled up by the units that an earlier process did."""
+        new = self.done - self._before
+        return (self._clock() - self.started) * (self.done / new if new > 0 else 1.0)
 
     def seconds_left(self) -> float | None:
         """Estimated; None while unknown. What the unit in progress took so far is taken off."""
@@ -99,7 +113,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish("done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed")
+        stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit, CancelledError))
+        self._finish("done" if kind is None else "interrupted" if stopped else "failed")
         self._view.stop()
 
     def stage(self, name: str, total: int | None = None, unit: str = "", done: int = 0) -> Stage:
@@ -123,17 +138,23 @@ class Progress:
         self._view.message(text)
 
     def seconds_left(self) -> float | None:
-        """Of the whole plan; None while unknown, or without a plan."""
+        """Of the whole plan, from the stages so far and their weights; None while unknown, or without a plan."""
         weights, stage = dict(self._plan), self.current
-        left = stage.seconds_left() if stage else None
-        each = stage.seconds_each() if stage else None
-        if stage is None or stage.name not in weights or left is None or each is None or stage.total is None:
+        if stage is None or stage.name not in weights:
+            return None
+        spent = {name: seconds for name, seconds in self._spent.items() if weights.get(name)}
+        behind, seconds = sum(weights[name] for name in spent), sum(spent.values())
+        whole = stage.seconds_whole()
+        if whole is not None:
+            behind, seconds = behind + weights[stage.name], seconds + whole
+        if not behind:
             return None
         names = [name for name, _ in self._plan]
         ahead = sum(weights[name] for name in names[names.index(stage.name) + 1 :])
-        known = {name: spent for name, spent in self._spent.items() if name in weights}
-        behind = sum(weights[name] for name in known) + weights[stage.name]
-        return left + ahead * (sum(known.values()) + each * stage.total) / behind if behind else left
+        left = stage.seconds_left()
+        if left is None:  # this stage's own pace is not known yet: its weight has to do
+            left = max(weights[stage.name] * seconds / behind - (self._clock() - stage.started), 0.0)
+        return left + ahead * seconds / behind
 
     def line(self) -> str:
         """Stage, count, phase and note in one line, without the time left."""
@@ -163,11 +184,10 @@ class Progress:
     def time_left(self) -> str:
         """ "4 min 30 s left, whole run 12 min"; "" while unknown or nothing is left."""
         left, whole = self.current.seconds_left() if self.current else None, self.seconds_left()
-        if not left and not whole:
-            return ""
-        text = f"{duration(left or 0.0)} left"
-        more = whole is not None and left is not None and whole > left
-        return f"{text}, whole run {duration(whole)}" if more and whole is not None else text
+        parts = [f"{duration(left)} left"] if left else []
+        if whole and (left is None or whole > left):
+            parts.append(f"whole run {duration(whole)}" + " left" * (not parts))
+        return ", ".join(parts)
 
     def _changed(self) -> None:
         self._view.changed(self)
@@ -176,7 +196,7 @@ class Progress:
         if self.current is None:
             return
         spent = self._clock() - self.current.started
-        self._spent[self.current.name] = spent
+        self._spent[self.current.name] = self.current.seconds_so_far()
         self.phase = ""
         self._view.stage_ends(self, how, spent)
         self.current = None

@@ -79,9 +79,9 @@ def _tables(run: summary.Run) -> Iterator[Table]:
     settings = [(label, value) for label, value in summary.highlights(run.config)]
     if settings:
         yield _table("Settings", ("", ""), settings)
-    rows = summary.evaluation_rows(run.evaluation)
+    head, rows = summary.evaluation_table(run.evaluation)
     if rows:
-        yield _table("Evaluation, single-pass generation", ("", "before RL", "after RL", "change"), rows)
+        yield _table("Evaluation, single-pass generation", ("", *head), rows)
     if run.metrics:
         title = f"Training, step {run.metrics[0].get('step')} to {run.metrics[-1].get('step')}"
         yield _table(title, ("", "first", "last", "unit"), summary.latest(run.metrics))
@@ -152,6 +152,8 @@ def _part(record: Record, label: str, begin: int, end: int) -> Text:
     for token, weight in zip(record["tokens"], record["weights"], strict=True):
         start, stop = stop, stop + len(token)
         cut = token[max(begin - start, 0) : max(end - start, 0)]
+        if not token and end == stop == len(record["reconstruction"]) and weight < LOW_WEIGHT:
+            cut = "end"  # of the response: that token has no text
         if not cut:
             continue
         if weight < LOW_WEIGHT:

@@ -1,0 +1,87 @@
+"""A Ray of one's own for one run: started, quiet, on the loopback interface, and gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+OBJECT_STORE_BYTES = 256 * 2**20  # weights and batches pass through it; Ray's least is 75 MiB
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "one machine": it listens on 127.0.0.1 only
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What `stop` has to end."""
+
+    folder: Path  # sockets and logs
+    processes: tuple[psutil.Process, ...]  # Ray's own, children of this process
+
+
+def start() -> Cluster:
+    """Start Ray for this process.
+
+    Has to run in the main thread: the kernel ends Ray's processes when the thread that started them ends
+    (so a killed driver leaves none), and signal handlers belong to the main thread.
+    """
+    assert threading.current_thread() is threading.main_thread(), "Ray has to be started in the main thread"
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # A password of this process's own; Ray would keep one in the home directory. Ray reads it once a process.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if ray.is_initialized():
+        raise ValueError("Ray already runs in this process; close the other runtime first.")
+    before = set(psutil.Process().children())
+    # A short path: a Unix socket's may have 107 characters, and Ray puts 60 of its own below it.
+    folder = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            address="local",
+            num_cpus=1,  # nothing is scheduled by CPUs; Ray would start as many idle workers
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            _temp_dir=str(folder),
+        )
+    except BaseException:
+        stop(Cluster(folder, _children_since(before)))
+        raise
+    finally:
+        for signum, handler in handlers.items():  # Ray's SIGTERM handler would exit without a checkpoint
+            signal.signal(signum, handler)
+    return Cluster(folder, _children_since(before))
+
+
+def _children_since(before: set[psutil.Process]) -> tuple[psutil.Process, ...]:
+    return tuple(set(psutil.Process().children()) - before)
+
+
+def stop(cluster: Cluster) -> None:
+    """End Ray and every process below it, and remove its folder. Processes of others are left alone."""
+    import ray
+
+    family = list(cluster.processes)
+    for process in cluster.processes:
+        if process.is_running():
+            family += process.children(recursive=True)
+    ray.shutdown()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for process in alive:
+        process.kill()  # psutil compares the start time too: never a stranger with a reused id
+    psutil.wait_procs(alive, timeout=5)
+    shutil.rmtree(cluster.folder, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""Megatron-core's GPTModel with the sizes of a Qwen3 config.json, for the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from nemo_tapo.runtime.local.hf import ModelInfo
+from nemo_tapo.runtime.local.schedule import finalize
+
+
+class CausalAttention(MegatronModule):
+    """Core attention on PyTorch's `scaled_dot_product_attention`; Megatron's own wants the CUDA random state.
+
+    Rows are right-padded, so causality is mask enough: a token only sees what stands before it, and padding stands
+    behind. What padding computes reaches no loss, for its token_mask is 0.
+    """
+
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+        super().__init__(config=config)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **_: Any) -> Tensor:
+        """query [s, b, heads, d], key and value [s, b, kv heads, d] of this rank -> [s, b, heads * d]."""
+        assert attention_mask is None
+        repeats = query.shape[2] // key.shape[2]
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, _repeated(key, repeats), _repeated(value, repeats)))
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+
+def _repeated(x: Tensor, repeats: int) -> Tensor:
+    return x if repeats == 1 else x.repeat_interleave(repeats, dim=2)
+
+
+def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
+    """Megatron's settings for the model: fp32, no fusion, no dropout, gradients summed and never averaged."""
+    shape = info.shape
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=info.norm_eps,
+        qk_layernorm=True,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        params_dtype=torch.float32,
+        pipeline_dtype=torch.float32,
+        use_cpu_initialization=True,
+        perform_initialization=False,  # the weights always come from a directory
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        deallocate_pipeline_outputs=False,
+        # micro-batches differ in length and in rows: each stage tells the next the shape before the tensor
+        variable_seq_lengths=pp > 1,
+        # keeps Megatron from dividing by micro-batches and by data-parallel ranks: the sum is what we want, since
+        # every normaliser is in Batch.loss_coef (see schedule.py)
+        calculate_per_token_loss=True,
+    )
+
+
+def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
+    """This rank's part of the model, weights not yet set. Needs Megatron's parallel state."""
+    config = transformer_config(info, tp, pp)
+    config.finalize_model_grads_func = finalize
+    layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
+    layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=layer,
+        vocab_size=info.shape.padded_vocab(tp),
+        max_sequence_length=info.max_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=info.shape.tied,
+        position_embedding_type="rope",
+        rotary_base=cast(int, info.rope_theta),
+    )
+    return DistributedDataParallel(
+        config, DistributedDataParallelConfig(overlap_grad_reduce=False, use_distributed_optimizer=False), model
+    )
+
+
+def named_parameters(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:
+    """This rank's parameters under Megatron's names, without the wrapper's prefix."""
+    return {name.removeprefix("module."): p for name, p in model.named_parameters()}

@@ -1,0 +1,105 @@
+"""AdamW on Megatron's gradients: the norm over all ranks, clipping, the step, and its state for checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+from nemo_tapo.config import OptimizerConfig
+from nemo_tapo.equations.schedule import learning_rate
+from nemo_tapo.runtime.interface import RuntimeFailure
+from nemo_tapo.runtime.local.weights import is_shared_over_tp
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Which of its parameters a rank counts in the norm, so that a copy on several ranks counts once."""
+
+    tp_rank: int
+    dp_rank: int
+    copies_embedding: bool  # a last stage that holds the tied embedding a second time
+
+    def counts(self, name: str) -> bool:
+        if self.dp_rank or (self.tp_rank and is_shared_over_tp(name)):
+            return False
+        return not (self.copies_embedding and name == "output_layer.weight")
+
+
+class Updater:
+    """The optimizer of one rank's parameters. Megatron's own optimizer wants CUDA, hence torch's AdamW.
+
+    `parameters` are Megatron names to parameters with a `main_grad`, which is what is read.
+    """
+
+    def __init__(
+        self, parameters: dict[str, Parameter], ownership: Ownership, settings: OptimizerConfig, total_steps: int
+    ) -> None:
+        self.parameters, self.settings, self.total_steps = parameters, settings, total_steps
+        self.steps_done = 0
+        self._counted = [p for name, p in parameters.items() if ownership.counts(name)]
+        # as in Megatron: no decay on vectors (the norms)
+        groups = [
+            {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+        )
+
+    def step(self, own_loss: float) -> tuple[float, float, float]:
+        """One update from the reduced gradients; returns (loss of all ranks, gradient norm before clipping, lr).
+
+        `own_loss` is this rank's share of the loss. Collective. Raises RuntimeFailure, on every rank alike and
+        with nothing changed, if the loss or the norm is not finite.
+        """
+        loss, norm = self._reduce(own_loss)
+        number = self.steps_done + 1
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RuntimeFailure(
+                f"update {number}: the loss is {loss:g} and the gradient norm {norm:g}; the weights were left as "
+                "they are. Look at the batch's log-probabilities, or lower optimizer.lr."
+            )
+        rate = learning_rate(self.settings, number, self.total_steps)
+        gradients = [p.main_grad for p in self.parameters.values()]
+        if norm > self.settings.clip_norm:
+            torch._foreach_mul_(gradients, self.settings.clip_norm / (norm + 1e-6))
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self.steps_done = number
+        return loss, norm, rate
+
+    def _reduce(self, own_loss: float) -> tuple[float, float]:
+        squares = [n.double() ** 2 for n in torch._foreach_norm([p.main_grad for p in self._counted])]
+        totals = torch.stack([torch.tensor(own_loss, dtype=torch.float64), *squares])
+        both = torch.stack([totals[0], totals[1:].sum()])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(both)
+        return float(both[0]), math.sqrt(both[1]) if both[1] >= 0 else math.nan
+
+    def moments(self, which: str) -> dict[str, Tensor]:
+        """`exp_avg` or `exp_avg_sq` by Megatron name; zeros before the first step."""
+        state = self._adamw.state
+        return {n: state[p][which] if p in state else torch.zeros_like(p.data) for n, p in self.parameters.items()}
+
+    def restore(self, steps_done: int, moments: dict[str, dict[str, Tensor]]) -> None:
+        """The state after `steps_done` steps; `moments` is {"exp_avg": {name: tensor}, "exp_avg_sq": ...}."""
+        self.steps_done = steps_done
+        self._adamw.state.clear()
+        if not steps_done:
+            return
+        for name, parameter in self.parameters.items():
+            state: dict[str, Any] = {w: moments[w][name].clone() for w in MOMENTS}
+            self._adamw.state[parameter] = {"step": torch.tensor(float(steps_done)), **state}
