@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -10,18 +11,26 @@ from typing import Protocol, TypeVar
 from nemo_tapo.objective import Objective
 from nemo_tapo.runtime.interface import Generator, Tokenizer
 from nemo_tapo.tasks.interface import Task
-from nemo_tapo.types import Experience, Query, Row
+from nemo_tapo.types import Experience, Grade, Query, Row
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tools:
     """What an algorithm may call: the engine, the tokenizer, the verifier."""
 
     generator: Generator
     tokenizer: Tokenizer
     task: Task
+    grading_seconds: float = 0.0  # spent waiting for grades, added up over all that wait at once
+
+    async def grade(self, query: Query, response: str) -> Grade:
+        """The task's verdict, its time counted."""
+        begin = time.perf_counter()
+        grade = await self.task.grade(query, response)
+        self.grading_seconds += time.perf_counter() - begin
+        return grade
 
 
 class Algorithm(Protocol):

@@ -42,6 +42,7 @@ class GRPO:
         `pipeline: barrier` it waits for the others. What is sampled is the same: every request has its own seed.
         """
         begin = time.perf_counter()
+        self.tools.grading_seconds = 0.0
         all_graded = asyncio.Barrier(len(queries))
         graded_at: list[float] = []
 
@@ -57,7 +58,11 @@ class GRPO:
         return Experience(
             groups=tuple(group for group, _ in results),
             constructions=tuple(c for _, constructions in results for c in constructions),
-            metrics={"time/rollouts": max(graded_at) - begin, "time/synthesis": end - max(graded_at)},
+            metrics={
+                "time/rollouts": max(graded_at) - begin,
+                "time/synthesis": end - max(graded_at),  # what the rollouts do not hide
+                "time/grading": self.tools.grading_seconds,
+            },
         )
 
     async def rollouts(self, query: Query, step: int) -> Group:
@@ -78,7 +83,7 @@ class GRPO:
                 logprobs=logprobs,
             )
             completion = await self.tools.generator.generate(request)
-            return Rollout(query, index, completion, await self.tools.task.grade(query, completion.text))
+            return Rollout(query, index, completion, await self.tools.grade(query, completion.text))
 
         return Group(query, tuple(await concurrently(one(k) for k in range(settings.samples_per_query))))
 

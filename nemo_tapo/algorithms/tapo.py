@@ -126,7 +126,7 @@ class Synthesis:
         construction = reflection.construct(pair, completion, self.tools.tokenizer, self.rules)
         if construction.dropped is not None:
             return construction
-        grade = await self.tools.task.grade(pair.wrong.query, construction.reconstruction)
+        grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)
         return replace(construction, grade=grade)
 
 

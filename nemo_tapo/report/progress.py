@@ -61,7 +61,7 @@ class Stage:
         return (end - begin) / (last - first) if last > first else None
 
     def seconds_whole(self) -> float | None:
-        """What the stage takes from its very beginning, units of an earlier process included; None while unknown."""
+        """What the whole stage takes, an earlier process's units included; None while unknown."""
         each = self.seconds_each()
         return None if each is None or self.total is None else each * self.total
 
@@ -138,7 +138,7 @@ class Progress:
         self._view.message(text)
 
     def seconds_left(self) -> float | None:
-        """Of the whole plan, from the stages so far and their weights; None while unknown, or without a plan."""
+        """Of the whole plan, by the stages so far and the weights; None while unknown or without a plan."""
         weights, stage = dict(self._plan), self.current
         if stage is None or stage.name not in weights:
             return None

@@ -342,7 +342,7 @@ class Example:
 
     prompt: str
     response: str
-    kind: str  # "solution", "copy", "continue", "compare", "change"; "sft" or "ift" in the cold start
+    kind: str  # "solution", "repeat", "copy", "continue", "compare", "change"; "sft" or "ift" in the cold start
 
 
 def solution_example(rng: Random, mistake_rate: float = MISTAKE_RATE) -> Example:
@@ -405,6 +405,12 @@ def copy_example(rng: Random) -> Example:
     return Example(f"Copy this text.\n{text}", text, "copy")
 
 
+def repeat_example(rng: Random) -> Example:
+    """Write a random string over and over: the quickest teacher of looking things up in the context."""
+    text = "".join(rng.choices(_CHARACTERS, k=rng.randint(3, 12)))
+    return Example(f"Repeat: {text}", "\n".join([text] * max(3, 48 // (len(text) + 1))), "repeat")
+
+
 def continue_example(rng: Random) -> Example:
     """Given a passage and a line of it, write what follows the line."""
     text, _ = _passages(rng)
@@ -432,13 +438,15 @@ def change_example(rng: Random) -> Example:
 
 
 _MAKERS: Mapping[str, Callable[[Random], Example]] = {
+    "repeat": repeat_example,
     "copy": copy_example,
     "continue": continue_example,
     "compare": compare_example,
     "change": change_example,
 }
 CORPUS_MIX: Mapping[str, float] = {
-    "solution": 0.7,
+    "solution": 0.65,
+    "repeat": 0.05,
     "copy": 0.06,
     "continue": 0.04,
     "compare": 0.08,

@@ -74,6 +74,7 @@ def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
         deallocate_pipeline_outputs=False,
         # micro-batches differ in length and in rows: each stage tells the next the shape before the tensor
         variable_seq_lengths=pp > 1,
+        moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
         # keeps Megatron from dividing by micro-batches and by data-parallel ranks: the sum is what we want, since
         # every normaliser is in Batch.loss_coef (see schedule.py)
         calculate_per_token_loss=True,

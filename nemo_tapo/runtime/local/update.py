@@ -82,12 +82,12 @@ class Updater:
         return loss, norm, rate
 
     def _reduce(self, own_loss: float) -> tuple[float, float]:
-        squares = [n.double() ** 2 for n in torch._foreach_norm([p.main_grad for p in self._counted])]
-        totals = torch.stack([torch.tensor(own_loss, dtype=torch.float64), *squares])
-        both = torch.stack([totals[0], totals[1:].sum()])
+        norms = torch._foreach_norm([p.main_grad for p in self._counted]) if self._counted else ()
+        square = sum((float(norm) ** 2 for norm in norms), 0.0)
+        both = torch.tensor([own_loss, square], dtype=torch.float64)
         if dist.get_world_size() > 1:
             dist.all_reduce(both)
-        return float(both[0]), math.sqrt(both[1]) if both[1] >= 0 else math.nan
+        return float(both[0]), float(both[1].sqrt())
 
     def moments(self, which: str) -> dict[str, Tensor]:
         """`exp_avg` or `exp_avg_sq` by Megatron name; zeros before the first step."""

@@ -1,0 +1,220 @@
+"""Speed, as ratios measured in one run (medians; machines are noisy). `make bench` prints the table of README.
+
+    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step]
+
+kernel  the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
+step    a TAPO step against a GRPO step on the same rollouts, overlapped and barrier; the step as the batch doubles;
+        where a step's time goes. Learning rate 1e-12: the weights stay, so every round samples the same rollouts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = tuple[str, str]
+KERNEL_SHAPES = ((65536, 512, "float32"), (512, 32768, "float32"), (256, 151936, "float32"), (256, 151936, "bfloat16"))
+
+
+def table(title: str, rows: Sequence[Row]) -> None:
+    """Markdown, so that it can go into README as it is."""
+    print(f"\n| {title} | |\n| --- | --- |")
+    for name, value in rows:
+        print(f"| {name} | {value} |")
+
+
+# ---- the log-probability and entropy pass ------------------------------------------------------------------------
+
+
+def kernel_once(which: str, tokens: int, vocab: int, dtype: str, repeats: int, gradient: bool) -> dict[str, float]:
+    """Median seconds and extra peak memory (share of the logits' bytes) of one implementation, in this process."""
+    import torch
+
+    from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
+
+    torch.manual_seed(0)
+    logits = torch.empty(1, tokens, vocab, dtype=getattr(torch, dtype)).normal_().requires_grad_(gradient)
+    targets = torch.randint(vocab, (1, tokens))
+
+    def one_pass() -> torch.Tensor:
+        return token_logprobs_and_entropy(logits, targets, VocabShard(0, vocab))[0]
+
+    def plain() -> torch.Tensor:
+        logp = torch.log_softmax(logits.float(), -1)
+        _entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
+        return logp.gather(-1, targets[..., None])[..., 0]
+
+    run = {"one_pass": one_pass, "plain": plain}[which]
+    size = logits.numel() * logits.element_size()
+    before = peak_bytes()
+    seconds = []
+    for _ in range(repeats):
+        logits.grad = None
+        begin = time.perf_counter()
+        out = run()
+        if gradient:
+            out.sum().backward()
+        seconds.append(time.perf_counter() - begin)
+        del out
+    return {"seconds": statistics.median(seconds), "extra": (peak_bytes() - before) / size}
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def kernel(repeats: int) -> None:
+    """Each implementation in a process of its own, so that one's peak does not hide the other's."""
+    rows: list[Row] = []
+    for tokens, vocab, dtype in KERNEL_SHAPES:
+        for gradient in (False, True):
+            results = {}
+            for which in ("one_pass", "plain"):
+                arguments = json.dumps([which, tokens, vocab, dtype, repeats, gradient])
+                out = subprocess.run(
+                    [sys.executable, __file__, "--kernel-once", arguments], check=True, capture_output=True, text=True
+                ).stdout
+                results[which] = json.loads(out.splitlines()[-1])
+            one, plain = results["one_pass"], results["plain"]
+            name = f"{tokens} x {vocab:,} {dtype}, {'with gradient' if gradient else 'forward'}"
+            rows.append(
+                (name, f"time {one['seconds'] / plain['seconds']:.2f} of plain; extra peak memory "
+                       f"{one['extra']:.2f} of the logits (plain {plain['extra']:.2f})")  # fmt: skip
+            )
+    table("log-probability + entropy in one pass", rows)
+
+
+# ---- steps ---------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Keeps the metrics of each step."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+
+    def phase(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def resume(self, step: int) -> None: ...
+
+    def step(self, step: int, metrics: dict[str, float], *rest: Any) -> None:
+        self.metrics.append(metrics)
+
+
+async def steps(model: Path, repeats: int) -> None:
+    from nemo_tapo.load import load
+    from nemo_tapo.runtime.local.runtime import LocalRuntime
+
+    config = Path(__file__).parents[1] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
+    fixed = [f"model.path={model}", "optimizer.lr=1e-12", "rollout.logprobs=never", "checkpoint.every=1000000"]
+    base = load(config, fixed)
+    runtime = await LocalRuntime.start(base)
+    try:
+        variants = {
+            "grpo": ["algorithm=grpo"],
+            "overlapped": ["pipeline=overlapped"],
+            "barrier": ["pipeline=barrier"],
+            "half": ["rollout.queries_per_step=16"],
+            "quarter": ["rollout.queries_per_step=8"],
+        }
+        seen: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+        for _ in range(repeats):  # interleaved, so that a noisy minute touches all
+            for name, overrides in variants.items():
+                seen[name] += await measure(runtime, lambda o=overrides: load(config, [*fixed, *o, "steps=3"]))
+    finally:
+        runtime.close()
+    report(seen)
+
+
+async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, float]]:
+    """Three steps; the first warms up and is left out."""
+    from nemo_tapo.algorithms.base import Tools
+    from nemo_tapo.algorithms.grpo import GRPO
+    from nemo_tapo.algorithms.tapo import TAPO
+    from nemo_tapo.data import QueryOrder, with_prompts
+    from nemo_tapo.stop import Stop
+    from nemo_tapo.tasks.generated import ArithmeticTask
+    from nemo_tapo.train import Plan, train
+
+    cfg = config()
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    queries, _ = with_prompts(task.train_queries()[:512], runtime.tokenizer, cfg.model.max_length)
+    order = QueryOrder(queries, cfg.rollout.queries_per_step, cfg.seed)
+    kind = TAPO if cfg.algorithm == "tapo" else GRPO
+    memory = Memory()
+    await runtime.actor.set_reference()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, cfg.tapo.weight, checkpoint_every=10**6)
+        algorithm = kind(cfg, Tools(runtime.generator, runtime.tokenizer, task))
+        await train(plan, algorithm, runtime, order.queries, memory, Stop())
+    return memory.metrics[1:]
+
+
+def report(seen: dict[str, list[dict[str, float]]]) -> None:
+    def median(name: str, key: str) -> float:
+        return statistics.median(m[key] for m in seen[name])
+
+    grpo = median("grpo", "time/step")
+    tokens = {name: median(name, "tokens/trained") for name in seen}
+    table(
+        "step times, as ratios",
+        [
+            ("TAPO over GRPO, overlapped", f"{median('overlapped', 'time/step') / grpo:.2f}"),
+            ("TAPO over GRPO, barrier", f"{median('barrier', 'time/step') / grpo:.2f}"),
+            ("tokens trained, TAPO over GRPO", f"{tokens['overlapped'] / tokens['grpo']:.2f}"),
+            *(
+                (
+                    f"{small} -> {large} queries",
+                    f"time x {median(b, 'time/step') / median(a, 'time/step'):.2f}, tokens x {tokens[b] / tokens[a]:.2f}",
+                )
+                for small, large, a, b in ((8, 16, "quarter", "half"), (16, 32, "half", "overlapped"))
+            ),
+            ("GRPO step, seconds (this machine)", f"{grpo:.2f}"),
+        ],
+    )
+    for name in ("overlapped", "barrier"):
+        step = median(name, "time/step")
+        parts = {
+            "generation": median(name, "time/rollouts"),
+            "synthesis (not hidden)": median(name, "time/synthesis"),
+            "reference": median(name, "time/reference"),
+            "update": median(name, "time/update"),
+            "weight hand-over": median(name, "time/weights"),
+        }
+        grading = median(name, "time/grading")
+        rows = [(part, f"{seconds / step:.1%}") for part, seconds in parts.items()]
+        rows.append(("grading (within generation and synthesis)", f"{grading / step:.1%}"))
+        rows.append(("idle and bookkeeping", f"{1 - sum(parts.values()) / step:.1%}"))
+        table(f"share of a TAPO step, {name}", rows)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", nargs="*", help="kernel, step; both if none is named")
+    arguments.add_argument("--model", type=Path, default=Path("assets/tiny-base"))
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--kernel-once", help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.kernel_once:
+        print(json.dumps(kernel_once(*json.loads(given.kernel_once))))
+        return
+    if not given.what or "kernel" in given.what:
+        kernel(given.repeats)
+    if not given.what or "step" in given.what:
+        asyncio.run(steps(given.model, given.repeats))
+
+
+if __name__ == "__main__":
+    main()
