@@ -102,8 +102,12 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its schedule."""
+    """AdamW (or Muon) and its schedule."""
 
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: the layers' matrices by torch.optim.Muon, the rest by AdamW; needs local.tp = 1"
+    )
+    muon_lr: float = Field(0.02, gt=0, description="of the matrices under muon; follows the same schedule")
     lr: float = Field(1e-6, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
@@ -119,13 +123,16 @@ class PretrainConfig(Section):
 
     steps: int = Field(3000, gt=0)
     examples_per_step: int = Field(64, gt=0)
+    early_steps: int = Field(200, ge=0, description="first steps, mostly of repetition, from which copying is learned")
     mistake_rate: float = Field(0.6, ge=0, le=1, description="how often the corpus forgets a carry or borrow")
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
     intermediate_size: int = 384
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, warmup_steps=100, weight_decay=0.01)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        name="muon", lr=3e-3, betas=(0.9, 0.98), warmup_steps=30, weight_decay=0.01, min_lr_ratio=0.02
+    )
 
 
 class ColdStartConfig(Section):

@@ -12,6 +12,8 @@ from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Kind, Row
 
 INITIAL = "initial"
+# A tiny decoder learns to copy first, and copies sooner when most of what it sees at first is repetition.
+EARLY_MIX = {"solution": 0.2, "repeat": 0.6, "copy": 0.2}
 
 
 def initialise(cfg: RunConfig) -> RunConfig:
@@ -59,7 +61,8 @@ def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row
     """
     settings = cfg.pretrain
     seed = seed_from(cfg.seed, "corpus", step)
-    drawn = arithmetic.corpus(settings.examples_per_step, seed, mistake_rate=settings.mistake_rate)
+    mix = EARLY_MIX if step < settings.early_steps else arithmetic.CORPUS_MIX
+    drawn = arithmetic.corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
     rows = []
     for index, example in enumerate(drawn):
         ids = (*tokenizer.chat(example.prompt), *tokenizer.encode(example.response), tokenizer.eos_id)

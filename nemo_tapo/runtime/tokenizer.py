@@ -44,10 +44,5 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out; no clean-up of spaces."""
-        return self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """`decode` of many, in one call."""
-        return [self.decode(row) for row in rows]
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

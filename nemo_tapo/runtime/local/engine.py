@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
 SLICE = 0.05  # seconds of stepping before an exchange answers, so that new requests can join
-BLOCK = 32  # tokens of one KV-cache block: prompts share whole blocks (the CPU default, 128, is longer than most)
+BLOCK = 32  # tokens of one KV-cache block; prompts share whole blocks, and most are shorter than the CPU's 128
 
 Keyed = tuple[int, Request]
 Finished = tuple[int, Completion | ValueError]  # the error: this request cannot be served; the others can
@@ -45,18 +45,18 @@ class EngineInfo:
 def engine_environment(cfg: RunConfig) -> dict[str, str]:
     """Environment of the engine's process; has to be set before it imports torch."""
     return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process, no second one behind a socket
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process, not behind a socket
         "VLLM_CPU_KVCACHE_SPACE": str(cfg.local.kv_cache_gib),  # explicit: no profiling run
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The first request for log-probabilities would compile a kernel for 3 seconds, and want a C++ compiler.
+        # The first request for log-probabilities would compile a kernel: 3 seconds, and a C++ compiler needed.
         "TORCHDYNAMO_DISABLE": "1",
         "OMP_NUM_THREADS": str(cfg.local.threads),
-        # Threads that wait sleep. Spinning ones gain a tenth on an idle machine; beside any other busy process
-        # they make generation five times slower, and they would burn the trainer's cores between batches.
-        "OMP_WAIT_POLICY": "passive",
+        # A waiting thread sleeps. Spinning gains a tenth on an idle machine; beside any other busy process it
+        # makes generation five times slower and more, for it starves the thread that is waited for.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
@@ -79,8 +79,8 @@ class VllmEngine:
             seed=cfg.seed,
             max_model_len=self._max_model_len,
             max_num_seqs=cfg.local.max_num_seqs,
-            # A prompt is prefilled whole. Chunks would also need a seeded CPU generator to step back, and vLLM's
-            # code for that is for CUDA ("CPU Generator does not use offset").
+            # A prompt is prefilled whole. Part of one would make vLLM 0.32 set a seeded generator back, which
+            # only CUDA's can ("CPU Generator does not use offset"): the engine would die of a full batch.
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(4096, self._max_model_len, cfg.local.max_num_seqs),
             block_size=BLOCK,
@@ -93,15 +93,17 @@ class VllmEngine:
         self._vocab_size = config.get_vocab_size()
         # With tied embeddings the output matrix is the embedding: a directory may store it twice, or not.
         self._tied = {"lm_head.weight"} if config.hf_config.tie_word_embeddings else set()
-        self._shapes = {k: v for k, v in stored_shapes(cfg.model.path).items() if k not in self._tied}
+        self._path = cfg.model.path
+        self._shapes = {k: v for k, v in stored_shapes(self._path).items() if k not in self._tied}
         self._start_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
+        """Answers once the engine stands."""
         return EngineInfo(os.getpid(), self._max_model_len, self._vocab_size, self._start_seconds)
 
     def busy(self) -> int:
         """Requests in flight."""
-        return self._engine.get_num_unfinished_requests()
+        return int(self._engine.get_num_unfinished_requests())
 
     def exchange(self, new: Sequence[Keyed]) -> list[Finished]:
         """Take new requests, run for a time slice or until nothing is left to do, return what has finished.
@@ -125,11 +127,11 @@ class VllmEngine:
         """One sentence why `request` cannot be served, or None."""
         who, prompt = f"request '{request.uid}'", len(request.prompt_ids)
         if not prompt or request.max_tokens < 1:
-            return f"{who}: {prompt} prompt tokens and max_tokens {request.max_tokens}; both have to be at least 1."
+            return f"{who}: {prompt} prompt tokens and max_tokens {request.max_tokens}; neither may be 0."
         if prompt + request.max_tokens > self._max_model_len:
             return (
-                f"{who}: {prompt} prompt tokens and max_tokens {request.max_tokens} are more than the engine's "
-                f"{self._max_model_len}; raise model.max_length or shorten the request."
+                f"{who}: {prompt} prompt tokens and max_tokens {request.max_tokens} exceed the engine's "
+                f"{self._max_model_len} tokens; raise model.max_length or shorten the request."
             )
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocab_size:
             return f"{who}: a prompt token is outside the model's vocabulary of {self._vocab_size}."
@@ -168,15 +170,16 @@ class VllmEngine:
     def update_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take {Hugging Face name: tensor} of the whole model; empties the prefix cache.
 
-        Raises ValueError if names or shapes are not those of the model's directory: vLLM would keep an old tensor
-        under a name that it misses, and only log it.
+        Raises ValueError if names or shapes are not those of the model's directory: vLLM would keep the old
+        tensor under a name that it misses, and only log it.
         """
         assert not self.busy(), f"weights may not change while {self.busy()} requests are in flight"
         given = {name: tuple(tensor.shape) for name, tensor in weights.items() if name not in self._tied}
         wrong = sorted(set(given.items()) ^ set(self._shapes.items()))
         if wrong:
             raise ValueError(
-                f"the weights are not those of model.path: {len(wrong)} names or shapes differ, the first {wrong[0]}."
+                f"the weights are not those of {self._path}: {len(wrong)} names or shapes differ, "
+                f"the first is {wrong[0][0]} {list(wrong[0][1])}."
             )
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
         assert self._engine.reset_prefix_cache(), "vLLM kept cached prefixes of the old weights"
@@ -189,5 +192,6 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+            names = tensors.keys()
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     return shapes

@@ -18,7 +18,7 @@ async def answer(reference: Any, who: str, timeout: float) -> Any:
 
     try:
         return await asyncio.wait_for(reference, timeout)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise RuntimeFailure(f"{who} did not answer within {timeout:g} seconds.") from None
     except RayActorError as error:
         raise RuntimeFailure(f"{who} died: {why_dead(error)}") from None
@@ -28,7 +28,7 @@ async def answer(reference: Any, who: str, timeout: float) -> Any:
         raise RuntimeFailure(f"{who} failed: {error.cause!r}\n{error}") from None
 
 
-def why_dead(error: Exception) -> str:
+def why_dead(error: BaseException) -> str:
     """Ray's account of a death without its boilerplate."""
     text = str(error).strip()
     if "creation task" in text:  # an exception in __init__: its last line says what, the rest where

@@ -41,7 +41,7 @@ class LocalRuntime:
     async def start(
         cls, cfg: RunConfig, progress: Progress = lambda text: None, with_engine: bool = True
     ) -> LocalRuntime:
-        """Start Ray, then engine and actor at the same time. Pre-training samples nothing and needs no engine.
+        """Start Ray, then engine and actor at the same time; no engine for a command that samples nothing.
 
         Raises ValueError if `model.path` is no model, RuntimeFailure if a process does not come up.
         """

@@ -17,6 +17,7 @@ from nemo_tapo.runtime.interface import RuntimeFailure
 from nemo_tapo.runtime.local.weights import is_shared_over_tp
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MUON_MOMENT = "momentum_buffer"
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,24 @@ class Updater:
         self.parameters, self.settings, self.total_steps = parameters, settings, total_steps
         self.steps_done = 0
         self._counted = [p for name, p in parameters.items() if ownership.counts(name)]
+        matrices = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("decoder.")}
+        if settings.name == "adamw":
+            matrices = set()
+        others = [p for n, p in parameters.items() if n not in matrices]
         # as in Megatron: no decay on vectors (the norms)
         groups = [
-            {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
         )
+        self._optimizers: list[tuple[float, torch.optim.Optimizer]] = [(1.0, adamw)]  # (lr relative to lr, optimizer)
+        if matrices:
+            muon = torch.optim.Muon(
+                [parameters[n] for n in sorted(matrices)], lr=settings.muon_lr, weight_decay=settings.weight_decay
+            )
+            self._optimizers.append((settings.muon_lr / settings.lr, muon))
 
     def step(self, own_loss: float) -> tuple[float, float, float]:
         """One update from the reduced gradients; returns (loss of all ranks, gradient norm before clipping, lr).
@@ -73,9 +84,10 @@ class Updater:
             torch._foreach_mul_(gradients, self.settings.clip_norm / (norm + 1e-6))
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        self._adamw.step()
+        for ratio, optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * ratio
+            optimizer.step()
         for parameter in self.parameters.values():
             parameter.grad = None
         self.steps_done = number
@@ -90,16 +102,27 @@ class Updater:
         return float(both[0]), float(both[1].sqrt())
 
     def moments(self, which: str) -> dict[str, Tensor]:
-        """`exp_avg` or `exp_avg_sq` by Megatron name; zeros before the first step."""
-        state = self._adamw.state
-        return {n: state[p][which] if p in state else torch.zeros_like(p.data) for n, p in self.parameters.items()}
+        """`exp_avg` or `exp_avg_sq` by Megatron name; zeros before the first step.
+
+        Muon has one moment, which counts as exp_avg; its exp_avg_sq stays zero.
+        """
+        states = {p: state for _, optimizer in self._optimizers for p, state in optimizer.state.items()}
+        own = MUON_MOMENT if which == "exp_avg" else which
+        found = {n: states.get(p, {}) for n, p in self.parameters.items()}
+        return {
+            n: state.get(which, state.get(own, torch.zeros_like(self.parameters[n].data)))
+            for n, state in found.items()
+        }
 
     def restore(self, steps_done: int, moments: dict[str, dict[str, Tensor]]) -> None:
         """The state after `steps_done` steps; `moments` is {"exp_avg": {name: tensor}, "exp_avg_sq": ...}."""
         self.steps_done = steps_done
-        self._adamw.state.clear()
-        if not steps_done:
-            return
-        for name, parameter in self.parameters.items():
-            state: dict[str, Any] = {w: moments[w][name].clone() for w in MOMENTS}
-            self._adamw.state[parameter] = {"step": torch.tensor(float(steps_done)), **state}
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        for _, optimizer in self._optimizers:
+            optimizer.state.clear()
+            for parameter in [p for group in optimizer.param_groups for p in group["params"]] if steps_done else ():
+                moment = {which: moments[which][names[parameter]].clone() for which in MOMENTS}
+                state: dict[str, Any] = {"step": torch.tensor(float(steps_done)), **moment}
+                if isinstance(optimizer, torch.optim.Muon):
+                    state = {MUON_MOMENT: moment["exp_avg"]}
+                optimizer.state[parameter] = state

@@ -167,9 +167,11 @@ class MegatronWorker:
     # ---- training ------------------------------------------------------------------------------------------------
 
     def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
-        """A new optimizer and schedule on the present weights; step count 0."""
+        """A new optimizer and schedule on the present weights; step count 0. ValueError for muon with TP > 1."""
         from nemo_tapo.runtime.local.update import Ownership, Updater
 
+        if optimizer.name == "muon" and self.place.tp > 1:
+            raise ValueError(f"muon works on whole matrices, local.tp = {self.place.tp} splits them: take adamw or tp = 1.")
         copies = self.info.shape.tied and self.place.last and not self.place.first
         ownership = Ownership(self.place.tp_rank, self.dp_rank, copies)
         self._updater = Updater(self.parameters, ownership, optimizer, total_steps)
