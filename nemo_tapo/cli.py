@@ -11,11 +11,15 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_tapo.checkpoint import require_free
 from nemo_tapo.config import RunConfig
 from nemo_tapo.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.stop import Stop
+
+if TYPE_CHECKING:
+    from nemo_tapo.runtime.interface import Runtime
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
 
@@ -138,7 +142,7 @@ async def run_stages(cfg: RunConfig, command: str) -> None:
             runtime.close()
 
 
-async def start_runtime(cfg: RunConfig, command: str, status: Callable[[str], None]):  # type: ignore[no-untyped-def]
+async def start_runtime(cfg: RunConfig, command: str, status: Callable[[str], None]) -> Runtime:
     """The runtime that the config names; heavy packages are imported here and not before."""
     if cfg.runtime == "scripted":
         from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script

@@ -38,9 +38,14 @@ class Objective(Protocol):
 
 
 def next_token_scores(
-    logits: Tensor, batch: Batch, vocab: VocabShard, with_entropy: bool = True
+    logits: Tensor, batch: Batch, vocab: VocabShard, with_entropy: bool = True, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability and entropy of every token, [b, S] nats, shifted so that column i speaks of token i."""
+    """Log-probability and entropy of every token, [b, S] nats, shifted so that column i speaks of token i.
+
+    They are of softmax(logits / temperature); another temperature than 1 costs one more tensor of the logits' size.
+    """
+    if temperature != 1.0:
+        logits = logits / temperature
     logp, entropy = token_logprobs_and_entropy(
         logits[:, :-1], batch.input_ids[:, 1:], vocab, with_entropy=with_entropy
     )
@@ -61,9 +66,10 @@ class PolicyObjective:
     suppression: bool = True
     w_min: float = 0.01
     w_max: float = 10.0
+    temperature: float = 1.0  # of the rollouts: the policy is the distribution that is sampled from
 
     def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]:
-        logp, entropy = next_token_scores(logits, batch, vocab)
+        logp, entropy = next_token_scores(logits, batch, vocab, temperature=self.temperature)
         assert entropy is not None
         mask = batch.token_mask * batch.sample_mask[:, None]
         weights = self._weights(logp, entropy, batch)

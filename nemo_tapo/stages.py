@@ -190,6 +190,7 @@ async def reinforce(session: Session, model: Path) -> None:
         optimizer=cfg.optimizer,
         loss=cfg.loss,
         reflection_weight=cfg.tapo.weight,
+        temperature=cfg.rollout.temperature,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
         fingerprint=cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer"),

@@ -39,6 +39,7 @@ class Plan:
     optimizer: OptimizerConfig
     loss: LossConfig
     reflection_weight: float = 1.0  # lambda of Eq. 6
+    temperature: float = 1.0  # of the rollouts
     sample: bool = True  # False: supervised; the engine is left alone
     checkpoint_every: int = 20
     checkpoint_keep: int = 2
@@ -168,16 +169,17 @@ async def scored(
         return batch
     recorder.phase("scoring the reference")
     with clock("reference"):
-        batch = await with_reference(batch, rows, runtime, plan.loss)
+        batch = await with_reference(batch, rows, runtime, plan)
     if plan.loss.updates_per_batch > 1:
         recorder.phase("scoring the old policy")
         with clock("old_logprobs"):
-            batch = replace(batch, prev_logprobs=await runtime.actor.logprobs(batch))
+            batch = replace(batch, prev_logprobs=await runtime.actor.logprobs(batch, plan.temperature))
     return batch
 
 
-async def with_reference(batch: Batch, rows: Sequence[Row], runtime: Runtime, loss: LossConfig) -> Batch:
+async def with_reference(batch: Batch, rows: Sequence[Row], runtime: Runtime, plan: Plan) -> Batch:
     """Adds the reference policy's log-probabilities: of every row if KL is penalised, else of some original rows."""
+    loss = plan.loss
     wanted = list(range(len(rows)))
     if loss.kl_coef == 0:
         original = [i for i, row in enumerate(rows) if row.kind is Kind.ORIGINAL]
@@ -186,7 +188,7 @@ async def with_reference(batch: Batch, rows: Sequence[Row], runtime: Runtime, lo
     if not wanted:
         return batch
     index = torch.tensor(wanted)
-    part = await runtime.actor.reference_logprobs(batch.select(index))
+    part = await runtime.actor.reference_logprobs(batch.select(index), plan.temperature)
     values, known = torch.zeros(batch.input_ids.shape), torch.zeros(batch.rows)
     values[index, : part.shape[1]] = part
     known[index] = 1.0

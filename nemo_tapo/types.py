@@ -67,7 +67,7 @@ class Completion:
     token_ids: tuple[int, ...]  # without the prompt; ends with EOS when finished
     text: str  # decoded, special tokens left out
     truncated: bool  # stopped by the length limit, not by EOS
-    logprobs: tuple[float, ...] | None = None  # nats, one a token, of the sampling distribution
+    logprobs: tuple[float, ...] | None = None  # nats, one a token, of the distribution sampled from
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,11 @@ def kernel(repeats: int) -> None:
             one, plain = results["one_pass"], results["plain"]
             name = f"{tokens} x {vocab:,} {dtype}, {'with gradient' if gradient else 'forward'}"
             rows.append(
-                (name, f"time {one['seconds'] / plain['seconds']:.2f} of plain; extra peak memory "
-                       f"{one['extra']:.2f} of the logits (plain {plain['extra']:.2f})")  # fmt: skip
+                (
+                    name,
+                    f"time {one['seconds'] / plain['seconds']:.2f} of plain; extra peak memory "
+                    f"{one['extra']:.2f} of the logits (plain {plain['extra']:.2f})",
+                )
             )
     table("log-probability + entropy in one pass", rows)
 
@@ -177,7 +180,8 @@ def report(seen: dict[str, list[dict[str, float]]]) -> None:
             *(
                 (
                     f"{small} -> {large} queries",
-                    f"time x {median(b, 'time/step') / median(a, 'time/step'):.2f}, tokens x {tokens[b] / tokens[a]:.2f}",
+                    f"time x {median(b, 'time/step') / median(a, 'time/step'):.2f}, "
+                    f"tokens x {tokens[b] / tokens[a]:.2f}",
                 )
                 for small, large, a, b in ((8, 16, "quarter", "half"), (16, 32, "half", "overlapped"))
             ),

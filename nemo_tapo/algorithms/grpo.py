@@ -33,6 +33,7 @@ class GRPO:
             suppression=cfg.tapo.suppression,
             w_min=cfg.tapo.w_min,
             w_max=cfg.tapo.w_max,
+            temperature=cfg.rollout.temperature,
         )
 
     async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
@@ -68,9 +69,8 @@ class GRPO:
     async def rollouts(self, query: Query, step: int) -> Group:
         """K graded responses of the policy (Algorithm 1, lines 3 to 7)."""
         settings = self.cfg.rollout
-        logprobs = settings.logprobs == "always" or (
-            settings.logprobs == "first_step" and step == self.first_step
-        )
+        asked = settings.logprobs == "always" or (settings.logprobs == "first_step" and step == self.first_step)
+        logprobs = asked and settings.top_p == 1  # a cut-off tail makes the engine's another distribution
 
         async def one(index: int) -> Rollout:
             request = Request(

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -90,9 +91,9 @@ def examples(
     return fitting
 
 
-def _take(pool: list[Example], count: int, draw: object) -> list[Example]:
+def _take(pool: list[Example], count: int, draw: random.Random) -> list[Example]:
     """`count` of the pool, or all of it."""
-    return draw.sample(pool, min(count, len(pool)))  # type: ignore[attr-defined,no-any-return]
+    return draw.sample(pool, min(count, len(pool)))
 
 
 def ift_example(c: Corrected, cfg: RunConfig, tools: Tools) -> Example:
@@ -136,8 +137,8 @@ def read(path: Path) -> list[Example]:
             example = Example(**raw)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no cold-start example: {error}") from None
-        ids = {"prompt_ids": tuple(example.prompt_ids), "response_ids": tuple(example.response_ids)}
-        built.append(replace(example, **ids))
+        prompt_ids, response_ids = tuple(example.prompt_ids), tuple(example.response_ids)
+        built.append(replace(example, prompt_ids=prompt_ids, response_ids=response_ids))
     return built
 
 

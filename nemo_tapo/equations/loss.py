@@ -27,7 +27,8 @@ def clipped_surrogate(
 def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
     """The k3 estimate of KL(pi || pi_ref) from one sampled token: exp(d) - d - 1, d = log pi_ref - log pi.
 
-    Nats, 0 where the two agree; `expm1` keeps its precision where they almost do (J. Schulman, "Approximating KL divergence", 2020).
+    Nats, 0 where the two agree; `expm1` keeps its precision where they almost do. Source: J. Schulman, "Approximating
+    KL divergence", 2020.
     """
     difference = _difference(reference, logp)
     return torch.expm1(difference) - difference

@@ -115,8 +115,8 @@ def parse(text: str, truncated: bool, leak_words: Sequence[str], own_text: str =
 
     Exactly one well-formed reconstruction, after the analysis, not empty, not cut off, free of the tags and of the
     words that betray the privileged source. What it repeats of `own_text`, the wrong response, betrays nothing and may
-    hold such words ("the reference angle is 30 degrees"). One newline after an opening and before a closing tag is layout, not
-    content. Returns the first reason that applies, in the order of `DROP_REASONS`.
+    hold such words ("the reference angle is 30 degrees"). One newline after an opening and before a closing tag is
+    layout, not content. Returns the first reason that applies, in the order of `DROP_REASONS`.
     """
     if truncated:
         return Parsed(dropped="truncated")

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Sizes of a working buffer, in logits. On a CPU it should stay in the cache between the passes over it; below
-# SMALLEST its memory does not matter and more, smaller steps only cost time.
+# Sizes of a working buffer (there are two), in numbers. On a CPU it should stay in the cache between the passes over
+# it; below SMALLEST_BUFFER its memory does not matter, and more, smaller steps would only cost time.
 CPU_BUFFER = 1 << 18
-SMALLEST_BUFFER = 1 << 17
-BUFFER_SHARE = 48  # two fp32 buffers of 1/48 of the logits: 4% of fp32 logits, 8% of 16 bit ones
+SMALLEST_BUFFER = 1 << 15
+BUFFER_SHARE = 28  # at most this part of the logits' bytes: 7% in both
 SMALLEST_EXPONENT = -800.0  # exp of it is 0 even in fp64: keeps -inf out of 0 * -inf
 
 
@@ -62,7 +62,7 @@ def token_logprobs_and_entropy(
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} are not [b, s, V] and [b, s]."
         )
-    logp, entropy = _Scores.apply(logits, targets, vocab, with_entropy)
+    logp, entropy = _Scores.apply(logits, targets, vocab, with_entropy)  # type: ignore[no-untyped-call]
     return logp, entropy if with_entropy else None
 
 
@@ -155,7 +155,8 @@ def _pieces(logits: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]:
     Rectangles, because a view of them exists for any strides: `logits[:, :-1]` is never copied.
     """
     rows, length, width = logits.shape
-    wanted = max(rows * length // BUFFER_SHARE, SMALLEST_BUFFER // max(width, 1))
+    share = rows * length * logits.element_size() // (BUFFER_SHARE * _compute_dtype(logits).itemsize)
+    wanted = max(share, SMALLEST_BUFFER // max(width, 1))
     if logits.device.type == "cpu":
         wanted = min(wanted, CPU_BUFFER // max(width, 1))
     tokens = max(1, min(chunk, wanted))

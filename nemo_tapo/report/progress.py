@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
+from nemo_tapo.errors import Stopped
 from nemo_tapo.report.progress_views import Clock, LiveView, PlainView, View, duration
 
 POINTS = 30  # of a stage's recent past; their pace gives the time left
@@ -113,7 +114,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit, CancelledError))
+        stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit, CancelledError, Stopped))
         self._finish("done" if kind is None else "interrupted" if stopped else "failed")
         self._view.stop()
 

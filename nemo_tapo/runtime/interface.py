@@ -66,10 +66,13 @@ class Actor(Protocol):
     async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
         """Forward, loss, backward, one optimizer step."""
 
-    async def logprobs(self, batch: Batch) -> Tensor:
-        """[B, S] nats, log-probability of every token under the present weights; 0 outside rows and at column 0."""
+    async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """[B, S] nats, log-probability of every token under the present weights at the rollouts' temperature.
 
-    async def reference_logprobs(self, batch: Batch) -> Tensor:
+        0 outside rows and at column 0.
+        """
+
+    async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The same under the reference policy."""
 
     async def weights(self) -> Any:

@@ -98,16 +98,17 @@ class ScriptedActor:
             float(loss.detach()), float(norm), self.settings.lr, reduce_metrics([metrics]), streams.get("weights")
         )
 
-    async def logprobs(self, batch: Batch) -> Tensor:
+    async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         with torch.no_grad():
-            return self._scores(self.model(batch.input_ids), batch)
+            return self._scores(self.model(batch.input_ids), batch, temperature)
 
-    async def reference_logprobs(self, batch: Batch) -> Tensor:
+    async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         with torch.no_grad():
-            return self._scores(torch.func.functional_call(self.model, self.reference, batch.input_ids), batch)
+            logits = torch.func.functional_call(self.model, self.reference, batch.input_ids)
+            return self._scores(logits, batch, temperature)
 
-    def _scores(self, logits: Tensor, batch: Batch) -> Tensor:
-        return next_token_scores(logits, batch, self.vocab, with_entropy=False)[0]
+    def _scores(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return next_token_scores(logits, batch, self.vocab, False, temperature)[0]
 
     async def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())

@@ -260,7 +260,7 @@ class Diagnosis:
 class Correction:
     """What a perfect synthesis answers."""
 
-    analysis: str  # quotes the first wrong line and names the mistake
+    analysis: str  # goes through the lines up to the first wrong one and names its mistake
     reconstruction: str  # the wrong response up to and including that line, the turn, right lines to the box
 
     @property
@@ -330,7 +330,23 @@ def correction(task: Problem, wrong_response: str, seed: int = 0) -> Correction 
     turn = f"Wait, {phrases[Random(f'turn {seed}').randrange(len(phrases))]}: "
     right = task.lines[found.step :]
     reconstruction = [*lines[: found.line + 1], turn + right[0], *right[1:]]
-    return Correction(f"{lines[found.line]} is wrong, {phrases[0]}.", "\n".join(reconstruction))
+    return Correction(marked(task, wrong_response), "\n".join(reconstruction))
+
+
+def marked(task: Problem, response: str) -> str:
+    """A teacher's marks: `... is correct` line by line, up to the first that `... is wrong, the carry was forgotten`.
+
+    A line that a turn right after it does again is passed over; of the turn only the line itself is marked.
+    """
+    found, marks = diagnose(task, response), []
+    lines = response.split("\n")[: None if found is None else found.line + 1]
+    for i, line in enumerate(lines):
+        turn = _TURN.match(line)
+        wrong = found is not None and i == found.line
+        if wrong or i + 1 == len(lines) or not _TURN.match(lines[i + 1]):
+            verdict = f" is wrong, {PHRASES[found.kind][0]}" if found is not None and wrong else " is correct"
+            marks.append(line[turn.end() if turn else 0 :] + verdict)
+    return "\n".join(marks)
 
 
 # -------------------------------------------------------------------------------- examples
@@ -342,7 +358,7 @@ class Example:
 
     prompt: str
     response: str
-    kind: str  # "solution", "repeat", "copy", "continue", "compare", "change"; "sft" or "ift" in the cold start
+    kind: str  # a key of `CORPUS_MIX`; in the cold start "sft" or "ift"
 
 
 def solution_example(rng: Random, mistake_rate: float = MISTAKE_RATE) -> Example:
@@ -420,6 +436,13 @@ def continue_example(rng: Random) -> Example:
     return Example(prompt, "\n".join(lines[place + 1 :]), "continue")
 
 
+def check_example(rng: Random) -> Example:
+    """Mark a written solution, with no other to compare it to."""
+    task = problem(rng)
+    response = written(task, rng)
+    return Example(f"Check this.\n{response}", marked(task, response), "check")
+
+
 def compare_example(rng: Random) -> Example:
     """Name the first line in which two passages differ."""
     one, two = _passages(rng)
@@ -441,16 +464,18 @@ _MAKERS: Mapping[str, Callable[[Random], Example]] = {
     "repeat": repeat_example,
     "copy": copy_example,
     "continue": continue_example,
+    "check": check_example,
     "compare": compare_example,
     "change": change_example,
 }
 CORPUS_MIX: Mapping[str, float] = {
-    "solution": 0.65,
-    "repeat": 0.05,
+    "solution": 0.57,
+    "repeat": 0.03,
     "copy": 0.06,
     "continue": 0.04,
-    "compare": 0.08,
-    "change": 0.12,
+    "check": 0.1,
+    "compare": 0.05,
+    "change": 0.15,
 }
 
 

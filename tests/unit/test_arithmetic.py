@@ -91,7 +91,7 @@ def test_the_diagnosis(response: str, found: A.Diagnosis | None) -> None:
 def test_a_correction_keeps_the_wrong_line_and_turns() -> None:
     fixed = A.correction(CHAIN, "a: 47+38=85\nb: 85-19=56\n\\boxed{56}", seed=0)
     assert fixed is not None
-    assert fixed.analysis == "b: 85-19=56 is wrong, the borrow was taken twice."
+    assert fixed.analysis == "a: 47+38=85 is correct\nb: 85-19=56 is wrong, the borrow was taken twice"
     head, turn, box = fixed.reconstruction.rsplit("\n", 2)
     assert head == "a: 47+38=85\nb: 85-19=56"
     assert turn in {f"Wait, {phrase}: b: 85-19=66" for phrase in A.PHRASES["borrow"]}
@@ -101,6 +101,13 @@ def test_a_correction_keeps_the_wrong_line_and_turns() -> None:
     )
     assert A.correction(CHAIN, RIGHT) is None
     assert A.correction(CHAIN, "no idea") is None
+
+
+def test_marks_pass_over_a_line_that_a_turn_does_again() -> None:
+    assert A.marked(CHAIN, f"a: 47+38=75\n{TURN}85\nb: 85-19=56\n\\boxed{{56}}") == (
+        "a: 47+38=85 is correct\nb: 85-19=56 is wrong, the borrow was taken twice"
+    )
+    assert A.marked(CHAIN, RIGHT).endswith("\n\\boxed{66} is correct")
 
 
 def test_every_written_mistake_can_be_located_and_corrected() -> None:

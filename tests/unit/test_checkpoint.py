@@ -99,7 +99,8 @@ def test_sigkill_at_every_write_leaves_a_good_checkpoint(tmp_path: Path) -> None
         count = 0
         def hook(event, args):
             global count
-            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree") and str(folder) in str(args):
+            watched = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
+            if event in watched and str(folder) in str(args):
                 count += 1
                 if count == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -36,7 +36,7 @@ def built(**coldstart: float) -> tuple[list[build.Example], list[Group], Tools, 
 
 
 def test_mix_and_acceptance() -> None:
-    examples, groups, tools, cfg = built(sft_examples=20, ift_examples=15, corrective_share=0.25)
+    examples, groups, tools, _ = built(sft_examples=20, ift_examples=15, corrective_share=0.25)
     origins = Counter(e.origin for e in examples)
     assert origins == {"correct": 15, "corrective": 5, "synthesis": 15}
     answers = {g.query.question: g.query for g in groups}

@@ -152,7 +152,9 @@ def test_prompt_is_filled_with_texts_that_hold_braces() -> None:
     assert text.index("\\boxed{2}") < text.index("\\boxed{12}")
 
 
-@pytest.mark.parametrize("template", ["{question} {wrong}", "{question} {wrong} {reference} {other}", "{question}{wrong}{reference}{"])
+@pytest.mark.parametrize(
+    "template", ["{question} {wrong}", "{question} {wrong} {reference} {other}", "{question}{wrong}{reference}{"]
+)
 def test_bad_template_is_a_sentence(template: str) -> None:
     with pytest.raises(ValueError, match=r"tapo\.prompt"):
         render(template, pair())

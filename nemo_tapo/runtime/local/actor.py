@@ -106,13 +106,13 @@ class LocalActor:
             token_weights=None if any(w is None for w in weights) else gather(weights, shares, batch, fill=1.0),
         )
 
-    async def logprobs(self, batch: Batch) -> Tensor:
+    async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """[B, S] nats, log-probability of every token under the present weights; 0 outside rows and at column 0."""
-        return await self._logprobs(batch, "get_logprobs", "logprobs")
+        return await self._logprobs(batch, "get_logprobs", "logprobs", temperature)
 
-    async def reference_logprobs(self, batch: Batch) -> Tensor:
+    async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The same under the reference policy."""
-        return await self._logprobs(batch, "get_reference_policy_logprobs", "reference_logprobs")
+        return await self._logprobs(batch, "get_reference_policy_logprobs", "reference_logprobs", temperature)
 
     async def weights(self) -> Any:
         """A Ray reference to {Hugging Face name: tensor}: they go from rank 0 to whoever gets it, not through here."""
@@ -148,9 +148,9 @@ class LocalActor:
     def _one_per_replica(self, reports: Sequence[Any]) -> list[Any]:
         return [reports[d * self.local.tp] for d in range(self.local.dp)]
 
-    async def _logprobs(self, batch: Batch, method: str, key: str) -> Tensor:
+    async def _logprobs(self, batch: Batch, method: str, key: str, temperature: float) -> Tensor:
         shares = deal(batch.input_lengths.tolist(), self.local.dp)
-        reports = await self._call(method, self._dealt(batch, shares))
+        reports = await self._call(method, self._dealt(batch, shares), temperature=temperature)
         return gather([r[key] for r in self._one_per_replica(reports)], shares, batch, fill=0.0)
 
     # ---- calls ---------------------------------------------------------------------------------------------------
@@ -201,7 +201,10 @@ class LocalActor:
 
 
 async def start_actor(cfg: RunConfig, progress: Callable[[str], None] = lambda text: None) -> LocalActor:
-    """The actor of `cfg`, its model loaded. Raises ValueError for an unfit model, RuntimeFailure if it does not start."""
+    """The actor of `cfg`, its model loaded.
+
+    Raises ValueError for a model that the layout does not fit, RuntimeFailure if a rank does not start.
+    """
     started = time.monotonic()
     actor = LocalActor(cfg.model.path, cfg.local)
     pids = await actor.ready()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
+
+from nemo_tapo.runtime.local import watchdog
 
 OBJECT_STORE_BYTES = 256 * 2**20  # weights and batches pass through it; Ray's least is 75 MiB
 RAY_ENVIRONMENT = {
@@ -26,7 +31,8 @@ class Cluster:
     """What `stop` has to end."""
 
     folder: Path  # sockets and logs
-    processes: tuple[psutil.Process, ...]  # Ray's own, children of this process
+    processes: tuple[psutil.Process, ...]  # Ray's own; workers come and go below them
+    watchdog: subprocess.Popen[str] | None = None
 
 
 def start() -> Cluster:
@@ -44,7 +50,7 @@ def start() -> Cluster:
 
     if ray.is_initialized():
         raise ValueError("Ray already runs in this process; close the other runtime first.")
-    before = set(psutil.Process().children())
+    before = set(psutil.Process().children(recursive=True))
     # A short path: a Unix socket's may have 107 characters, and Ray puts 60 of its own below it.
     folder = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -59,29 +65,43 @@ def start() -> Cluster:
             _temp_dir=str(folder),
         )
     except BaseException:
-        stop(Cluster(folder, _children_since(before)))
+        stop(Cluster(folder, _family_since(before)))
         raise
     finally:
         for signum, handler in handlers.items():  # Ray's SIGTERM handler would exit without a checkpoint
             signal.signal(signum, handler)
-    return Cluster(folder, _children_since(before))
+    processes = _family_since(before)
+    return Cluster(folder, processes, _watched(folder, processes))
 
 
-def _children_since(before: set[psutil.Process]) -> tuple[psutil.Process, ...]:
-    return tuple(set(psutil.Process().children()) - before)
+def _family_since(before: set[psutil.Process]) -> tuple[psutil.Process, ...]:
+    """Every process below this one that is not among `before`."""
+    return tuple(set(psutil.Process().children(recursive=True)) - before)
+
+
+def _watched(folder: Path, processes: tuple[psutil.Process, ...]) -> subprocess.Popen[str]:
+    """A watchdog that waits for the end of this process; in a session of its own, so Ctrl-C does not reach it."""
+    command = [sys.executable, watchdog.__file__]
+    dog = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert dog.stdin is not None
+    dog.stdin.writelines(f"{line}\n" for line in (folder, *(f"{p.pid} {p.create_time()}" for p in processes)))
+    dog.stdin.flush()
+    return dog
 
 
 def stop(cluster: Cluster) -> None:
     """End Ray and every process below it, and remove its folder. Processes of others are left alone."""
     import ray
 
-    family = list(cluster.processes)
+    family = set(cluster.processes)
     for process in cluster.processes:
-        if process.is_running():
-            family += process.children(recursive=True)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.update(process.children(recursive=True))
     ray.shutdown()
     _, alive = psutil.wait_procs(family, timeout=5)
     for process in alive:
         process.kill()  # psutil compares the start time too: never a stranger with a reused id
     psutil.wait_procs(alive, timeout=5)
     shutil.rmtree(cluster.folder, ignore_errors=True)
+    if cluster.watchdog is not None:
+        cluster.watchdog.communicate()  # closes its input: nothing is left for it to do

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
 SLICE = 0.05  # seconds of stepping before an exchange answers, so that new requests can join
-BLOCK = 32  # tokens of one KV-cache block; prompts share whole blocks, and most are shorter than the CPU's 128
+BLOCK = 32  # tokens of one KV-cache block: only whole ones are shared, and the CPU's default of 128 is long
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 Keyed = tuple[int, Request]
 Finished = tuple[int, Completion | ValueError]  # the error: this request cannot be served; the others can
@@ -91,10 +92,9 @@ class VllmEngine:
         self._engine = LLMEngine.from_engine_args(args)
         config = self._engine.model_config
         self._vocab_size = config.get_vocab_size()
-        # With tied embeddings the output matrix is the embedding: a directory may store it twice, or not.
-        self._tied = {"lm_head.weight"} if config.hf_config.tie_word_embeddings else set()
+        self._tied: bool = config.hf_config.tie_word_embeddings
         self._path = cfg.model.path
-        self._shapes = {k: v for k, v in stored_shapes(self._path).items() if k not in self._tied}
+        self._shapes = {k: v for k, v in stored_shapes(self._path).items() if k != OUTPUT or not self._tied}
         self._start_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -174,13 +174,20 @@ class VllmEngine:
         tensor under a name that it misses, and only log it.
         """
         assert not self.busy(), f"weights may not change while {self.busy()} requests are in flight"
-        given = {name: tuple(tensor.shape) for name, tensor in weights.items() if name not in self._tied}
+        weights = dict(weights)
+        if self._tied:
+            weights.pop(OUTPUT, None)
+        given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         wrong = sorted(set(given.items()) ^ set(self._shapes.items()))
         if wrong:
             raise ValueError(
                 f"the weights are not those of {self._path}: {len(wrong)} names or shapes differ, "
                 f"the first is {wrong[0][0]} {list(wrong[0][1])}."
             )
+        if self._tied:
+            # On a CPU vLLM has repacked the output matrix into memory of its own. Only under its own name is it
+            # repacked again; else new embeddings would be read and old ones would score (vLLM 0.32).
+            weights[OUTPUT] = weights[EMBEDDING]
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
         assert self._engine.reset_prefix_cache(), "vLLM kept cached prefixes of the old weights"
 

@@ -18,7 +18,7 @@ from nemo_tapo.runtime.local.hf import ModelInfo
 from nemo_tapo.runtime.local.schedule import finalize
 
 
-class CausalAttention(MegatronModule):
+class CausalAttention(MegatronModule):  # type: ignore[misc]
     """Core attention on PyTorch's `scaled_dot_product_attention`; Megatron's own wants the CUDA random state.
 
     Rows are right-padded, so causality is mask enough: a token only sees what stands before it, and padding stands
@@ -107,3 +107,8 @@ def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
 def named_parameters(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:
     """This rank's parameters under Megatron's names, without the wrapper's prefix."""
     return {name.removeprefix("module."): p for name, p in model.named_parameters()}
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
+    """Where Megatron's DistributedDataParallel sums the gradient up: a view of its buffer, not `.grad`."""
+    return cast(Tensor, parameter.main_grad)  # type: ignore[attr-defined]

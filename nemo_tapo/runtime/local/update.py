@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from nemo_tapo.config import OptimizerConfig
 from nemo_tapo.equations.schedule import learning_rate
 from nemo_tapo.runtime.interface import RuntimeFailure
+from nemo_tapo.runtime.local.model import gradient_of
 from nemo_tapo.runtime.local.weights import is_shared_over_tp
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -79,7 +80,7 @@ class Updater:
                 "they are. Look at the batch's log-probabilities, or lower optimizer.lr."
             )
         rate = learning_rate(self.settings, number, self.total_steps)
-        gradients = [p.main_grad for p in self.parameters.values()]
+        gradients = [gradient_of(p) for p in self.parameters.values()]
         if norm > self.settings.clip_norm:
             torch._foreach_mul_(gradients, self.settings.clip_norm / (norm + 1e-6))
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
@@ -94,7 +95,7 @@ class Updater:
         return loss, norm, rate
 
     def _reduce(self, own_loss: float) -> tuple[float, float]:
-        norms = torch._foreach_norm([p.main_grad for p in self._counted]) if self._counted else ()
+        norms = torch._foreach_norm([gradient_of(p) for p in self._counted]) if self._counted else ()
         square = sum((float(norm) ** 2 for norm in norms), 0.0)
         both = torch.tensor([own_loss, square], dtype=torch.float64)
         if dist.get_world_size() > 1:
@@ -110,8 +111,7 @@ class Updater:
         own = MUON_MOMENT if which == "exp_avg" else which
         found = {n: states.get(p, {}) for n, p in self.parameters.items()}
         return {
-            n: state.get(which, state.get(own, torch.zeros_like(self.parameters[n].data)))
-            for n, state in found.items()
+            n: state.get(which, state.get(own, torch.zeros_like(self.parameters[n].data))) for n, state in found.items()
         }
 
     def restore(self, steps_done: int, moments: dict[str, dict[str, Tensor]]) -> None:

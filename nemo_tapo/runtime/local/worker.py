@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,7 @@ class MegatronWorker:
         from megatron.core import parallel_state as mpu
 
         timeout = datetime.timedelta(seconds=self.local.call_timeout)
-        dist.init_process_group(
-            "gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=timeout
-        )
+        dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=timeout)
         mpu.initialize_model_parallel(self.local.tp, self.local.pp, create_gloo_process_groups=False)
         self.place = Place(
             self.local.tp, self.local.pp, mpu.get_tensor_model_parallel_rank(), mpu.get_pipeline_model_parallel_rank()
@@ -104,7 +102,7 @@ class MegatronWorker:
         self._reference = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @contextmanager
-    def _as_reference(self) -> Iterable[None]:  # type: ignore[misc]
+    def _as_reference(self) -> Iterator[None]:
         assert self._reference is not None, "set_reference comes before reference log-probabilities"
         own = {name: p.data for name, p in self.parameters.items()}
         try:
@@ -120,7 +118,9 @@ class MegatronWorker:
         if kind == "weights":
             return {name: p.detach() for name, p in self.parameters.items()}
         if kind == "gradients":
-            return {name: p.main_grad for name, p in self.parameters.items()}
+            from nemo_tapo.runtime.local.model import gradient_of
+
+            return {name: gradient_of(p) for name, p in self.parameters.items()}
         return dict(self._updater.moments(kind))
 
     def export_full(self, kind: str = "weights") -> State | None:
@@ -141,28 +141,32 @@ class MegatronWorker:
 
     # ---- log-probabilities ---------------------------------------------------------------------------------------
 
-    def get_logprobs(self, *, data: Data, micro_batch_size: int | None = None) -> dict[str, Tensor]:
+    def get_logprobs(
+        self, *, data: Data, micro_batch_size: int | None = None, temperature: float = 1.0
+    ) -> dict[str, Tensor]:
         """{"logprobs": [B, S] nats} under the present weights; 0 at column 0 and outside the rows."""
-        return {"logprobs": self._logprobs(data, micro_batch_size)}
+        return {"logprobs": self._logprobs(data, micro_batch_size, temperature)}
 
-    def get_reference_policy_logprobs(self, *, data: Data, micro_batch_size: int | None = None) -> dict[str, Tensor]:
+    def get_reference_policy_logprobs(
+        self, *, data: Data, micro_batch_size: int | None = None, temperature: float = 1.0
+    ) -> dict[str, Tensor]:
         """{"reference_logprobs": [B, S] nats}, the same under the reference policy."""
         with self._as_reference():
-            return {"reference_logprobs": self._logprobs(data, micro_batch_size)}
+            return {"reference_logprobs": self._logprobs(data, micro_batch_size, temperature)}
 
-    def _logprobs(self, data: Data, micro_batch_size: int | None) -> Tensor:
+    def _logprobs(self, data: Data, micro_batch_size: int | None, temperature: float) -> Tensor:
         from nemo_tapo.runtime.local import schedule
 
         batch = _without_loss(data)
         plan = self._plan(batch, micro_batch_size)
 
         def score(logits: Tensor, part: Batch) -> tuple[Tensor, Tensor]:
-            logp, _ = next_token_scores(logits, part, self.vocab, with_entropy=False)
+            logp, _ = next_token_scores(logits, part, self.vocab, False, temperature)
             return logp.new_zeros(()), logp
 
         parts = schedule.run(self.model, [batch.select(rows) for rows in plan], score, forward_only=True)
-        out = _assemble(parts, plan, batch, fill=0.0)
-        return self._from_last_stage(out)
+        out: Tensor = self._from_last_stage(_assemble(parts, plan, batch, fill=0.0))
+        return out
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -171,7 +175,9 @@ class MegatronWorker:
         from nemo_tapo.runtime.local.update import Ownership, Updater
 
         if optimizer.name == "muon" and self.place.tp > 1:
-            raise ValueError(f"muon works on whole matrices, local.tp = {self.place.tp} splits them: take adamw or tp = 1.")
+            raise ValueError(
+                f"muon works on whole matrices, local.tp = {self.place.tp} splits them: take adamw or tp = 1."
+            )
         copies = self.info.shape.tied and self.place.last and not self.place.first
         ownership = Ownership(self.place.tp_rank, self.dp_rank, copies)
         self._updater = Updater(self.parameters, ownership, optimizer, total_steps)
@@ -202,10 +208,10 @@ class MegatronWorker:
         reports = schedule.run(self.model, [batch.select(rows) for rows in plan], score, forward_only=eval_mode)
         own = sum(metrics["loss"] for metrics, _ in reports) if self.place.tp_rank == 0 else 0.0
         loss, norm, rate = self._updater.step(own) if not eval_mode else (_summed(own), 0.0, 0.0)
-        weights = [w for _, w in reports]
+        weights = [w for _, w in reports if w is not None]
         report = {
             "metrics": [metrics for metrics, _ in reports],
-            "token_weights": _assemble(weights, plan, batch, 1.0) if None not in weights else None,
+            "token_weights": _assemble(weights, plan, batch, 1.0) if len(weights) == len(reports) else None,
         }
         return {"loss": loss, "grad_norm": norm, "lr": rate, **self._from_last_stage(report)}
 
@@ -289,7 +295,10 @@ class MegatronWorker:
     def offload_after_refit(self) -> None: ...
 
     def shutdown(self) -> None:
-        """Leaves the process group; the worker is of no use afterwards."""
+        """Leaves the process groups; the worker is of no use afterwards, and its process free for another one."""
+        from megatron.core import parallel_state as mpu
+
+        mpu.destroy_model_parallel()
         if dist.is_initialized():
             dist.destroy_process_group()
 
