@@ -26,7 +26,7 @@ class ArithmeticConfig(Section):
     """The generated task (nemo_tapo/tasks/arithmetic.py)."""
 
     min_operations: int = Field(2, ge=1, description="shortest training chain")
-    max_operations: int = Field(5, ge=1, description="longest training chain")
+    max_operations: int = Field(4, ge=1, description="longest training chain")
     train_queries: int = Field(4096, gt=0, description="size of the training set")
     held_out_queries: int = Field(256, gt=0, le=1000, description="test problems, never in any training data")
 
@@ -124,7 +124,7 @@ class PretrainConfig(Section):
     steps: int = Field(3000, gt=0)
     examples_per_step: int = Field(64, gt=0)
     early_steps: int = Field(200, ge=0, description="first steps, mostly of repetition, from which copying is learned")
-    mistake_rate: float = Field(0.6, ge=0, le=1, description="how often the corpus forgets a carry or borrow")
+    mistake_rate: float = Field(0.7, ge=0, le=1, description="how often the corpus forgets a carry or borrow")
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
@@ -172,7 +172,7 @@ class LocalConfig(Section):
     logprob_chunk: int = Field(1024, gt=0, description="tokens of one chunk of the log-probability pass")
     kv_cache_gib: int = Field(1, ge=1)
     max_num_seqs: int = Field(256, ge=1, description="requests the engine runs at once")
-    start_timeout: float = Field(180, gt=0, description="seconds an engine or actor may take to start")
+    start_timeout: float = Field(300, gt=0, description="seconds an engine or actor may take to start")
     call_timeout: float = Field(600, gt=0, description="seconds a single call may take before it counts as hung")
 
 

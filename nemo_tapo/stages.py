@@ -290,7 +290,7 @@ async def pretrain(session: Session) -> None:
         cfg.pretrain.steps,
         lambda step: corpus_rows(cfg, tokenizer, step),
         cfg.pretrain.optimizer,
-        cfg.fingerprint("pretrain", "task"),
+        cfg.fingerprint("pretrain"),
     )
 
 

@@ -62,6 +62,9 @@ def token_logprobs_and_entropy(
         raise ValueError(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} are not [b, s, V] and [b, s]."
         )
+    if logits.stride(0) < logits.stride(1):  # Megatron's [s, b, V] seen as [b, s, V]: go through memory in its order
+        across, entropy = token_logprobs_and_entropy(logits.transpose(0, 1), targets.t(), vocab, with_entropy)
+        return across.t(), None if entropy is None else entropy.t()
     logp, entropy = _Scores.apply(logits, targets, vocab, with_entropy)  # type: ignore[no-untyped-call]
     return logp, entropy if with_entropy else None
 

@@ -29,7 +29,7 @@ from random import Random
 SHORTEST, LONGEST = 2, 4  # operations in a chain
 LETTERS = "abcdefgh"  # the names of the steps; no chain is longer
 SMALLEST_TOTAL, LARGEST_TOTAL = 30, 199  # of a right running total; mistakes lead below, but not below zero
-MISTAKE_RATE = 0.6  # near 1/2 the habit weighs about the same at every sampling temperature
+MISTAKE_RATE = 0.6  # of the texts that teach skills; the solutions' own is `pretrain.mistake_rate`
 HELD_OUT_SIZE = 1000
 _HELD_OUT_SEED = 20_260_618
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,34 +12,19 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from nemo_tapo.runtime.local.hf import ModelInfo
+from nemo_tapo.runtime.local.layers import CausalAttention, GatedMLP
 from nemo_tapo.runtime.local.schedule import finalize
 
 
-class CausalAttention(MegatronModule):  # type: ignore[misc]
-    """Core attention on PyTorch's `scaled_dot_product_attention`; Megatron's own wants the CUDA random state.
+class Policy(GPTModel):  # type: ignore[misc]
+    """Megatron's GPTModel that gives its logits away: the objective makes the loss of them."""
 
-    Rows are right-padded, so causality is mask enough: a token only sees what stands before it, and padding stands
-    behind. What padding computes reaches no loss, for its token_mask is 0.
-    """
-
-    def __init__(self, config: TransformerConfig, **_: Any) -> None:
-        super().__init__(config=config)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **_: Any) -> Tensor:
-        """query [s, b, heads, d], key and value [s, b, kv heads, d] of this rank -> [s, b, heads * d]."""
-        assert attention_mask is None
-        repeats = query.shape[2] // key.shape[2]
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, _repeated(key, repeats), _repeated(value, repeats)))
-        context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return context.permute(2, 0, 1, 3).flatten(2)
-
-
-def _repeated(x: Tensor, repeats: int) -> Tensor:
-    return x if repeats == 1 else x.repeat_interleave(repeats, dim=2)
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """[s, b, V/TP] -> [b, s, V/TP], a view. Without labels Megatron would copy the logits into that order."""
+        return logits.transpose(0, 1)
 
 
 def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
@@ -86,8 +72,9 @@ def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
     config = transformer_config(info, tp, pp)
     config.finalize_model_grads_func = finalize
     layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
-    layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    model = GPTModel(
+    layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, rotary_base=info.rope_theta)
+    layer.submodules.mlp.module = GatedMLP
+    model = Policy(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=info.shape.padded_vocab(tp),
@@ -96,8 +83,7 @@ def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
         share_embeddings_and_output_weights=info.shape.tied,
-        position_embedding_type="rope",
-        rotary_base=cast(int, info.rope_theta),
+        position_embedding_type="none",  # CausalAttention sees to it
     )
     return DistributedDataParallel(
         config, DistributedDataParallelConfig(overlap_grad_reduce=False, use_distributed_optimizer=False), model

@@ -29,7 +29,7 @@ def run(
     """The reports of all micro-batches, in order, on the last pipeline stage; [] on the others.
 
     With `forward_only: false` the parameters' `main_grad` hold the sum of the gradients over `batches` and over the
-    data-parallel ranks afterwards. Positions are 0, 1, ... in every row, for rows are right-padded.
+    data-parallel ranks afterwards.
     """
     no_tokens = torch.zeros((), dtype=torch.int)
 
@@ -39,7 +39,8 @@ def run(
 
     def forward_step(batches_left: Iterator[Batch], stage: Any) -> tuple[Tensor, Any]:
         batch = next(batches_left)
-        return cast(Tensor, stage(batch.input_ids, None, None)), partial(loss_of, batch)
+        ids = batch.input_ids
+        return cast(Tensor, stage(ids, None, None, labels=ids)), partial(loss_of, batch)  # labels: see model.Policy
 
     with torch.set_grad_enabled(not forward_only):
         reports = get_forward_backward_func()(
