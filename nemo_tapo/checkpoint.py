@@ -40,9 +40,7 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-async def save(
-    folder: Path, state: dict[str, Any], write: Callable[[Path], Awaitable[None]], keep: int
-) -> Path:
+async def save(folder: Path, state: dict[str, Any], write: Callable[[Path], Awaitable[None]], keep: int) -> Path:
     """Writes a checkpoint of `state["step"]`, then removes all but the `keep` newest.
 
     `write(path)` puts the actor's files into `path`. Raises DiskFull if the disk has no room for it; then nothing

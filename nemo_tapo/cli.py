@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiskFull as error:
         return fail(error.strerror or str(error), DISK_FULL)
     except RuntimeFailure as error:
-        return fail(f"{str(error).rstrip('.')}. The last checkpoint is kept; the same command goes on from it.", RUNTIME_LOST)
+        return fail(
+            f"{str(error).rstrip('.')}. The last checkpoint is kept; the same command goes on from it.", RUNTIME_LOST
+        )
     except ValueError as error:
         return fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:

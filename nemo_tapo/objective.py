@@ -46,9 +46,7 @@ def next_token_scores(
     """
     if temperature != 1.0:
         logits = logits / temperature
-    logp, entropy = token_logprobs_and_entropy(
-        logits[:, :-1], batch.input_ids[:, 1:], vocab, with_entropy=with_entropy
-    )
+    logp, entropy = token_logprobs_and_entropy(logits[:, :-1], batch.input_ids[:, 1:], vocab, with_entropy=with_entropy)
     pad = (1, 0)
     return (
         torch.nn.functional.pad(logp, pad),

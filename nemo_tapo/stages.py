@@ -159,9 +159,7 @@ async def build_coldstart_data(session: Session, path: Path) -> None:
     build.write(path, built)
 
 
-async def sample_groups(
-    session: Session, queries: Sequence[Query], samples: int, stage: Stage
-) -> list[Group]:
+async def sample_groups(session: Session, queries: Sequence[Query], samples: int, stage: Stage) -> list[Group]:
     """Graded groups of the present policy, in slices so that a request to stop is heard."""
     rollout = session.cfg.rollout.model_copy(update={"samples_per_query": samples, "logprobs": "never"})
     algorithm = GRPO(session.cfg.model_copy(update={"rollout": rollout}), session.tools)

@@ -103,9 +103,7 @@ async def train(
         if last or stop.requested or (step + 1) % plan.checkpoint_every == 0:
             recorder.phase("saving a checkpoint")
             state = {"step": step + 1, "fingerprint": plan.fingerprint}
-            await checkpoint.save(
-                plan.folder / "checkpoints", state, runtime.actor.save, plan.checkpoint_keep
-            )
+            await checkpoint.save(plan.folder / "checkpoints", state, runtime.actor.save, plan.checkpoint_keep)
         if not last:
             stop.check(f"checkpoint of step {step + 1} saved in {plan.folder / 'checkpoints'}")
 
@@ -156,9 +154,7 @@ def query_of(row: Row) -> str:
     return row.uid.rsplit("/", 1)[0].removesuffix("_reflected")
 
 
-async def scored(
-    rows: Sequence[Row], runtime: Runtime, plan: Plan, recorder: Recorder, clock: Clock
-) -> Batch:
+async def scored(rows: Sequence[Row], runtime: Runtime, plan: Plan, recorder: Recorder, clock: Clock) -> Batch:
     """The batch of one update, with what has to be known of other policies.
 
     Called for every update of a step before the first one is made: pi_old is the policy that sampled. With one update

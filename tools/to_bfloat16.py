@@ -1,6 +1,6 @@
 """Stores a Hugging Face model directory in bfloat16: half the size, for models kept in the repository.
 
-    python tools/to_bfloat16.py FROM TO
+python tools/to_bfloat16.py FROM TO
 """
 
 from __future__ import annotations

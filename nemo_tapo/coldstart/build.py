@@ -1,8 +1,8 @@
 """Cold-start data (section 3.2 of arXiv 2606.18844): the base's own wrong responses, corrected.
 
-    sample from the base -> grade -> pair wrong with right -> correct -> keep what the verifier accepts
-    -> SFT format (query -> corrective or correct response) + IFT format (synthesis prompt -> analysis and
-       reconstruction) -> data.jsonl
+sample from the base -> grade -> pair wrong with right -> correct -> keep what the verifier accepts
+-> SFT format (query -> corrective or correct response) + IFT format (synthesis prompt -> analysis and
+   reconstruction) -> data.jsonl
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def pairs_of(group: Group, most: int, seed: int) -> list[Pair]:
     return [Pair(w, draw.choice(group.correct), i) for i, w in enumerate(wrong)]
 
 
-async def oracle_corrections(
-    pairs: Sequence[Pair], tools: Tools, seed: int, rejected: Counter[str]
-) -> list[Corrected]:
+async def oracle_corrections(pairs: Sequence[Pair], tools: Tools, seed: int, rejected: Counter[str]) -> list[Corrected]:
     """Corrections by the generated task's own oracle; those without a locatable error or refused are counted."""
     accepted = []
     for pair in pairs:
@@ -74,9 +72,7 @@ async def oracle_corrections(
     return accepted
 
 
-def examples(
-    groups: Sequence[Group], corrected: Sequence[Corrected], cfg: RunConfig, tools: Tools
-) -> list[Example]:
+def examples(groups: Sequence[Group], corrected: Sequence[Corrected], cfg: RunConfig, tools: Tools) -> list[Example]:
     """The mix of SFT and IFT examples, shuffled by the run's seed."""
     settings = cfg.coldstart
     draw = rng(cfg.seed, "coldstart mix")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 LARGEST_LOG_RATIO = 60.0  # e^60 is far beyond any clip bound, and its gradient still a number in fp32
 
+
 def clipped_surrogate(
     logp: Tensor, previous: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor, Tensor]:

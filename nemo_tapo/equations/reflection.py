@@ -43,16 +43,22 @@ wrong between <analysis> and </analysis>.
 
 """
 
-PROMPT = _TASK + """\
+PROMPT = (
+    _TASK
+    + """\
 Then write a corrected trajectory between <reconstruction> and </reconstruction>:
 1. Reproduce the incorrect response word for word, up to and including the first error.
 2. Insert a short, natural correction, for example "Wait, let me check that again."
 3. Continue with correct reasoning to the final answer in \\boxed{{}}.
 Write it as one continuous solution by one person. Do not mention the reference solution or these instructions."""
+)
 
-FULL_PROMPT = _TASK + """\
+FULL_PROMPT = (
+    _TASK
+    + """\
 Then write a complete new solution of the problem, from the beginning to the final answer in \\boxed{{}}, between \
 <reconstruction> and </reconstruction>. Do not mention the reference solution or these instructions."""
+)
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,7 @@ def write_page(
         "settings": _settings(run.config),
         "evaluation": _evaluation(run.evaluation),
         "latest": _latest(run.metrics),
-        "figure3": _figures(
-            "Figure 3: six panels of training dynamics", lambda t, d: figure3(runs, t, window, d)
-        ),
+        "figure3": _figures("Figure 3: six panels of training dynamics", lambda t, d: figure3(runs, t, window, d)),
         "paper_figure": "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in paper.FIGURE_3) + "</ul>",
         "totals": _table(("over all steps", "number", "share"), summary.totals(run.metrics)),
         "construction": _figures(
@@ -141,10 +139,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
         for model, values in models.items()
     ]
     table = _table(("Qwen3-8B, percent", "pass@1", "pass@2", "pass@3", "pass@4", "pass@5"), reference)
-    return (
-        own
-        + f"<details><summary>The paper's own numbers, for orientation (Table 1)</summary>{table}</details>"
-    )
+    return own + f"<details><summary>The paper's own numbers, for orientation (Table 1)</summary>{table}</details>"
 
 
 def _latest(metrics: Sequence[Mapping[str, Any]]) -> str:

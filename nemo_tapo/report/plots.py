@@ -68,31 +68,23 @@ def figure3(runs: Mapping[str, Metrics], path: Target, window: int | None = None
         if len(runs) > 1:
             handles, labels = grid.flat[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper center", ncols=min(len(runs), 4), frameon=False)
-        _caption(
-            figure, f"Thick lines: rolling mean over {_steps(width)}; thin lines: each step, unsmoothed."
-        )
+        _caption(figure, f"Thick lines: rolling mean over {_steps(width)}; thin lines: each step, unsmoothed.")
 
 
-def construction_figure(
-    metrics: Metrics, path: Target, window: int | None = None, dark: bool = False
-) -> None:
+def construction_figure(metrics: Metrics, path: Target, window: int | None = None, dark: bool = False) -> None:
     """Queries by zone, the way of the pairs, drop reasons and reflection groups, over steps; a PNG.
 
     window as in `figure3`; it smooths the lines, stacked areas show each step.
     """
     width = _window(window, len(metrics))
-    reasons = sorted(
-        {key for row in metrics for key, value in row.items() if key.startswith(DROP_PREFIX) and value}
-    )
+    reasons = sorted({key for row in metrics for key, value in row.items() if key.startswith(DROP_PREFIX) and value})
     with _drawing(path, dark) as figure:
         zones, pairs, drops, groups = figure.subplots(2, 2).flat
         _stack(zones, metrics, ZONES)
         _label(zones, "Where the queries lie (Eq. 3)", "queries a step")
         _lines(pairs, metrics, PAIRS, width)
         _label(pairs, "From pair to correct trajectory", "pairs a step")
-        _stack(
-            drops, metrics, {key: key.removeprefix(DROP_PREFIX) for key in reasons}, empty="nothing dropped"
-        )
+        _stack(drops, metrics, {key: key.removeprefix(DROP_PREFIX) for key in reasons}, empty="nothing dropped")
         _label(drops, "Dropped pairs, by reason", "pairs a step")
         _lines(groups, metrics, GROUPS, width)
         _label(groups, "Reflection groups", "groups a step")
@@ -141,9 +133,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], window: i
     for index, (name, metrics) in enumerate(runs.items()):
         steps, values = series(metrics, panel.key)
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        axes.plot(
-            [], [], color=colour, linestyle=style, label=name
-        )  # in the legend even where it has no data
+        axes.plot([], [], color=colour, linestyle=style, label=name)  # in the legend even where it has no data
         if not len(steps):
             continue
         drawn = True
@@ -153,9 +143,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], window: i
         alone = "o" if len(steps) == 1 else ""
         axes.plot(steps, mean, color=colour, linestyle=style, linewidth=2, marker=alone)
         if panel.spread:
-            axes.fill_between(
-                steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0
-            )
+            axes.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
     if not drawn:
         _nothing(axes, f"{panel.key} was not recorded")
     _label(axes, panel.title, panel.unit, legend=False)

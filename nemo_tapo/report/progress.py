@@ -33,9 +33,7 @@ POINTS = 30  # of a stage's recent past; their pace gives the time left
 class Stage:
     """One stretch of work with a known (or unknown) number of units. Made by `Progress.stage`."""
 
-    def __init__(
-        self, owner: Progress, name: str, total: int | None, unit: str, done: int, clock: Clock
-    ) -> None:
+    def __init__(self, owner: Progress, name: str, total: int | None, unit: str, done: int, clock: Clock) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self.text = ""  # the latest note
         self.started = clock()

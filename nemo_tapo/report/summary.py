@@ -105,8 +105,7 @@ def load(folder: Path) -> Run:
     evaluation = _json(folder / "evaluation.json")
     if not metrics.rows and not trajectories.rows and not evaluation:
         raise ValueError(
-            f"{folder} holds no metrics.jsonl, trajectories.jsonl or evaluation.json: "
-            "nothing was trained there yet."
+            f"{folder} holds no metrics.jsonl, trajectories.jsonl or evaluation.json: nothing was trained there yet."
         )
     notes = [*metrics.notes, *trajectories.notes]
     if not evaluation:

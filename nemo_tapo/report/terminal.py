@@ -170,9 +170,7 @@ def _row(label: str, text: Text, style: str = "") -> Table:
     from rich.table import Table
 
     text.rstrip()
-    table = Table(
-        box=box.MINIMAL, show_header=False, show_edge=False, pad_edge=False, border_style=style or "dim"
-    )
+    table = Table(box=box.MINIMAL, show_header=False, show_edge=False, pad_edge=False, border_style=style or "dim")
     table.add_column(width=LABEL_WIDTH, justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row(_plain(label, style or "dim"), text)

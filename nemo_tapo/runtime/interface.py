@@ -26,8 +26,13 @@ from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 class Tokenizer(Protocol):
     """Text to ids and back, as the policy's model directory defines it."""
 
-    eos_id: int
-    pad_id: int
+    @property
+    def eos_id(self) -> int:
+        """Ends every response."""
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows up."""
 
     def chat(self, user_text: str) -> tuple[int, ...]:
         """Ids of one user turn and the opening of the assistant's turn, chat template applied."""
@@ -42,7 +47,9 @@ class Tokenizer(Protocol):
 class Generator(Protocol):
     """The inference engine."""
 
-    max_model_len: int  # prompt + completion, tokens
+    @property
+    def max_model_len(self) -> int:
+        """Prompt + completion, tokens."""
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion. Many calls run at once; each returns as soon as its own is finished."""
@@ -91,8 +98,13 @@ class Actor(Protocol):
 class Runtime(Protocol):
     """One policy with its engine. `close` ends every process that it started."""
 
-    tokenizer: Tokenizer
-    actor: Actor
-    generator: Generator
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def actor(self) -> Actor: ...
+
+    @property
+    def generator(self) -> Generator: ...
 
     def close(self) -> None: ...

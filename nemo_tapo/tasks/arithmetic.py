@@ -266,9 +266,7 @@ class Correction:
     @property
     def text(self) -> str:
         """The answer to the synthesis prompt."""
-        return (
-            f"<analysis>{self.analysis}</analysis>\n<reconstruction>{self.reconstruction}</reconstruction>"
-        )
+        return f"<analysis>{self.analysis}</analysis>\n<reconstruction>{self.reconstruction}</reconstruction>"
 
 
 # Of each kind of mistake: how a turn may put it. The first also serves the analysis.
@@ -492,6 +490,4 @@ def corpus(
         raise ValueError(f"no such kind of example: {sorted(unknown)}; there are {sorted(CORPUS_MIX)}")
     rng = Random(f"corpus {seed}")
     kinds = rng.choices(list(mix), weights=list(mix.values()), k=n)
-    return [
-        solution_example(rng, mistake_rate) if kind == "solution" else _MAKERS[kind](rng) for kind in kinds
-    ]
+    return [solution_example(rng, mistake_rate) if kind == "solution" else _MAKERS[kind](rng) for kind in kinds]

@@ -19,9 +19,7 @@ class ArithmeticTask:
 
     def train_queries(self) -> Sequence[Query]:
         """`train_queries` different problems, drawn from the run's seed."""
-        drawn = arithmetic.problems(
-            self.cfg.train_queries, self.seed, self.cfg.min_operations, self.cfg.max_operations
-        )
+        drawn = arithmetic.problems(self.cfg.train_queries, self.seed, self.cfg.min_operations, self.cfg.max_operations)
         return [Query(f"train-{i}", p.question, p.answer) for i, p in enumerate(drawn)]
 
     def held_out_queries(self) -> Sequence[Query]:

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 _PIECES = r"</?[a-z]+>|\\boxed\{|[0-9]|[a-h]: |:[ \n]?|[<>] | ?[A-Za-z]+|\n"
 
 # In the order in which they get their merges; what is left of the 512 goes to as many of the last as fit.
-_WORDS = (  # noqa: SIM905 - as a list it would take a line a word
+_WORDS = (
     "user|assistant|<analysis>|</analysis>|<reconstruction>|</reconstruction>|\\boxed{|: |:\n|< |> |"
     "a: |b: |c: |d: |e: |f: |g: |h: |"
     "Wait| the| carry| borrow| was| is| wrong| missing| forgotten| forgot| taken| twice| took| counts| once|"
@@ -84,7 +84,9 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token -> id and the merges, by rank: the specials, the 256 bytes, then one token a merge up to 512."""
     letters = _byte_letters()
     tokens = [PAD, START, END, *(letters[byte] for byte in range(256))]
-    known, merges, ranks = set(tokens), [], {}
+    known = set(tokens)
+    merges: list[tuple[str, str]] = []
+    ranks: dict[tuple[str, str], int] = {}
     for word in _WORDS:
         parts = _merged([letters[byte] for byte in word.encode()], ranks)
         while len(parts) > 1 and len(tokens) < VOCABULARY:

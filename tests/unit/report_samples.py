@@ -104,18 +104,14 @@ def _pair_record(uid: str, chain: Chain, rng: Random) -> Record:
     if fate < 0.10:
         return trajectory_record(Construction(pair, "truncated", raw=raw[:90]), [], [], None)
     if fate < 0.18:
-        return trajectory_record(
-            Construction(pair, "no_reconstruction", raw=raw, analysis=analysis), [], [], None
-        )
+        return trajectory_record(Construction(pair, "no_reconstruction", raw=raw, analysis=analysis), [], [], None)
     if fate < 0.26:
         text = chain.kept + "The reference says otherwise: " + chain.right
         raw = f"<analysis>{analysis}</analysis>\n<reconstruction>\n{text}\n</reconstruction>"
         return trajectory_record(Construction(pair, "leak", raw, analysis, text), [], [], None)
     good = fate < 0.75
     text = chain.kept + (chain.correction if good else f"Wait, that is wrong. {chain.wrong}")
-    grade = Grade(
-        float(good), "right" if good else "wrong", chain.answer if good else str(int(chain.answer) - 10)
-    )
+    grade = Grade(float(good), "right" if good else "wrong", chain.answer if good else str(int(chain.answer) - 10))
     share = len(chain.kept) / len(chain.wrong)
     tokens = [*pieces(text), ""]  # the end-of-response token has no text
     construction = Construction(pair, None, "", analysis, text, len(chain.kept), 0, share, (), grade)
@@ -125,9 +121,7 @@ def _pair_record(uid: str, chain: Chain, rng: Random) -> Record:
 
 def _skipped(uid: str, chain: Chain, right: int) -> Record:
     query = Query(uid, chain.question, chain.answer)
-    rollouts = [
-        rollout(query, k, chain.right if k < right else chain.wrong, float(k < right)) for k in range(8)
-    ]
+    rollouts = [rollout(query, k, chain.right if k < right else chain.wrong, float(k < right)) for k in range(8)]
     return skipped_record(Group(query, tuple(rollouts)), "beyond" if right < 2 else "mastered")
 
 
@@ -185,9 +179,7 @@ CONFIG = {
 }
 
 
-def write_run(
-    folder: Path, steps: int = 60, per_step: int = 8, trajectory_steps: int = 8, seed: int = 0
-) -> Path:
+def write_run(folder: Path, steps: int = 60, per_step: int = 8, trajectory_steps: int = 8, seed: int = 0) -> Path:
     """A complete run folder; trajectories are kept for the first `trajectory_steps` steps."""
     rng = Random(seed)
     metrics, trajectories = MetricsWriter(folder), TrajectoryWriter(folder)

@@ -249,9 +249,7 @@ def tapo_of(**switches: Any) -> TAPO:
         }
     ),
 )
-def test_the_rows_of_a_step(
-    rewards: list[tuple[list[float], list[float | None]]], switches: dict[str, Any]
-) -> None:
+def test_the_rows_of_a_step(rewards: list[tuple[list[float], list[float | None]]], switches: dict[str, Any]) -> None:
     """Which rows a step has, in which group and with which advantage, for every switch of Table 4."""
     rows = tapo_of(**switches).rows(experience_of(rewards))
     expected: list[tuple[str, Kind, float, float]] = []
@@ -569,9 +567,7 @@ def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], mos
     loss=loss_settings,
     most=st.integers(4, 24),
 )
-def test_micro_batches_sum_to_the_whole(
-    seed: int, kinds: list[bool], loss: reference.Settings, most: int
-) -> None:
+def test_micro_batches_sum_to_the_whole(seed: int, kinds: list[bool], loss: reference.Settings, most: int) -> None:
     case = Case(seed, kinds, old=True, ref=True, loss=replace(loss, kl_coef=0.1))
     value, gradient, metrics, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
     total, parts = 0.0, []
@@ -676,9 +672,7 @@ def test_suppression_weights_carry_no_gradient(seed: int) -> None:
     """The gradient under OTS is each token's own gradient times w, as if w were a constant."""
     case = Case(seed, [True, True])
     _, weighted, _, w = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
-    _, plain, _, ones = evaluate(
-        replace(case.objective, suppression=False), case.logits, case.batch, case.vocabulary
-    )
+    _, plain, _, ones = evaluate(replace(case.objective, suppression=False), case.logits, case.batch, case.vocabulary)
     assert bool((ones == 1).all())
     assert not w.requires_grad
     columns = torch.zeros(weighted.shape[:2], dtype=torch.float64)
@@ -728,10 +722,7 @@ def test_likelihood(seed: int, count: int, token_mean: bool) -> None:
     case = Case(seed, [False] * count)
     rows = [replace(row, kind=Kind.EXAMPLE) for row in case.rows]
     batch = collate(rows, 0, token_mean=token_mean)
-    losses = [
-        [-reference.log_softmax(r.logits[t])[token] for t, token in enumerate(r.tokens)]
-        for r in case.responses
-    ]
+    losses = [[-reference.log_softmax(r.logits[t])[token] for t, token in enumerate(r.tokens)] for r in case.responses]
     by_token = reference.mean([x for row in losses for x in row])
     expected = by_token if token_mean else reference.mean([reference.mean(row) for row in losses])
     loss, metrics, _ = LikelihoodObjective()(case.logits, batch, shard(case.vocabulary))
@@ -817,9 +808,7 @@ def test_from_rewards_to_the_loss(
         for i, row in enumerate(rows)
     ]
     value, _, _, _ = evaluate(PolicyObjective(), logits, batch, 4)
-    assert value == pytest.approx(
-        reference.tapo_loss(responses, reference.Settings(weight=0.5)), rel=1e-5, abs=1e-5
-    )
+    assert value == pytest.approx(reference.tapo_loss(responses, reference.Settings(weight=0.5)), rel=1e-5, abs=1e-5)
 
 
 # --------------------------------------------------------------------------- evaluation

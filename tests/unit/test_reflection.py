@@ -105,7 +105,7 @@ class PairTokenizer(CharacterTokenizer):
 @settings(max_examples=300, deadline=None)
 def test_anchor_keeps_whole_tokens_within_the_common_prefix(wrong: str, made: str, odd: bool) -> None:
     tokenizer = PairTokenizer()
-    wrong_ids = ((ord(wrong[0]), *tokenizer.encode(wrong[1:])) if odd else tokenizer.encode(wrong))  # not canonical
+    wrong_ids = (ord(wrong[0]), *tokenizer.encode(wrong[1:])) if odd else tokenizer.encode(wrong)  # not canonical
     ids, kept, chars = anchor(made, wrong, (*wrong_ids, tokenizer.eos_id), tokenizer)
     assert tokenizer.decode(ids) == made
     assert ids[:kept] == wrong_ids[:kept]

@@ -241,18 +241,14 @@ def test_summary_of_a_run(run_folder: Path) -> None:
 
 
 def test_half_an_evaluation_is_tolerated() -> None:
-    head, rows = summary.evaluation_table(
-        {"before": {"pass@1": 0.5, "interval95@1": [0.4, 0.6], "problems": 3}}
-    )
+    head, rows = summary.evaluation_table({"before": {"pass@1": 0.5, "interval95@1": [0.4, 0.6], "problems": 3}})
     assert head == ["before RL", "after RL", "change"]
     assert rows == [["pass@1", "50.0% (40.0% to 60.0%)", "-", ""], ["problems", "3", "-", ""]]
     assert summary.evaluation_table({}) == ([], [])
 
 
 def test_evaluations_under_other_names_have_their_columns() -> None:
-    evaluation = {
-        "tiny-base": {"pass@1": 0.25, "no_answer": 0.125, "synthesis": {"pairs": 8.0, "parsed": 2.0}}
-    }
+    evaluation = {"tiny-base": {"pass@1": 0.25, "no_answer": 0.125, "synthesis": {"pairs": 8.0, "parsed": 2.0}}}
     head, rows = summary.evaluation_table(evaluation)
     assert head == ["tiny-base"]
     assert ["responses without an answer", "12.5%"] in rows
@@ -366,12 +362,7 @@ def parse(page: str) -> Reader:
 
 def test_page_is_one_file_without_network(page: str) -> None:
     reader = parse(page)
-    links = [
-        v
-        for _, attrs in reader.tags
-        for k, v in attrs.items()
-        if k in ("src", "href", "action", "srcset") and v
-    ]
+    links = [v for _, attrs in reader.tags for k, v in attrs.items() if k in ("src", "href", "action", "srcset") and v]
     assert links
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
     assert "link" not in {tag for tag, _ in reader.tags}
@@ -503,9 +494,7 @@ def test_terminal_step_and_limit_faults(run_folder: Path) -> None:
 def test_terminal_that_knows_ascii_only(run_folder: Path) -> None:
     code = "import sys, pathlib, nemo_tapo.report.terminal as t; t.show(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, run_folder], env=environment, capture_output=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code, run_folder], env=environment, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     assert b"correction" in done.stdout
 
