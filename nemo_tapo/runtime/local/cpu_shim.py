@@ -5,7 +5,7 @@ the CPU over gloo, unchanged. Seen with megatron-core 0.16.1:
 
 | site                                           | Megatron's use                                      | answer here  |
 |------------------------------------------------|-----------------------------------------------------|--------------|
-| torch.cuda.current_device                      | rotary embedding, DDP buffers, pipeline p2p, weights | the CPU      |
+| torch.cuda.current_device                      | pipeline p2p, the parallel layers, rotary embedding | the CPU      |
 | torch.cuda.synchronize                         | after batched p2p                                   | nothing      |
 | torch.Tensor.cuda                              | tied embeddings over pipeline stages                | the tensor   |
 | megatron...pipeline_parallel.schedules.torch   | torch.zeros([], device="cuda") for the token count  | on the CPU   |

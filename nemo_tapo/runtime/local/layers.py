@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
@@ -74,29 +73,32 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return out
 
 
-class GatedMLP(MLP):  # type: ignore[misc]
-    """Megatron's MLP with silu(gate) * up in one step, and gate and up (one tensor) all that is kept for backward."""
+class SwiGLU(torch.nn.Module):
+    """silu(gate) * up on the MLP's fused [gate | up], without Megatron's cutting, adding of 0 and joining."""
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """[s, b, hidden] -> ([s, b, hidden], no bias)."""
-        gate_and_up, _bias = self.linear_fc1(hidden_states)
-        out, _bias = self.linear_fc2(_SwiGLU.apply(gate_and_up))  # type: ignore[no-untyped-call]
-        return out, None
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+
+    def forward(self, gate_and_up: Tensor) -> Tensor:
+        """[..., 2 f] -> [..., f]."""
+        out: Tensor = _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
+        return out
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_and_up)
         gate, up = gate_and_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        opened = F.silu(gate)
+        ctx.save_for_backward(gate_and_up, opened)
+        return opened * up
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor]:
-        (gate_and_up,) = ctx.saved_tensors
+        gate_and_up, opened = ctx.saved_tensors
         gate, up = gate_and_up.chunk(2, -1)
         out = torch.empty_like(gate_and_up)
         to_gate, to_up = out.chunk(2, -1)
-        torch.mul(gradients[0], F.silu(gate), out=to_up)
+        torch.mul(gradients[0], opened, out=to_up)
         torch.ops.aten.silu_backward(gradients[0] * up, gate, grad_input=to_gate)
         return (out,)

@@ -15,7 +15,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from nemo_tapo.runtime.local.hf import ModelInfo
-from nemo_tapo.runtime.local.layers import CausalAttention, GatedMLP
+from nemo_tapo.runtime.local.layers import CausalAttention, SwiGLU
 from nemo_tapo.runtime.local.schedule import finalize
 
 
@@ -42,6 +42,7 @@ def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
         qk_layernorm=True,
         gated_linear_unit=True,
         activation_func=F.silu,
+        use_te_activation_func=True,  # means: take the spec's activation (layers.SwiGLU) for the whole of fc1's output
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -73,7 +74,7 @@ def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
     config.finalize_model_grads_func = finalize
     layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, rotary_base=info.rope_theta)
-    layer.submodules.mlp.module = GatedMLP
+    layer.submodules.mlp.submodules.activation_func = SwiGLU
     model = Policy(
         config=config,
         transformer_layer_spec=layer,
