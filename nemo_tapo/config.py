@@ -168,7 +168,7 @@ class LocalConfig(Section):
     pp: int = Field(1, ge=1, description="pipeline parallel ranks")
     dp: int = Field(1, ge=1, description="data parallel ranks")
     threads: int = Field(2, ge=1, description="torch threads, divided over the ranks; also of the engine")
-    micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens of one micro-batch, at most")
+    micro_batch_tokens: int = Field(2048, gt=0, description="padded tokens of one micro-batch, at most")
     logprob_chunk: int = Field(1024, gt=0, description="tokens of one chunk of the log-probability pass")
     kv_cache_gib: int = Field(1, ge=1)
     max_num_seqs: int = Field(256, ge=1, description="requests the engine runs at once")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence
@@ -46,12 +47,15 @@ def next_token_scores(
     """
     if temperature != 1.0:
         logits = logits / temperature
-    logp, entropy = token_logprobs_and_entropy(logits[:, :-1], batch.input_ids[:, 1:], vocab, with_entropy=with_entropy)
-    pad = (1, 0)
-    return (
-        torch.nn.functional.pad(logp, pad),
-        None if entropy is None else torch.nn.functional.pad(entropy, pad),
-    )
+    # the targets move, not the logits: a slice of the logits would cost a second gradient of their size
+    targets = F.pad(batch.input_ids[:, 1:], (0, 1))
+    logp, entropy = token_logprobs_and_entropy(logits, targets, vocab, with_entropy=with_entropy)
+    return _one_later(logp), None if entropy is None else _one_later(entropy)
+
+
+def _one_later(values: Tensor) -> Tensor:
+    """Column i - 1, where token i was predicted, becomes column i; column 0 is 0."""
+    return F.pad(values[:, :-1], (1, 0))
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def report(seen: dict[str, list[dict[str, float]]]) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("what", nargs="*", help="kernel, step; both if none is named")
-    arguments.add_argument("--model", type=Path, default=Path("assets/tiny-base"))
+    arguments.add_argument("--model", type=Path, default=Path("assets/tiny-coldstart"))
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--kernel-once", help=argparse.SUPPRESS)
     given = arguments.parse_args()
