@@ -51,7 +51,7 @@ class ScriptedGenerator:
 
     async def generate(self, request: Request) -> Completion:
         self.asked.append(request.uid)
-        for _ in range(request.seed % 7):  # others get their turn
+        for _ in range(request.seed % 61):  # others get their turn
             await asyncio.sleep(0)
         text = self.script(self.tokenizer.decode(request.prompt_ids), request)
         ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
