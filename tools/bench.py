@@ -189,19 +189,28 @@ def report(seen: dict[str, list[dict[str, float]]]) -> None:
         ],
     )
     for name in ("overlapped", "barrier"):
-        step = median(name, "time/step")
-        parts = {
-            "generation": median(name, "time/rollouts"),
-            "synthesis (not hidden)": median(name, "time/synthesis"),
-            "reference": median(name, "time/reference"),
-            "update": median(name, "time/update"),
-            "weight hand-over": median(name, "time/weights"),
-        }
-        grading = median(name, "time/grading")
-        rows = [(part, f"{seconds / step:.1%}") for part, seconds in parts.items()]
-        rows.append(("grading (within generation and synthesis)", f"{grading / step:.1%}"))
-        rows.append(("idle and bookkeeping", f"{1 - sum(parts.values()) / step:.1%}"))
-        table(f"share of a TAPO step, {name}", rows)
+        table(f"share of a TAPO step, {name}", shares(seen[name]))
+
+
+PARTS = {
+    "generation": "time/rollouts",
+    "synthesis (not hidden by generation)": "time/synthesis",
+    "reference log-probabilities": "time/reference",
+    "update": "time/update",
+    "weight hand-over": "time/weights",
+}
+
+
+def shares(steps: list[dict[str, float]]) -> list[Row]:
+    """Median share of each part; grading runs within generation and synthesis."""
+
+    def share(part: Callable[[dict[str, float]], float]) -> str:
+        return f"{statistics.median(part(m) / m['time/step'] for m in steps):.1%}"
+
+    rows = [(name, share(lambda m, k=key: m[k])) for name, key in PARTS.items()]
+    rows.append(("grading (within the first two)", share(lambda m: m["time/grading"])))
+    rows.append(("idle and bookkeeping", share(lambda m: m["time/step"] - sum(m[k] for k in PARTS.values()))))
+    return rows
 
 
 def main() -> None:

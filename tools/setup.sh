@@ -33,9 +33,10 @@ else # the index has only CUDA builds: uv knows where PyTorch keeps its CPU buil
 fi
 say "vLLM, Megatron-core, Ray"
 pip install --no-deps -r requirements/local.txt
-pip install --no-deps --no-build-isolation -e .
-"$VENV/bin/python" -c "import torch, vllm, megatron.core, ray, nemo_tapo" 2>/tmp/nemo_tapo_setup.log || {
-    cat /tmp/nemo_tapo_setup.log >&2
+log=$VENV/setup.log
+pip install --no-deps --no-build-isolation -e . 2>"$log" || { cat "$log" >&2; fail "this package does not install."; }
+"$VENV/bin/python" -c "import torch, vllm, megatron.core, ray, nemo_tapo" 2>"$log" || {
+    cat "$log" >&2
     fail "the environment does not import; remove $VENV and run again."
 }
 echo "$stamp" >"$VENV/.ready"
