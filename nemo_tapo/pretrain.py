@@ -8,7 +8,7 @@ from pathlib import Path
 from nemo_tapo.config import RunConfig
 from nemo_tapo.runtime.interface import Tokenizer
 from nemo_tapo.seeding import seed_from
-from nemo_tapo.tasks import arithmetic
+from nemo_tapo.tasks import corpus
 from nemo_tapo.types import Kind, Row
 
 INITIAL = "initial"
@@ -61,8 +61,8 @@ def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row
     """
     settings = cfg.pretrain
     seed = seed_from(cfg.seed, "corpus", step)
-    mix = EARLY_MIX if step < settings.early_steps else arithmetic.CORPUS_MIX
-    drawn = arithmetic.corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
+    mix = EARLY_MIX if step < settings.early_steps else corpus.CORPUS_MIX
+    drawn = corpus.corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
     rows = []
     for index, example in enumerate(drawn):
         ids = (*tokenizer.chat(example.prompt), *tokenizer.encode(example.response), tokenizer.eos_id)

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from nemo_tapo.tasks import arithmetic as A
+from nemo_tapo.tasks import corpus
 
 CHAIN = A.Problem(47, (("+", 38), ("-", 19)))
 RIGHT = "a: 47+38=85\nb: 85-19=66\n\\boxed{66}"
@@ -141,15 +142,15 @@ def test_a_generator_rejects_a_held_out_problem_that_it_draws(monkeypatch: pytes
 
 
 def test_examples_are_functions_of_the_seed_and_of_the_mix() -> None:
-    assert A.corpus(50, seed=3) == A.corpus(50, seed=3) != A.corpus(50, seed=4)
-    assert {example.kind for example in A.corpus(400, seed=0)} == set(A.CORPUS_MIX)
+    assert corpus.corpus(50, seed=3) == corpus.corpus(50, seed=3) != corpus.corpus(50, seed=4)
+    assert {example.kind for example in corpus.corpus(400, seed=0)} == set(corpus.CORPUS_MIX)
     with pytest.raises(ValueError, match="no such kind"):
-        A.corpus(1, seed=0, mix={"poem": 1.0})
+        corpus.corpus(1, seed=0, mix={"poem": 1.0})
 
 
 def test_the_text_skills_name_the_first_difference() -> None:
     for seed in range(30):
-        example = A.change_example(Random(seed))
+        example = corpus.change_example(Random(seed))
         texts = example.prompt.removeprefix("Old text:\n").removesuffix("\nShow the first change.")
         old, new = (text.split("\n") for text in texts.split("\nNew text:\n"))
         same = 0
@@ -159,14 +160,12 @@ def test_the_text_skills_name_the_first_difference() -> None:
         assert example.response.split("\n") == want
 
 
-def test_cold_start_examples() -> None:
+def test_synthesis_prompt_and_what_needs_no_correction() -> None:
     wrong = "a: 47+38=75\nb: 75-19=56\n\\boxed{56}"
-    assert A.sft_example(CHAIN, RIGHT) == A.Example("47\na: +38\nb: -19", RIGHT, "sft")
-    example = A.ift_example(CHAIN, wrong, RIGHT)
-    assert example is not None
-    assert example.kind == "ift"
-    assert example.prompt == (
+    filled = A.SYNTHESIS_PROMPT.format(question=CHAIN.question, wrong=wrong, reference=RIGHT)
+    assert filled == (
         f"Question:\n47\na: +38\nb: -19\nWrong answer:\n{wrong}\nRight answer:\n{RIGHT}\n"
         "Find the first mistake, then correct it."
     )
-    assert A.ift_example(CHAIN, RIGHT, RIGHT) is None
+    assert A.correction(CHAIN, wrong) is not None
+    assert A.correction(CHAIN, RIGHT) is None
