@@ -194,9 +194,8 @@ async def reinforce(session: Session, model: Path) -> None:
         fingerprint=cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer"),
         engine_gap_bound=cfg.engine_gap_bound,
     )
-    done = checkpoint.latest(session.output / "checkpoints", session.progress.message)
     kind = TAPO if cfg.algorithm == "tapo" else GRPO
-    algorithm = kind(cfg, session.tools, first_step=done.step if done else 0)
+    algorithm = kind(cfg, session.tools)
     recorder = RunRecorder(
         session.output,
         session.progress,

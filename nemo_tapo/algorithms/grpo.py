@@ -21,10 +21,10 @@ from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Reques
 class GRPO:
     """Group-relative policy optimization."""
 
-    def __init__(self, cfg: RunConfig, tools: Tools, first_step: int = 0) -> None:
+    def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         self.cfg = cfg
         self.tools = tools
-        self.first_step = first_step  # of this process: the step whose log-probabilities are compared
+        self.first_step: int | None = None  # the first one asked for: its log-probabilities are compared
         self.rules = AdvantageRules(eps=cfg.loss.advantage_eps)
         self.objective: Objective = PolicyObjective(
             clip_low=cfg.loss.clip_low,
@@ -43,6 +43,8 @@ class GRPO:
         `pipeline: barrier` it waits for the others. What is sampled is the same: every request has its own seed.
         """
         begin = time.perf_counter()
+        if self.first_step is None:
+            self.first_step = step
         self.tools.grading_seconds = 0.0
         all_graded = asyncio.Barrier(len(queries))
         graded_at: list[float] = []

@@ -24,8 +24,8 @@ from nemo_tapo.types import REFLECTED_SUFFIX, Construction, Experience, Group, K
 class TAPO(GRPO):
     """Trajectory-augmented policy optimization."""
 
-    def __init__(self, cfg: RunConfig, tools: Tools, first_step: int = 0) -> None:
-        super().__init__(cfg, tools, first_step)
+    def __init__(self, cfg: RunConfig, tools: Tools) -> None:
+        super().__init__(cfg, tools)
         self.rules = AdvantageRules(
             eps=cfg.loss.advantage_eps,
             decoupled=cfg.tapo.decoupled,

@@ -75,7 +75,8 @@ async def one_run(
 
 async def measure_synthesis(cfg: RunConfig, tools: Tools, queries: Sequence[Query]) -> dict[str, float]:
     """One TAPO step on held-out queries without its update: how many pairs parse, are right, and give mixed groups."""
-    algorithm: GRPO = TAPO(cfg, tools, first_step=-1)  # no step is the first: log-probabilities are not asked for
+    rollout = cfg.rollout.model_copy(update={"logprobs": "never"})
+    algorithm: GRPO = TAPO(cfg.model_copy(update={"rollout": rollout}), tools)
     experience = await algorithm.experience(0, queries)
     metrics = algorithm.metrics(experience, algorithm.rows(experience))
     counts = construction_counts(experience.constructions)
