@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
+from nemo_tapo.grading.boxed import last_boxed
+
 SHORTEST, LONGEST = 2, 4  # operations in a chain
 LETTERS = "abcdefgh"  # the names of the steps; no chain is longer
 SMALLEST_TOTAL, LARGEST_TOTAL = 30, 199  # of a right running total; mistakes lead below, but not below zero
@@ -210,34 +212,13 @@ def _stays(total: int, steps: tuple[tuple[str, int], ...]) -> bool:
 # -------------------------------------------------------------------------------- verifier
 
 
-def extract_answer(response: str) -> str | None:
-    """The content of the last balanced `\\boxed{...}`, or None. Boxes that never close are passed over."""
-    start = response.rfind(_BOX_OPENING)
-    while start >= 0:
-        content = _balanced(response, start + len(_BOX_OPENING))
-        if content is not None:
-            return content
-        start = response.rfind(_BOX_OPENING, 0, start)
-    return None
-
-
-def _balanced(text: str, start: int) -> str | None:
-    """The text from `start` to the brace that closes the one before it."""
-    depth = 1
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[start:i]
-    return None
-
-
 def verify(answer: str, response: str) -> tuple[float, str]:
     """Reward 1.0 or 0.0, and `right`, `wrong` or `no_answer`.
 
     `no_answer`: no balanced box, or no integer in the last one. Braces and blanks around the
     integer are ignored: `\\boxed{ {85} }` answers 85.
     """
-    content = extract_answer(response)
+    content = last_boxed(response)
     integer = None if content is None else re.fullmatch(r"[\s{]*([+-]?[0-9]{1,18})[\s}]*", content)
     if integer is None:
         return 0.0, "no_answer"

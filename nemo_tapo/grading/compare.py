@@ -1,0 +1,165 @@
+"""Two answers compared by math-verify. Runs in the verifier's processes only: nothing here is bounded in time.
+
+math-verify's own timeouts are switched off: they are SIGALRM handlers, and no handler runs while C code computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+LARGEST = 100_000  # decimal digits: some milliseconds; (10^6)! has 5.6 million and takes seconds
+MOST_TERMS = 1_000  # of a sum or product that is written out
+CLEARLY = 1e-4  # relative; math-verify rounds to 6 decimals
+
+_PERCENT = re.compile(r"(.+?)\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent)", re.DOTALL)
+
+# Typical shapes. math-verify's parser learns as it reads; a process forked after this has learned already.
+WARM_UP = (
+    r"2\sqrt{3}", r"\frac{1}{2}", "(1,2)", "x^2+2x-1", r"\left(3,\frac{\pi}{2}\right)", r"[-2,7)\cup(3,\infty)", "x=5",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\{1,2,3\}", "10!", r"\binom{10}{3}", r"\sum_{k=1}^{9} k^2", "6-5i",
+    r"\text{(A)}", "1,2", r"\log_2 3", r"x\le 3", r"1\frac{1}{2}", r"336^\circ", r"-\sqrt[3]{2}", "9^{9^{2}}",
+    "((1+2))",
+)  # fmt: skip
+
+
+class TooLarge(Exception):
+    """A number with more digits, or a sum with more terms, than are worked out."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An answer as math-verify reads it."""
+
+    values: list[Any]  # sympy expressions, the text last; empty: nothing to read
+    large: bool  # working it out may take forever
+
+    @property
+    def expression(self) -> Any | None:
+        """What sympy is asked about; None if only text was found."""
+        return self.values[0] if self.values and not isinstance(self.values[0], str) else None
+
+
+def warm_up() -> None:
+    """Imports math-verify and lets its parser learn the typical shapes. About a second."""
+    logging.disable()  # it warns that the time is unlimited
+    for text in WARM_UP:
+        compare(text, r"\frac{7}{3}")
+
+
+def compare(gold: str, answer: str) -> str:
+    r"""`right`, `wrong` or `too_large` of two normalised answers.
+
+    A percentage is right if the number is right without the sign or as a fraction: 50\% answers 50 and 0.5.
+    """
+    number, percentage = _PERCENT.fullmatch(gold), _PERCENT.fullmatch(answer)
+    if number and percentage:
+        return _compare(parsed(number[1]), parsed(percentage[1]))
+    if number or percentage:
+        gold_value, value = parsed(number[1] if number else gold), parsed(percentage[1] if percentage else answer)
+        outcome = _compare(gold_value, value)
+        if outcome != "wrong":
+            return outcome
+        return _compare(*(_hundredth(gold_value), value) if number else (gold_value, _hundredth(value)))
+    return _compare(parsed(gold), parsed(answer))
+
+
+def fault(gold: str) -> str | None:
+    """Why a normalised gold answer cannot be used, or None."""
+    value = parsed(match[1] if (match := _PERCENT.fullmatch(gold)) else gold)
+    if value.expression is None:
+        return "does not parse"
+    return "is too large to be worked out" if value.large else None
+
+
+def _compare(gold: Parsed, answer: Parsed) -> str:
+    from math_verify import verify
+
+    if gold.large or answer.large:  # equal as it is written, perhaps; nothing is worked out
+        return "right" if gold.expression == answer.expression else "too_large"
+    if _clearly_different(gold.expression, answer.expression):  # spares the wrong answer sympy's simplify
+        return "wrong"
+    same = verify(gold.values, answer.values, timeout_seconds=None, allow_set_relation_comp=True)
+    return "right" if same else "wrong"
+
+
+@lru_cache(4096)  # the K responses to a query share a gold answer
+def parsed(text: str) -> Parsed:
+    """math-verify's reading of a normalised answer."""
+    from math_verify import parse
+
+    values = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    try:
+        for value in values[:1]:
+            for part in value.flat() if hasattr(value, "flat") else [value]:  # a matrix is no expression
+                digits(part)
+    except TooLarge:
+        return Parsed(values, True)
+    return Parsed(values, False)
+
+
+def _hundredth(value: Parsed) -> Parsed:
+    from sympy import Expr
+
+    return Parsed([v / 100 for v in value.values if isinstance(v, Expr)], value.large)
+
+
+def _clearly_different(a: Any, b: Any) -> bool:
+    """Whether both are numbers and differ by more than rounding can explain."""
+    from sympy import Expr, Integral, Limit, Product, Sum
+
+    if not all(isinstance(v, Expr) and not v.free_symbols and not v.has(Sum, Product, Integral, Limit) for v in (a, b)):
+        return False
+    try:
+        x, y = complex(a.evalf(20)), complex(b.evalf(20))
+    except (TypeError, ValueError, OverflowError):  # infinite, or not a number after all
+        return False
+    return abs(x - y) > CLEARLY * max(1.0, abs(x), abs(y))
+
+
+def digits(e: Any) -> float:
+    """An upper bound on the decimal digits of a number once it is worked out; symbols count as none.
+
+    Raises TooLarge where that is more than LARGEST, or where a sum or product has more than MOST_TERMS terms.
+    """
+    from sympy import Basic, Float, Mod, Pow, Product, Rational, Sum, binomial, factorial, factorial2, gamma
+
+    if isinstance(e, Rational):
+        return 0.30103 * max(abs(int(e.p)), int(e.q)).bit_length() if e not in (0, 1, -1) else 0.0
+    if isinstance(e, Float):
+        return abs(float(e._mpf_[2] + e._mpf_[3])) * 0.30103 + 1
+    if not isinstance(e, Basic) or not e.args:
+        return 0.0
+    if isinstance(e, (Sum, Product)):
+        for _, *limits in e.limits:
+            if len(limits) == 2 and _value(limits[1] - limits[0]) > MOST_TERMS:
+                raise TooLarge
+    inner = [digits(argument) for argument in e.args]
+    if isinstance(e, Pow):
+        size = inner[0] * max(1.0, abs(_value(e.exp))) if inner[0] else 0.0
+    elif isinstance(e, (factorial, factorial2, gamma)):
+        number = max(_value(e.args[0]), 1.0)
+        size = number * math.log10(number)
+    elif isinstance(e, binomial):
+        size = 3.0 * abs(_value(e.args[0]))  # ten times its digits: sympy multiplies factor by factor
+    else:
+        size = max(inner) if isinstance(e, Mod) else sum(inner)
+    if size > LARGEST:
+        raise TooLarge
+    return size
+
+
+def _value(e: Any) -> float:
+    """The value of a number whose parts `digits` has passed; 0 of what is no number, or infinite as in a series."""
+    if e.free_symbols or e.is_infinite or not e.is_comparable:
+        return 0.0
+    try:
+        return float(e.evalf(5))
+    except (TypeError, ValueError):
+        return 0.0
+    except OverflowError:
+        raise TooLarge from None

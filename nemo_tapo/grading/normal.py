@@ -1,0 +1,89 @@
+r"""What can be said of two answers without a computer algebra system: the same integer, the same text.
+
+`normalise` changes how an answer is written and never what it says:
+
+    $5$  \(5\)  {5}  5.      -> 5            delimiters, grouping braces, the sentence's full stop
+    1{,}000  1\,000  1 000   -> 1,000, 1000  thousands
+    1 1/2                    -> 1\frac{1}{2} math-verify reads "1" times "1/2"
+    \binom52  \varnothing    -> \binom{5}{2}  \emptyset
+    minus, times, pi, infinity, degrees, root of a number ... as one Unicode character -> LaTeX
+"""
+
+from __future__ import annotations
+
+import re
+
+_DELIMITER = re.compile(r"(\\\\)|\\[()\[\]]|(?<!\\)\$")  # a line break \\ before a bracket is kept
+_NEGATIVE_SPACE = re.compile(r"\\!")
+_SPACE = re.compile(r"(\\\\)|\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s")
+_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
+_MIXED = re.compile(r"([+-]?[0-9]+) +([0-9]+)/([0-9]+)")
+_BINOMIAL = re.compile(r"\\[dt]?binom\s*([0-9])\s*([0-9])")
+_ROOT = re.compile("\N{SQUARE ROOT}" r"\s*([0-9]+)")
+_CHARACTERS = str.maketrans(
+    {
+        "\N{MINUS SIGN}": "-",
+        "\N{MULTIPLICATION SIGN}": r"\times ",
+        "\N{MIDDLE DOT}": r"\cdot ",
+        "\N{GREEK SMALL LETTER PI}": r"\pi ",
+        "\N{INFINITY}": r"\infty ",
+        "\N{LESS-THAN OR EQUAL TO}": r"\le ",
+        "\N{GREATER-THAN OR EQUAL TO}": r"\ge ",
+        "\N{DEGREE SIGN}": r"^\circ ",
+    }
+)
+_INTEGER = re.compile(r"([+-]?)([0-9]{1,400}|[0-9]{1,3}(?:,[0-9]{3}){1,100})(?:\.0*)?")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox)\s*\{([^{}\\]*)\}")
+_LAYOUT = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])")
+_LOOSE_SPACE = re.compile(r"(?<![0-9a-zA-Z]) +| +(?![0-9a-zA-Z])")
+
+
+def normalise(answer: str) -> str:
+    """`answer` in one way of writing it; see the table above."""
+    text = _DELIMITER.sub(r"\1", answer.translate(_CHARACTERS))
+    text = _SPACE.sub(lambda m: m[1] or " ", _NEGATIVE_SPACE.sub("", text)).replace("{,}", ",").strip()
+    text = _without_outer_braces(text.rstrip(" .,;"))
+    text = _THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
+    text = _BINOMIAL.sub(r"\\binom{\1}{\2}", _ROOT.sub(r"\\sqrt{\1}", text)).replace(r"\varnothing", r"\emptyset")
+    mixed = _MIXED.fullmatch(text)
+    return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}" if mixed else text
+
+
+def _without_outer_braces(text: str) -> str:
+    """`{{5}}` -> `5`; braces that group nothing are read as sets by math-verify."""
+    while len(text) > 1 and text[0] == "{" and text[-1] == "}" and _first_closes_last(text):
+        text = text[1:-1].strip()
+    return text
+
+
+def _first_closes_last(text: str) -> bool:
+    depth = 0
+    for token in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return token.end() == len(text)
+    return False
+
+
+def integer(normal: str) -> int | None:
+    """The value of a normalised answer that is a plain integer: `073`, `+5`, `1,000`, `5.0`; None if it is not."""
+    match = _INTEGER.fullmatch(_WRAPPED.sub(r"\1", normal).strip())
+    return int(match[1] + match[2].replace(",", "")) if match else None
+
+
+def letters(normal: str) -> str:
+    r"""A normalised answer without what is only layout: `\left`, `\dfrac` for `\frac`, `\text{}`, loose blanks.
+
+    Answers that agree in it are the same; of others nothing is said.
+    """
+    text = _LAYOUT.sub("", re.sub(r"\\[dt]frac", r"\\frac", normal))
+    return _LOOSE_SPACE.sub("", _WRAPPED.sub(r"\1", text).strip())
+
+
+def depth(text: str) -> int:
+    """How deep braces, brackets and parentheses are nested, whether or not they match."""
+    deepest = now = 0
+    for bracket in re.finditer(r"[{}()\[\]]", text):
+        now = now + 1 if bracket[0] in "{([" else max(now - 1, 0)
+        deepest = max(deepest, now)
+    return deepest
