@@ -1,17 +1,29 @@
-"""The order in which queries reach the loop: shuffled anew each epoch, a function of (seed, step) alone."""
+"""Queries on their way to the loop: the order in which they reach it, their prompts, and what was set aside."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
+from nemo_tapo.checkpoint import replace_text
+from nemo_tapo.datasets.screen import NOT_NEEDED, TOLERATED_IN_TRAINING
+from nemo_tapo.report.jsonl import encode
 from nemo_tapo.runtime.interface import Tokenizer
 from nemo_tapo.seeding import rng
-from nemo_tapo.types import Query
+from nemo_tapo.types import Provenance, Query, SetAside
+
+DATA, QUARANTINE = "data.json", "quarantine.jsonl"
 
 
 class QueryOrder:
-    """`queries(step)` gives the P queries of a step; no position has to be stored to resume."""
+    """`queries(step)` gives the P queries of a step, shuffled anew each epoch.
+
+    A function of (seed, step) alone: no position has to be stored to resume.
+    """
 
     def __init__(self, queries: Sequence[Query], per_step: int, seed: int) -> None:
         """Raises ValueError if there are fewer queries than one step needs."""
@@ -30,40 +42,89 @@ class QueryOrder:
         return [self.all[i] for i in order[batch * self.per_step : (batch + 1) * self.per_step]]
 
 
-def with_prompts(
-    queries: Sequence[Query], tokenizer: Tokenizer, longest: int
-) -> tuple[list[Query], list[tuple[Query, str]]]:
-    """Adds each query's token ids. Returns (usable, quarantined with the reason).
+def with_prompts(queries: Sequence[Query], tokenizer: Tokenizer, longest: int) -> tuple[list[Query], list[SetAside]]:
+    """Adds each query's token ids. Returns (usable, set aside).
 
     Set aside are queries without question or answer, with a uid seen before, and those whose prompt has more than
     `longest` tokens.
     """
     usable: list[Query] = []
-    quarantined: list[tuple[Query, str]] = []
+    aside: list[SetAside] = []
     seen: set[str] = set()
     for query in queries:
-        reason = None
+        reason, detail = None, ""
         if not query.question.strip():
-            reason = "empty question"
+            reason = "question_missing"
         elif not query.answer.strip():
-            reason = "missing answer"
+            reason = "answer_missing"
         elif query.uid in seen:
-            reason = "uid seen before"
+            reason = "uid_seen_before"
         if reason is None:
             seen.add(query.uid)
-            prompt_ids = tokenizer.chat(query.question)
+            prompt_ids = tokenizer.chat(query.user_text)
             if len(prompt_ids) <= longest:
                 usable.append(replace(query, prompt_ids=prompt_ids))
                 continue
-            reason = f"prompt of {len(prompt_ids)} tokens, the context leaves {longest}"
-        quarantined.append((query, reason))
-    return usable, quarantined
+            reason, detail = "prompt_too_long", f"{len(prompt_ids)} tokens, the context leaves {longest}"
+        aside.append(SetAside(query.uid, reason, detail, query.question))
+    return usable, aside
 
 
-def check_quarantine(quarantined: int, total: int, largest_share: float) -> None:
-    """Raises ValueError when too large a share of the data had to be set aside."""
-    if total and quarantined / total > largest_share:
-        raise ValueError(
-            f"{quarantined} of {total} rows of data were set aside, more than max_bad_rows = {largest_share:.1%}; "
-            "see quarantine.jsonl for the reasons."
-        )
+class DataReport:
+    """What a run's data is: `data.json` counts every row of every set, `quarantine.jsonl` has the rows set aside.
+
+    rows = usable + not_asked_for (beyond `evaluation.problems`) + the sum of set_aside.
+    """
+
+    def __init__(self, folder: Path, largest_share: float) -> None:
+        """largest_share: of rows that are set aside for a fault of their own, `max_bad_rows`."""
+        self.folder, self.largest_share = folder, largest_share
+        self.sets: dict[str, dict[str, Any]] = {}
+        self.aside: dict[str, list[SetAside]] = {}
+
+    def add(self, name: str, found: Provenance, usable: int, not_asked_for: int, aside: Sequence[SetAside]) -> str:
+        """Takes a set up, writes both files, returns a sentence for the user.
+
+        name: "train" or a benchmark. aside: what was set aside after `found` was made.
+        Raises ValueError if too many rows are bad.
+        """
+        everything = [*found.set_aside, *aside]
+        assert found.rows == usable + not_asked_for + len(everything), (name, found.rows, usable, len(everything))
+        counts = Counter(row.reason for row in everything)
+        self.sets[name] = {
+            "source": found.source,
+            "licence": found.licence,
+            "rows": found.rows,
+            "usable": usable,
+            "not_asked_for": not_asked_for,
+            "set_aside": dict(sorted(counts.items())),
+        }
+        self.aside[name] = everything
+        self._write()
+        self._check(name, found, counts)
+        licence = f" ({found.licence})" if found.licence else ""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        where = f"; set aside: {reasons}, see {self.folder / QUARANTINE}" if counts else ""
+        return f"{name}: {usable} of {found.rows} rows of {found.source}{licence}{where}"
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.folder / DATA, json.dumps(self.sets, indent=1) + "\n")
+        lines = [encode({"set": name, **asdict(row)}) for name, rows in self.aside.items() for row in rows]
+        if lines or (self.folder / QUARANTINE).exists():
+            replace_text(self.folder / QUARANTINE, b"".join(lines).decode())
+
+    def _check(self, name: str, found: Provenance, counts: Counter[str]) -> None:
+        tolerated = TOLERATED_IN_TRAINING if name == "train" else NOT_NEEDED
+        bad = sum(count for reason, count in counts.items() if reason not in tolerated)
+        worst = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3))
+        if bad / found.rows > self.largest_share:
+            raise ValueError(
+                f"{name}: {bad} of {found.rows} rows of data were set aside ({worst}), more than "
+                f"max_bad_rows = {self.largest_share:.1%}; see {self.folder / QUARANTINE} for each."
+            )
+        if 2 * (counts["answer_ungradable"] + counts["answer_missing"] + counts["answer_without_marker"]) > found.rows:
+            raise ValueError(
+                f"{name}: most rows of {found.source} have no answer that can be graded ({worst}): is `answer` the "
+                f"right field? See {self.folder / QUARANTINE}."
+            )

@@ -42,9 +42,36 @@ class Query:
     """One problem of the task."""
 
     uid: str  # unique in its data set; group key of its rollouts
-    question: str  # what the user asks, without chat template
+    question: str  # the problem alone, as the synthesis prompt quotes it
     answer: str  # the gold answer as the verifier wants it
-    prompt_ids: tuple[int, ...] = ()  # the question as the policy reads it, chat template applied
+    prompt_ids: tuple[int, ...] = ()  # `user_text` as the policy reads it, chat template applied
+    prompt: str = ""  # the task's template filled in, where it has one
+
+    @property
+    def user_text(self) -> str:
+        """What the user says: the prompt, or the question itself where the task has no template."""
+        return self.prompt or self.question
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A row of data that is not used."""
+
+    uid: str  # the row's name; `<set>-<number>` where it has none
+    reason: str  # counted: "duplicate", "missing_answer", ...
+    detail: str = ""  # the same of this row, for a person
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a set of queries comes from: its rows are the queries and what was set aside, no row is both."""
+
+    source: str  # "data/train.jsonl", "openai/gsm8k at 740312add88f..., test", "generated"
+    rows: int
+    set_aside: tuple[SetAside, ...] = ()
+    licence: str | None = None  # as the publisher states it
+    notes: tuple[str, ...] = ()  # sentences for the user
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nemo_tapo.config import ArithmeticConfig
+from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.tasks import arithmetic
-from nemo_tapo.types import Grade, Query
+from nemo_tapo.types import Grade, Provenance, Query
 
 
 class ArithmeticTask:
@@ -22,12 +24,23 @@ class ArithmeticTask:
         drawn = arithmetic.problems(self.cfg.train_queries, self.seed, self.cfg.min_operations, self.cfg.max_operations)
         return [Query(f"train-{i}", p.question, p.answer) for i, p in enumerate(drawn)]
 
-    def held_out_queries(self) -> Sequence[Query]:
-        """The first `held_out_queries` of the fixed test problems; the same for every seed."""
+    def benchmarks(self) -> Mapping[str, Sequence[Query]]:
+        """The first `held_out_queries` of the fixed test problems; the same for every seed, in no training data."""
         problems = arithmetic.held_out(self.cfg.held_out_queries)
-        return [Query(f"test-{i}", p.question, p.answer) for i, p in enumerate(problems)]
+        return {"arithmetic": [Query(f"test-{i}", p.question, p.answer) for i, p in enumerate(problems)]}
+
+    def provenance(self, name: str) -> Provenance:
+        """Generated; nothing had to be set aside."""
+        return Provenance("generated", self.cfg.train_queries if name == "train" else self.cfg.held_out_queries)
+
+    def row(self, query: Query) -> Mapping[str, Any]:
+        """Nothing beyond question and answer."""
+        return {}
 
     async def grade(self, query: Query, response: str) -> Grade:
         """Compares the integer in the last box; microseconds, so no other process is asked."""
         reward, outcome = arithmetic.verify(query.answer, response)
-        return Grade(reward, outcome, arithmetic.extract_answer(response))
+        return Grade(reward, outcome, last_boxed(response))
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,18 @@
+"""The task that a config names."""
+
+from __future__ import annotations
+
+from nemo_tapo.config import TaskConfig
+from nemo_tapo.tasks.interface import Task
+
+
+def make_task(cfg: TaskConfig, seed: int) -> Task:
+    """Raises ValueError for data that cannot be read. The caller closes the task."""
+    if cfg.name == "arithmetic":
+        from nemo_tapo.tasks.generated import ArithmeticTask
+
+        return ArithmeticTask(cfg.arithmetic, seed)
+    assert cfg.name == "mathematics", "nemo_rl is made by its own runtime, and config.py lets no other have it"
+    from nemo_tapo.tasks.mathematics import MathematicsTask
+
+    return MathematicsTask(cfg.mathematics)
