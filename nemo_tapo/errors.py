@@ -8,6 +8,8 @@ import signal
 class RuntimeFailure(RuntimeError):
     """An engine or an actor died or stopped answering; the message names which, and why."""
 
+    kept = "The last checkpoint is kept; the same command goes on from it."
+
 
 class DiskFull(OSError):
     """No room for a checkpoint; the last good one is untouched."""
