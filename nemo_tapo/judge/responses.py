@@ -1,0 +1,138 @@
+"""The responses of an evaluation and the problems they answer, as the judge wants them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from nemo_tapo.config import RunConfig
+from nemo_tapo.evaluation.samples import FOLDER, SETTINGS, Sample, file_name, read
+
+Problem = tuple[str, str]  # (benchmark, uid)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One model's responses to the problems of its evaluation."""
+
+    name: str  # as the tables call it
+    folder: Path  # of the samples
+    data: Mapping[str, str]  # benchmark -> digest of its problems
+    samples: tuple[Sample, ...]
+
+
+def problem_of(sample: Sample) -> Problem:
+    return sample.benchmark, sample.uid
+
+
+def read_answered(folder: Path) -> Answered:
+    """The samples under `folder`: an evaluation's own folder, or a run's with a single evaluation in it.
+
+    Raises ValueError if there is none, more than one to choose from, or one that is not at its end.
+    """
+    store = _store(folder)
+    settings = json.loads((store / SETTINGS).read_text())
+    samples: list[Sample] = []
+    for benchmark, of in settings["benchmarks"].items():
+        samples += _benchmark(store / f"{file_name(benchmark)}.jsonl", settings, of["problems"])
+    data = {benchmark: str(of["data"]) for benchmark, of in settings["benchmarks"].items()}
+    return Answered(unquote(store.name), store, data, tuple(samples))
+
+
+def _benchmark(path: Path, settings: Mapping[str, Any], problems: int) -> list[Sample]:
+    """The samples of one file that belong to the evaluation, each once."""
+    runs, n = settings["runs"], settings["samples"]
+    kept = {s.key: s for s in read(path) if s.run < runs and s.index < n}
+    if len(kept) != problems * runs * n:
+        raise ValueError(
+            f"{path} holds {len(kept)} of {problems} problems x {runs} runs x {n} samples: "
+            "run the evaluation to its end."
+        )
+    return list(kept.values())
+
+
+def _store(folder: Path) -> Path:
+    """The folder with the samples itself."""
+    if not folder.is_dir():
+        raise ValueError(f"--samples {folder}: there is no such folder.")
+    if (folder / SETTINGS).is_file():
+        return folder
+    found = sorted(path.parent for path in folder.glob(f"{FOLDER}/*/{SETTINGS}"))
+    if not found:
+        raise ValueError(f"{folder} holds no evaluation: run `nemo-tapo evaluate` with that output first.")
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several evaluations; name one of {', '.join(map(str, found))}.")
+    return found[0]
+
+
+def require_same_problems(models: Sequence[Answered]) -> None:
+    """Raises ValueError unless all answered the same problems: their boundary subset is a common one."""
+    for other in models[1:]:
+        names = sorted({*models[0].data, *other.data})
+        differ = [name for name in names if models[0].data.get(name) != other.data.get(name)]
+        if differ:
+            raise ValueError(f"{models[0].name} and {other.name} answered different problems ({', '.join(differ)}).")
+
+
+def config_of(folder: Path) -> RunConfig | None:
+    """The configuration that an evaluation was made with, as stored beside it or in its run; None if it is not."""
+    store = _store(folder)
+    found = [path for path in (store / "config.yaml", store.parent.parent / "config.yaml") if path.is_file()]
+    return load_config(found[0]) if found else None
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a file of either kind, this package's or NeMo-RL's with a `tapo:` block."""
+    from nemo_tapo.load import load
+    from nemo_tapo.runtime.nemo_rl import config as nemo_rl
+
+    if path is not None and nemo_rl.is_nemo_rl(path):
+        return nemo_rl.load(path, overrides).cfg
+    return load(path, overrides)
+
+
+def questions(cfg: RunConfig) -> dict[Problem, tuple[str, str]]:
+    """(question, gold answer) of every problem of the config's benchmarks."""
+    from nemo_tapo.tasks.make import make_task
+
+    task = make_task(cfg.task, cfg.seed)
+    try:
+        sets = task.benchmarks()
+        return {(name, q.uid): (q.question, q.answer) for name, queries in sets.items() for q in queries}
+    finally:
+        task.close()
+
+
+def boundary(models: Sequence[Answered]) -> tuple[set[Problem], dict[str, dict[str, int]]]:
+    """The problems on which every model has a pass rate strictly between 0 and 1 (section 4.3), and every one's fate.
+
+    Fates: {benchmark: {reason: problems}}, each problem under the first reason that holds or "kept": they sum up.
+    The models have answered the same problems (`require_same_problems`).
+    """
+    rates = [_pass_rates(model.samples) for model in models]
+    kept: set[Problem] = set()
+    fates: dict[str, Counter[str]] = {}
+    for problem in sorted(rates[0]):
+        reasons = (_why_not(model.name, r, problem) for model, r in zip(models, rates, strict=True))
+        reason = next((reason for reason in reasons if reason), "kept")
+        fates.setdefault(problem[0], Counter())[reason] += 1
+        if reason == "kept":
+            kept.add(problem)
+    return kept, {benchmark: dict(of) for benchmark, of in fates.items()}
+
+
+def _why_not(name: str, rates: dict[Problem, float], problem: Problem) -> str | None:
+    if 0 < rates[problem] < 1:
+        return None
+    return f"{name} always right" if rates[problem] else f"{name} never right"
+
+
+def _pass_rates(samples: Sequence[Sample]) -> dict[Problem, float]:
+    """Share of right responses; what the verifier could not settle counts as wrong, as in the evaluation."""
+    right = Counter(problem_of(s) for s in samples if s.reward > 0)
+    return {problem: right[problem] / n for problem, n in Counter(map(problem_of, samples)).items()}
