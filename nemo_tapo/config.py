@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,11 +31,82 @@ class ArithmeticConfig(Section):
     held_out_queries: int = Field(256, gt=0, le=1000, description="test problems, never in any training data")
 
 
+class DatasetConfig(Section):
+    """Rows of a local file or of a Hugging Face data set, and the names of its fields."""
+
+    path: Path | None = Field(None, description="a JSONL, JSON or Parquet file of this machine, .gz or not")
+    hub: str | None = Field(None, description="a Hugging Face data set, owner/name; or a local copy of its repository")
+    revision: str | None = Field(None, description="commit of `hub`: with a branch the rows may change under a run")
+    configs: tuple[str, ...] = Field((), description="configurations of `hub`, one after the other; none: its only one")
+    split: str = Field("train", description="split of `hub`")
+    question: str = Field("problem", description="field of the problem's text")
+    answer: str = Field("answer", description="field of the gold answer")
+    answer_after: str | None = Field(None, description="the answer is what follows the last of these: '####' of GSM8K")
+    uid: str | None = Field(None, description="field of the row's name; null: its number")
+    rows: int | None = Field(None, gt=0, description="rows the data set must have; another count is an error")
+    licence: str | None = Field(None, description="as the publisher states it; shown when the data is read")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetConfig:
+        if self.path is not None and self.hub is not None:
+            raise ValueError("path and hub are both given; set the one that is not meant to null.")
+        if self.path is None and self.hub is None:
+            raise ValueError("no data: set path to a file or hub to a Hugging Face data set.")
+        return self
+
+
+class VerifierConfig(Section):
+    """Grading of mathematical answers in processes that can be killed."""
+
+    workers: int = Field(2, ge=1, description="processes")
+    deadline: float = Field(2.0, gt=0, le=2, description="seconds one answer may take before it counts as timeout")
+    cache: int = Field(100_000, ge=0, description="(gold, answer) verdicts kept in memory")
+
+
+class MathematicsConfig(Section):
+    """Problems with a checkable final answer, read from data sets (nemo_tapo/tasks/mathematics.py)."""
+
+    train: DatasetConfig | None = Field(None, description="training queries")
+    benchmarks: dict[str, DatasetConfig] = Field(default_factory=dict, description="evaluation sets by name")
+    prompt: str = Field(
+        "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        description="what the user says; {question} is the only field, other braces are text",
+    )
+    exclude_benchmarks: bool = Field(False, description="set training queries aside that also stand in a benchmark")
+    verifier: VerifierConfig = VerifierConfig()
+
+    @model_validator(mode="after")
+    def _prompt_asks(self) -> MathematicsConfig:
+        if "{question}" not in self.prompt:
+            raise ValueError("prompt has no {question}: every query would be the same.")
+        if "train" in self.benchmarks:
+            raise ValueError("a benchmark cannot be called train.")
+        return self
+
+
 class TaskConfig(Section):
     """Where queries come from and how responses are graded."""
 
-    name: Literal["arithmetic"] = "arithmetic"
+    name: Literal["arithmetic", "mathematics", "nemo_rl"] = Field(
+        "arithmetic", description="nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime only"
+    )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
+    mathematics: MathematicsConfig = MathematicsConfig()
+
+
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible server (`/v1/chat/completions`)."""
+
+    url: str | None = Field(None, description="base, as http://127.0.0.1:8000/v1")
+    model: str | None = Field(None, description="the name under which the server serves it; null: its only one")
+    key_env: str | None = Field(None, description="environment variable with the key; null: the server wants none")
+    concurrency: int = Field(32, ge=1, description="requests in flight")
+    timeout: float = Field(300, gt=0, description="seconds of one attempt")
+    attempts: int = Field(6, ge=1, description="of one request, with growing pauses, before it is given up")
+    pause: float = Field(1.0, gt=0, description="seconds before the second attempt; doubles with every further one")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="fields of every request's body, over our own; null leaves a field out"
+    )
 
 
 class ModelConfig(Section):
@@ -152,13 +223,41 @@ class ColdStartConfig(Section):
 class EvaluationConfig(Section):
     """pass@k on the held-out problems, plain single-pass generation."""
 
+    endpoint: EndpointConfig = EndpointConfig()  # with a url: the served model is evaluated, nothing is started here
     samples: int = Field(5, gt=0, description="n responses a problem and run")
-    runs: int = Field(1, gt=0, description="independent runs with their own seeds, averaged")
+    runs: int = Field(16, gt=0, description="independent runs with their own seeds, averaged")
     temperature: float = Field(0.6, gt=0)
     top_p: float = Field(0.9, gt=0, le=1)
     max_tokens: int = Field(96, gt=0)
     problems: int | None = Field(None, description="only the first so many; null: all")
-    synthesis_queries: int = Field(64, ge=0, description="held-out queries on which synthesis is measured, K each")
+    synthesis_queries: int | None = Field(
+        None,
+        ge=0,
+        description="held-out queries on which synthesis is measured, K each; null: 64 for TAPO on the generated task, "
+        "else none. Not measured through an endpoint",
+    )
+
+
+class FilterConfig(Section):
+    """`nemo-tapo filter`: which queries are neither too easy nor too hard for the model."""
+
+    samples: int = Field(8, gt=0, description="responses a query")
+    min_accuracy: float = Field(0.125, ge=0, le=1, description="kept from here on")
+    max_accuracy: float = Field(0.875, ge=0, le=1, description="kept up to here")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, gt=0, description="of a response; null: rollout.max_tokens")
+    keep_responses: bool = Field(False, description="also write the responses' text to samples.jsonl")
+
+
+class JudgeConfig(Section):
+    """DSR and ERR (section 4.3): a stronger model classifies responses."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+    cache: Path = Field(Path("runs/judge-cache"), description="verdicts by content, shared by all runs")
+    temperature: float = Field(0.0, ge=0, description="of the first try; further ones sample at 0.6 or more")
+    max_tokens: int = Field(2048, gt=0, description="of a verdict, its reasoning included")
+    tries: int = Field(3, ge=1, description="answers asked for before a response counts as unparsable")
 
 
 class LocalConfig(Section):
@@ -189,7 +288,9 @@ class RunConfig(Section):
 
     output: Path = Field(Path("runs/run"), description="folder of everything the run writes")
     seed: int = Field(0, ge=0)
-    runtime: Literal["local", "scripted"] = "local"
+    runtime: Literal["local", "scripted", "nemo_rl"] = Field(
+        "local", description="nemo_rl is not set but follows from a config file with NeMo-RL's sections"
+    )
     algorithm: Literal["tapo", "grpo"] = "tapo"
     pipeline: Literal["overlapped", "barrier"] = Field(
         "overlapped", description="synthesise a query as soon as its own rollouts are graded, or after all"
@@ -209,6 +310,8 @@ class RunConfig(Section):
     pretrain: PretrainConfig = PretrainConfig()
     coldstart: ColdStartConfig = ColdStartConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    filter: FilterConfig = FilterConfig()
+    judge: JudgeConfig = JudgeConfig()
     local: LocalConfig = LocalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -224,10 +327,22 @@ class RunConfig(Section):
             raise ValueError(f"tapo.w_min = {t.w_min} is above tapo.w_max = {t.w_max}.")
         if self.task.arithmetic.min_operations > self.task.arithmetic.max_operations:
             raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
+        if self.task.name == "nemo_rl" and self.runtime != "nemo_rl":
+            raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic or mathematics.")
+        if self.filter.min_accuracy > self.filter.max_accuracy:
+            raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
         rows = self.rollout.queries_per_step * K
         if rows % self.loss.updates_per_batch:
             raise ValueError(f"loss.updates_per_batch does not divide the {rows} rollouts of a step.")
         return self
+
+    @property
+    def synthesis_queries(self) -> int:
+        """evaluation.synthesis_queries, resolved."""
+        asked = self.evaluation.synthesis_queries
+        if asked is not None:
+            return asked
+        return 64 if self.algorithm == "tapo" and self.task.name == "arithmetic" else 0
 
     def fingerprint(self, *sections: str) -> dict[str, Any]:
         """The settings that decide the numbers of a stage, flat: a checkpoint is resumed only with the same ones.
@@ -254,7 +369,9 @@ def _sentence(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return unknown_key(path)
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message} (got {error['input']!r})" if path else message
+    if error["type"] == "value_error":  # of a whole section: the sentence says it all
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message} (got {error['input']!r})"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -272,18 +389,26 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def unknown_key(path: str) -> str:
     """One sentence for a key that no section has, with the nearest one that exists."""
-    known = list(known_keys(RunConfig))
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    known = known_keys(RunConfig, path)
     leaf = [k for k in known if k.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    return f"unknown key '{path}'; did you mean '{(leaf or near)[0]}'?"
+    return f"unknown key '{path}'; did you mean '{difflib.get_close_matches(path, leaf or known, n=1, cutoff=0.0)[0]}'?"
 
 
-def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every settable key below `section`, as dotted paths."""
+def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> list[str]:
+    """Every settable key below `section`, as dotted paths.
+
+    Where names are the user's own (`benchmarks.NAME.path`, `extra_body.NAME`), the one that `asked` goes through
+    stands for all of them.
+    """
     keys: list[str] = []
     for name, info in section.model_fields.items():
         path = f"{prefix}{info.alias or name}"
         keys.append(path)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, path + ".")
+        inner = [t for t in (info.annotation, *get_args(info.annotation)) if isinstance(t, type)]
+        model = next((t for t in inner if issubclass(t, BaseModel)), None)
+        if get_origin(info.annotation) is dict and asked.startswith(path + "."):
+            path += "." + asked.removeprefix(path + ".").split(".")[0]
+            keys.append(path if model else asked)
+        if model is not None:
+            keys += known_keys(model, asked, path + ".")
     return keys

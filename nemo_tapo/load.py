@@ -60,7 +60,9 @@ def _additive(override: str) -> str:
     except HydraException as error:
         raise ValueError(f"override {override!r} is not key=value: {error}") from None
     key = parsed.key_or_group
-    if key not in known_keys(RunConfig):
+    if parsed.package is not None:  # a group of the config folder, +data@task.mathematics.train=gsm8k
+        return override
+    if key not in known_keys(RunConfig, key):
         raise ValueError(unknown_key(key))
     return f"++{override}" if parsed.type is OverrideType.CHANGE else override
 

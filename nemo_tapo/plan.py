@@ -22,12 +22,14 @@ def describe(cfg: RunConfig, command: str) -> str:
 
 def plan(cfg: RunConfig, command: str) -> list[str]:
     """One sentence a line."""
+    from nemo_tapo.datasets.preview import preview
+
     r, t, local = cfg.rollout, cfg.tapo, cfg.local
     rollouts = r.queries_per_step * r.samples_per_query
     most = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.algorithm == "tapo" else 0
     lines = [f"output: {cfg.output} ({'goes on with what is there' if cfg.output.is_dir() else 'new'})"]
     lines.append(f"runtime: {cfg.runtime}; TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, one engine")
-    if command in ("run", "train", "coldstart", "evaluate"):
+    if command in ("run", "train", "coldstart", "evaluate", "filter"):
         lines.append(f"model: {cfg.model.path}: {model_size(cfg.model.path)}")
     if command in ("run", "coldstart"):
         c = cfg.coldstart
@@ -50,7 +52,13 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
     if command == "pretrain":
         p = cfg.pretrain
         lines.append(f"base: {p.layers} layers x {p.hidden_size}, {p.steps} steps of {p.examples_per_step} examples")
-    return lines
+    if command == "filter":
+        f = cfg.filter
+        lines.append(
+            f"filter: {f.samples} samples a query, T {f.temperature}, top-p {f.top_p}; "
+            f"kept with accuracy in [{f.min_accuracy:g}, {f.max_accuracy:g}]"
+        )
+    return lines + preview(cfg, command)
 
 
 def model_size(path: Path) -> str:

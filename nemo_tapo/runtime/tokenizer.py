@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class HFTokenizer:
@@ -17,7 +18,17 @@ class HFTokenizer:
 
         if not (path / "tokenizer_config.json").is_file():
             raise ValueError(f"model.path: no tokenizer in '{path}' (tokenizer_config.json is missing).")
-        self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self._take(AutoTokenizer.from_pretrained(path, local_files_only=True), path, enable_thinking)
+
+    @classmethod
+    def over(cls, tokenizer: Any, name: object, enable_thinking: bool = False) -> HFTokenizer:
+        """Over a tokenizer that is loaded already; `name` says whose it is."""
+        made = cls.__new__(cls)
+        made._take(tokenizer, name, enable_thinking)
+        return made
+
+    def _take(self, tokenizer: Any, path: object, enable_thinking: bool) -> None:
+        self._tokenizer = tokenizer
         self._enable_thinking = enable_thinking
         if self._tokenizer.chat_template is None:
             raise ValueError(f"model.path: the tokenizer in '{path}' has no chat template.")
@@ -46,3 +57,7 @@ class HFTokenizer:
         """Text of ids, special tokens left out; no clean-up of spaces."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+    def show(self, ids: Sequence[int]) -> str:
+        """Text of ids with the special tokens written out, for people."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
