@@ -10,6 +10,7 @@ UpdateResult <--reduce_metrics, rows put back-- the report of (tp 0, pp 0) of ev
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 from nemo_tapo.config import LocalConfig, OptimizerConfig, RunConfig
 from nemo_tapo.objective import Objective, reduce_metrics
 from nemo_tapo.runtime.interface import RuntimeFailure
-from nemo_tapo.runtime.local import hf
+from nemo_tapo.runtime.local import cluster, hf
 from nemo_tapo.runtime.local.remote import why_dead
 from nemo_tapo.runtime.local.weights import check_layout
 from nemo_tapo.types import Batch, UpdateResult
@@ -50,14 +51,19 @@ class LocalActor:
         check_layout(hf.read_info(model_path).shape, local.tp, local.pp)
         self.local = local
         world = local.tp * local.pp * local.dp
-        self._folder = tempfile.TemporaryDirectory(prefix="nemo-tapo-actor-")  # where the ranks find each other
+        self._folder = tempfile.TemporaryDirectory(prefix="nemo-tapo-actor-")
         options: dict[str, Any] = {
             "num_cpus": 0,  # sampling and updates take turns on the same cores: nothing to reserve
             "runtime_env": {"env_vars": worker_environment(local)},
         }
+        places = cluster.places(world)
+        meeting = f"file://{self._folder.name}/ranks"  # where the ranks find each other
+        if places.host is not None:
+            port = ray.remote(free_port).options(num_cpus=0, **places.options[0]).remote(places.host)
+            meeting = f"tcp://{places.host}:{ray.get(port, timeout=local.start_timeout)}"
         remote = ray.remote(MegatronWorker)
         self._ranks = [
-            remote.options(**options).remote(rank, world, f"file://{self._folder.name}/ranks", model_path, local)
+            remote.options(**options, **places.options[rank]).remote(rank, world, meeting, model_path, local)
             for rank in range(world)
         ]
 
@@ -217,7 +223,14 @@ def worker_environment(local: LocalConfig) -> dict[str, str]:
     cores are shared (measured: 5 to 8 times slower with another job on the machine, nothing gained without one).
     """
     threads = max(1, local.threads // (local.tp * local.pp * local.dp))
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def free_port(host: str) -> int:
+    """A TCP port of this node on which nobody listens at the moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -12,11 +12,14 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,6 +27,7 @@ from torch import Tensor
 from nemo_tapo.config import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.batching import micro_batches
 from nemo_tapo.equations.vocab import VocabShard
+from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.objective import Metrics, Objective, next_token_scores
 from nemo_tapo.runtime.local import hf
 from nemo_tapo.runtime.local.weights import Place, State, check_layout, merge, split
@@ -39,7 +43,7 @@ class MegatronWorker:
     def __init__(
         self, rank: int, world_size: int, init_method: str, model_path: str | Path, local: LocalConfig
     ) -> None:
-        """Joins the other ranks at `init_method` (tcp://127.0.0.1:<port> or file://<new file>), loads the model.
+        """Joins the other ranks at `init_method` (tcp://<host of rank 0>:<port> or file://<new file>), loads the model.
 
         Raises ValueError for a model that is no Qwen3, or that the layout does not divide.
         """
@@ -58,7 +62,7 @@ class MegatronWorker:
         self.load_model(self.model_path)
 
     def _join(self, rank: int, world_size: int, init_method: str) -> None:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # nothing outside this machine has to reach us
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_towards(init_method)
         from nemo_tapo.runtime.local import cpu_shim
 
         cpu_shim.apply()
@@ -263,17 +267,18 @@ class MegatronWorker:
         }
         (folder / OPTIMIZER_STATE).write_text(json.dumps(state, indent=2) + "\n")
 
-    def load_checkpoint(self, path: str | Path) -> None:
-        """The inverse of `save_checkpoint(path, path)`, under any layout; `configure` comes before."""
+    def load_checkpoint(self, path: str | Path, optimizer_path: str | Path | None = None) -> None:
+        """The inverse of `save_checkpoint(path, optimizer_path or path)`, any layout; `configure` comes before."""
         from safetensors.torch import load_file
 
         from nemo_tapo.runtime.local.update import MOMENTS
 
         assert self._updater is not None, "configure comes before load_checkpoint"
         path = Path(path)
-        state = json.loads((path / OPTIMIZER_STATE).read_text())
+        optimizer = Path(optimizer_path or path)
+        state = json.loads((optimizer / OPTIMIZER_STATE).read_text())
         self._set_weights(hf.read_weights(path))
-        full = load_file(path / OPTIMIZER_WEIGHTS)
+        full = load_file(optimizer / OPTIMIZER_WEIGHTS)
         moments = {
             kind: split({n.removeprefix(f"{kind}."): t for n, t in full.items()}, self.info.shape, self.place)
             for kind in MOMENTS
@@ -301,6 +306,22 @@ class MegatronWorker:
         mpu.destroy_model_parallel()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def interface_towards(init_method: str) -> str:
+    """The network interface by which ranks that meet at `init_method` talk. It is the loopback one, so that nothing
+    outside this machine reaches us, unless they meet at an address that others see.
+    """
+    host = urlsplit(init_method).hostname
+    if host is None:
+        return "lo"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing: the kernel chooses the way there
+        own = str(probe.getsockname()[0])
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            return str(name)
+    raise RuntimeFailure(f"no network interface of this node has the address {own}, by which {host} is reached.")
 
 
 def _without_loss(data: Data) -> Batch:

@@ -1,0 +1,227 @@
+"""Jobs on a real Slurm of two nodes on this host: finish, stop and requeue, fail with a name, sweep.
+
+What is about Slurm runs on the scripted runtime, seconds a job; Ray across nodes runs the real engines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.slurm.cluster import ENDED, Slurm, cluster, why_not
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "tools" / "slurm" / "launch.py"
+CONFIG = ROOT / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
+SCRIPTED = (
+    f"runtime=scripted model.path={ROOT}/assets/tiny-base rollout.max_tokens=300 tapo.max_tokens=700 "
+    "model.max_length=3000 rollout.queries_per_step=4 task.arithmetic.train_queries=64 checkpoint.every=1000 "
+    "checkpoint.min_free_gib=0"
+).split()
+REAL = [
+    f"model.path={ROOT}/assets/tiny-coldstart", "rollout.queries_per_step=4", "rollout.samples_per_query=6",
+    "local.dp=2", "local.threads=2", "checkpoint.every=1", "checkpoint.min_free_gib=0",
+]  # fmt: skip
+# Both nodes are this host. 127.0.0.1 itself Ray takes for "find my address out", others of loopback as they are.
+ADDRESSES = "NT_ADDRESSES=n1=127.0.0.2 n2=127.0.0.3"
+TWO_NODES = ("--nodes", "2", "--env", "NT_OBJECT_STORE=100000000", "--env", ADDRESSES)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if reason := why_not():
+        pytest.skip(f"{reason}: jobs are not tested here.")
+    with cluster(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+def submit(slurm: Slurm, folder: Path, *arguments: str, options: tuple[str, ...] = (), verb: str = "train") -> str:
+    """Through the launcher, from a folder that is not the repository's; returns the job's number."""
+    command = [sys.executable, str(LAUNCH), "--python", sys.executable, "--cpus-per-node", "2", *options, "--", verb]
+    environment = {**slurm.environment, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments, f"output={folder}"],
+        check=False, capture_output=True, text=True, cwd=folder.parent, env=environment, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[1].rstrip(",")
+
+
+def log(folder: Path, job: str) -> str:
+    return (folder / "slurm" / f"{job}.log").read_text()
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {seconds:g} s"
+        time.sleep(0.1)
+
+
+def steps(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "hf" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def on_node(name: str, job: str, word: str) -> list[psutil.Process]:
+    """Processes of a job on a node whose command line has `word`."""
+    return [p for p in psutil.process_iter() if word in " ".join(line_of(p)) and place_of(p) == (name, job)]
+
+
+def line_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def place_of(process: psutil.Process) -> tuple[str, str] | None:
+    """(node, job) by the environment of the nearest ancestor that tells: Ray's workers write over their own."""
+    try:
+        for ancestor in (process, *process.parents()):
+            environment = ancestor.environ()
+            if "SLURMD_NODENAME" in environment:
+                return environment["SLURMD_NODENAME"], environment["SLURM_JOB_ID"]
+    except psutil.Error:
+        return None
+    return None
+
+
+def test_stopped_requeued_and_resumed_it_ends_with_the_same_weights(slurm: Slurm, tmp_path: Path) -> None:
+    """The signal that Slurm sends before the limit, twice; then --chain is used up, and the same command goes on.
+
+    The config file is made unreadable after submission: a queued job runs what it was submitted with.
+    """
+    config, folder = tmp_path / "mine.yaml", tmp_path / "run"
+    config.write_text("steps: 300\n")
+    arguments = ("--config", str(config), *SCRIPTED)
+    job = submit(slurm, folder, *arguments, options=("--chain", "2", "--sbatch", "hold"))
+    config.write_text("steps: [")
+    slurm.call("scontrol", "release", job)
+
+    until(lambda: steps(folder) >= 3, "third step")
+    slurm.call("scancel", "--signal=USR1", "--batch", job)
+    until(lambda: "allocation 2 of at most 2" in log(folder, job), "second allocation")
+    done_before = steps(folder)
+    assert "stopped by SIGUSR1; checkpoint of step" in log(folder, job)
+    assert done_before < 300
+
+    until(lambda: steps(folder) >= done_before + 3, "step of the second allocation")
+    slurm.call("scancel", "--signal=USR1", "--batch", job)
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "138:0", "1")
+    assert "submit the same command again to go on" in log(folder, job)
+    assert steps(folder) < 300
+
+    config.write_text("steps: 300\n")
+    again = submit(slurm, folder, *arguments)
+    assert slurm.wait(again)["JobState"] == "COMPLETED", log(folder, again)
+
+    undisturbed = tmp_path / "undisturbed"
+    command = [sys.executable, "-m", "nemo_tapo.cli", "train", *arguments, f"output={undisturbed}"]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=120)
+    assert digest(folder) == digest(undisturbed)
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 300
+
+
+def test_two_nodes_with_ray_across_both(slurm: Slurm, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = submit(slurm, folder, "--config", str(CONFIG), *REAL, "steps=3", options=TWO_NODES)
+    until(lambda: steps(folder) >= 1 or slurm.job(job)["JobState"] in ENDED, "first step", 200)
+    ranks = {name: len(on_node(name, job, "MegatronWorker")) for name in ("n1", "n2")}
+    engines = {name: len(on_node(name, job, "VllmEngine")) for name in ("n1", "n2")}
+    ended = slurm.wait(job)
+    assert ended["JobState"] == "COMPLETED", log(folder, job)
+    assert ranks == {"n1": 1, "n2": 1}
+    assert engines == {"n1": 1, "n2": 0}  # beside the driver
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [1, 2, 3]
+    assert (folder / "hf" / "model.safetensors").is_file()
+    assert list((folder / "slurm" / job / "0" / "ray").glob("n?/*")), "Ray's logs are kept"
+
+
+def test_a_dead_worker_fails_the_job_with_its_name(slurm: Slurm, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = submit(slurm, folder, "--config", str(CONFIG), *REAL, "steps=300", options=TWO_NODES)
+    until(lambda: steps(folder) >= 2 or slurm.job(job)["JobState"] in ENDED, "second step", 200)
+    victims = on_node("n2", job, "MegatronWorker")
+    assert len(victims) == 1, log(folder, job)
+    victims[0].kill()
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "3:0")
+    text = log(folder, job)
+    assert re.search(r"Megatron rank 1 of 2 died", text), text
+    assert "FAILED: nemo-tapo ended with exit code 3" in text
+
+
+def test_ray_lost_on_a_node_fails_the_job_with_the_nodes_name(slurm: Slurm, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = submit(slurm, folder, *SCRIPTED, "steps=100000", options=TWO_NODES)
+    until(lambda: steps(folder) >= 1, "first step")
+    raylets = [p for p in on_node("n2", job, "raylet/raylet") if p.name() == "raylet"]
+    assert len(raylets) == 1
+    raylets[0].send_signal(signal.SIGKILL)
+    until(lambda: (folder / "slurm" / job / "0" / "nodes" / "n2.failed").exists(), "word of the node")
+    ended = slurm.wait(job)
+    assert ended["JobState"] == "FAILED"
+    assert "FAILED: Ray ended on a node: node n2: Ray ended with exit code" in log(folder, job)
+
+
+def test_a_node_that_hangs_ends_the_job_with_its_name(slurm: Slurm, tmp_path: Path) -> None:
+    """Its python does not answer, as on a node whose file system hangs."""
+    folder, python = tmp_path / "run", tmp_path / "python"
+    python.write_text(f'#!/bin/bash\n[ "$SLURMD_NODENAME" = n2 ] && sleep 1000\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    options = (*TWO_NODES, "--start-minutes", "0.5", "--python", str(python))
+    begin = time.monotonic()
+    job = submit(slurm, folder, *SCRIPTED, "steps=3", options=options)
+    ended = slurm.wait(job)
+    assert ended["JobState"] == "FAILED"
+    assert "node n2" in log(folder, job)
+    assert time.monotonic() - begin < 120  # not 1000
+    assert not steps(folder)
+
+
+def test_a_sweep_of_three(slurm: Slurm, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    settings = [*SCRIPTED, "evaluation.problems=8", "evaluation.runs=1", "evaluation.synthesis_queries=8"]
+    job = submit(slurm, folder, *settings, options=("--sweep", "seed=1,2,3"), verb="evaluate")
+    for task in range(3):
+        run = folder / f"{task:03d}-seed-{task + 1}"
+        assert slurm.wait(f"{job}_{task}")["JobState"] == "COMPLETED", log(folder, f"{job}_{task}")
+        assert f"seed: {task + 1}\n" in (run / "config.yaml").read_text()
+        assert (run / "evaluation.json").is_file()
+
+
+def test_no_process_of_a_job_is_left(slurm: Slurm) -> None:
+    """The last of this file."""
+    slurm.call("scancel", "--user=root")
+    until(lambda: not slurm.call("squeue", "-h").strip(), "empty queue")
+    until(lambda: not left(slurm), "end of the jobs' processes", 30)
+
+
+def left(slurm: Slurm) -> list[psutil.Process]:
+    """Processes of this cluster's jobs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        if "SLURM_JOB_ID" in environment and environment.get("SLURM_CONF") == slurm.environment["SLURM_CONF"]:
+            found.append(process)
+    return found

@@ -1,0 +1,124 @@
+"""The launcher's arguments and script, without Slurm: what is refused, what is written, that quoting survives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "tools" / "slurm" / "launch.py"
+CONFIG = ROOT / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Called as from a shell in `folder`, on a machine without sbatch."""
+    environment = {**os.environ, "PATH": "/usr/bin-without-slurm"}
+    command = [sys.executable, str(LAUNCH), "--python", sys.executable, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment, timeout=60)
+
+
+def dry(folder: Path, *arguments: str) -> str:
+    done = launch(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands(script: str, task: int = 0) -> list[str]:
+    """COMMAND as bash reads it from the script, for one element of the array."""
+    values = script.split("# ---- what follows")[0]
+    shown = f"SLURM_ARRAY_TASK_ID={task}\n{values}\nprintf '%s\\0' \"${{COMMAND[@]}}\""
+    done = subprocess.run(["bash", "-eu"], input=shown, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--nodes", "0", "--", "train", "output=x"], "--nodes is 0"),
+        (["--time", "5h", "--", "train", "output=x"], "--time '5h' is none of"),
+        (["--time", "10", "--", "train", "output=x"], "leaves nothing before the signal"),
+        (["--time", "0:09:59", "--", "train", "output=x"], "leaves nothing before the signal"),
+        (["--env", "A", "--", "train", "output=x"], "--env 'A' is not KEY=VALUE"),
+        (["--mounts", "/a:/b", "--", "train", "output=x"], "no --container is given"),
+        (["--container", "c", "--", "train", "output=x"], "exclude each other"),
+        (["--", "trian", "output=x"], "here trian"),
+        (["--"], "here nothing"),
+        (["--", "train"], "add output=FOLDER"),
+        (["--", "train", "--config", "no.yaml", "output=x"], "no config file no.yaml"),
+        (["--sweep", "output=a,b", "--", "train", "output=x"], "chooses the output folders itself"),
+        (["--sweep", "seed", "--", "train", "output=x"], "is not KEY=A,B,C"),
+        (["--python", "/no/python", "--", "train", "output=x"], "no python at /no/python"),
+        (["--", "train", "output=x"], "there is no sbatch here"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_write_nothing(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = launch(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_prints_a_script_and_writes_nothing(tmp_path: Path) -> None:
+    script = dry(
+        tmp_path, "--nodes", "4", "--time", "1-12:00", "--account", "A", "--partition", "P", "--gpus-per-node", "8",
+        "--sbatch", "qos=high", "--signal-minutes", "15", "--", "train", "--config", str(CONFIG), "output=runs/x",
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+    given = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    expected = {
+        "nodes=4", "time=1-12:00", "account=A", "partition=P", "gres=gpu:8", "qos=high", "requeue", "exclusive",
+        "signal=B:USR1@900", "ntasks-per-node=1", f"output={tmp_path}/runs/x/slurm/%j.log", "dependency=singleton",
+    }  # fmt: skip
+    assert expected <= set(given)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=20)
+
+
+def test_paths_are_absolute_and_the_config_is_the_snapshots(tmp_path: Path) -> None:
+    found = commands(dry(tmp_path, "--", "train", "--config", str(CONFIG), "output=runs/x", "steps=3"))
+    assert found[:2] == ["train", "--config"]
+    assert found[2].startswith(f"{tmp_path}/runs/x/slurm/submit-")
+    assert found[2].endswith("/code/examples/configs/tapo-tiny-1n0g.yaml")
+    assert found[3:] == [f"output={tmp_path}/runs/x", "steps=3"]
+    (tmp_path / "mine.yaml").write_text("steps: 3\n")
+    other = commands(dry(tmp_path, "--", "train", "--config", "mine.yaml", "tapo.output=y"))
+    assert other[2].endswith("/config/mine.yaml")
+    assert other[3:] == [f"tapo.output={tmp_path}/y"]
+
+
+def test_values_with_quotes_blanks_and_dollars_survive(tmp_path: Path) -> None:
+    odd = ["tapo.prompt='it is \"$HOME\" {question}'", "a=b c", "x=`id`"]
+    script = dry(tmp_path, "--env", "WORDS=two $words", "--", "train", "output=o", *odd)
+    assert commands(script)[2:] == odd
+    values = script.split("# ---- what follows")[0]
+    shown = subprocess.run(["bash"], input=f'{values}\necho "$WORDS"', capture_output=True, text=True, check=True)
+    assert shown.stdout == "two $words\n"
+
+
+def test_container_sees_the_run_and_the_folder_of_submission(tmp_path: Path) -> None:
+    command = [sys.executable, str(LAUNCH), "--container", "nvcr.io#nvidia/nemo-rl:v0.7.0"]
+    mounts = ["--mounts", f"/data:/data,{tmp_path}/out:{tmp_path}/out", "--dry-run"]
+    rest = ["--", "train", f"output={tmp_path}/out/x"]
+    done = subprocess.run([*command, *mounts, *rest], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "--container-image=nvcr.io#nvidia/nemo-rl:v0.7.0" in done.stdout
+    # `out` covers the run's folder; the folder of submission is added
+    assert f"--container-mounts=/data:/data,{tmp_path}/out:{tmp_path}/out,{tmp_path}:{tmp_path} " in done.stdout
+    assert "export NT_PYTHON=python\n" in done.stdout
+
+
+def test_a_sweep_is_one_element_a_combination(tmp_path: Path) -> None:
+    script = dry(
+        tmp_path, "--sweep", "optimizer.lr=1e-4,1e-3,1e-2", "--sweep", "optimizer.betas=[0.9,0.95],[0.9,0.99]",
+        "--at-once", "2", "--", "train", "output=s", "steps=3",
+    )  # fmt: skip
+    assert "#SBATCH --array=0-5%2\n" in script
+    assert "singleton" not in script  # elements share a name: they would wait for each other
+    assert commands(script, 3)[2:] == ["steps=3", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"]
+    folders = [commands(script, task)[1] for task in range(6)]
+    assert len(set(folders)) == 6
+    assert all(folder.startswith(f"output={tmp_path}/s/00") for folder in folders)
+    assert commands(dry(tmp_path, "--sweep", "seed=7", "--", "train", "output=s"))[2:] == ["seed=7"]
