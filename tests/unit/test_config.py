@@ -10,13 +10,6 @@ from nemo_tapo.config import RunConfig, validate
 from nemo_tapo.load import load
 from nemo_tapo.plan import as_yaml
 
-CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_yaml_of_the_repository_is_valid(path: Path) -> None:
-    assert isinstance(load(path), RunConfig)
-
 
 def test_paper_settings_are_the_defaults() -> None:
     """Section 4.1: K=8, 32 queries, n_pos=2, n_neg=4, m_max=4, w in [0.01, 10], lambda=1, AdamW 1e-6."""

@@ -1,0 +1,216 @@
+"""Settings of NeMo-RL's that this loop or its loss does not do, and divisions that cannot run: each a sentence.
+
+NeMo-RL's own trainer would accept some of these and stop at others after the models have been loaded; here all are
+found before anything is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nemo_tapo.planning.setup import Setup
+from nemo_tapo.planning.shapes import ModelShape
+
+Master = Mapping[str, Any]
+OFF: tuple[Any, ...] = (None, False)
+
+# path, what it may be (a missing key is fine), why
+SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("grpo.async_grpo.enabled", OFF, "TAPO is on policy: pairs are made of the present policy's rollouts"),
+    ("grpo.use_dynamic_sampling", OFF, "a step's queries are fixed, so that a resumed run has the same"),
+    ("grpo.zero_variance_prompt_filtering", OFF, "a step's queries are fixed, so that a resumed run has the same"),
+    ("grpo.batch_multiplier", (None, 1), "it belongs to dynamic sampling"),
+    ("grpo.reward_shaping.enabled", OFF, "the reward is the verifier's, 0 or 1"),
+    ("grpo.reward_scaling.enabled", OFF, "the reward is the verifier's, 0 or 1"),
+    ("grpo.overlong_filtering", OFF, "truncated rollouts are graded like any other"),
+    ("grpo.normalize_rewards", (None, True), "advantages are divided by the group's deviation, Eq. 1"),
+    ("grpo.adv_estimator.name", (None, "grpo"), "advantages are Eq. 1, 4 and 5 of the paper"),
+    ("grpo.advantage_clip_low", (None,), "advantages are not clipped"),
+    ("grpo.advantage_clip_high", (None,), "advantages are not clipped"),
+    ("grpo.seq_logprob_error_threshold", (None,), "rows are not masked by their train/generation gap"),
+    ("grpo.invalid_tool_call_advantage", (None,), "there are no tool calls"),
+    ("grpo.malformed_thinking_advantage", (None,), "advantages are the rewards' alone"),
+    ("grpo.stop_at_validation_metric", (None,), "this loop does not validate while it trains"),
+    ("grpo.max_rollout_turns", (None, 1), "a response is one turn"),
+    ("grpo.deduplicate_multimodal_data", OFF, "queries are text"),
+    ("reward_penalties.penalize_duplicated_reasoning", OFF, "the reward is the verifier's, 0 or 1"),
+    ("reward_penalties.penalize_empty_final_answer", OFF, "the reward is the verifier's, 0 or 1"),
+    ("reward_penalties.penalize_unwanted_tokens", OFF, "the reward is the verifier's, 0 or 1"),
+    ("reward_penalties.penalize_malformed_think_tag", OFF, "the reward is the verifier's, 0 or 1"),
+    ("data_plane.enabled", OFF, "it rescales gradients by its own token count; here the normaliser rides in the data"),
+    ("on_policy_distillation", (None,), "there is no teacher"),
+    ("env.should_use_nemo_gym", OFF, "rollouts are this project's own"),
+    ("data.use_multiple_dataloader", OFF, "a step's queries come from one list"),
+    ("policy.sequence_packing.fuse_loss", OFF, "the OTS weight needs the logits"),
+    (
+        "policy.megatron_cfg.use_fused_linear_logprobs",
+        OFF,
+        "the OTS weight needs the logits",
+    ),
+    (
+        "policy.megatron_cfg.use_linear_ce_fusion_loss",
+        OFF,
+        "the OTS weight needs the logits",
+    ),
+    ("policy.megatron_cfg.mtp_num_layers", (None, 0), "multi-token prediction adds a loss of its own"),
+    ("policy.draft.enabled", OFF, "the draft model's loss needs data that this loop does not make"),
+    ("policy.router_replay.enabled", OFF, "constructed rows have no recorded routes"),
+    ("policy.generation.backend", ("vllm",), "no other engine has been connected"),
+    ("policy.generation.top_p", (None, 1), "with a cut tail log-probability and entropy are of another distribution"),
+    ("policy.generation.top_k", (-1, None), "with a cut tail log-probability and entropy are of another distribution"),
+    ("policy.generation.stop_strings", ([], None), "one stop would end rollouts and synthesis alike"),
+    ("checkpointing.enabled", (None, True), "a stopped run goes on from its checkpoint (save_period says how often)"),
+)
+
+
+def at(values: Any, path: str, default: Any = None) -> Any:
+    """The value at a dotted path, or `default` where a section or key is missing or null."""
+    for name in path.split("."):
+        if not isinstance(values, Mapping) or values.get(name) is None:
+            return default
+        values = values[name]
+    return values
+
+
+def settings(master: Master) -> Iterable[str]:
+    """What this loop does not do."""
+    for path, allowed, why in SETTINGS:
+        value = at(master, path)
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
+            given = json.dumps(value, default=str)
+            yield f"{path} = {given} is not supported: {why}. Set it to {json.dumps(allowed[-1])}."
+    metric = at(master, "checkpointing.metric_name", "")
+    if metric.startswith("val:"):
+        yield (
+            f"checkpointing.metric_name = {metric!r}: this loop does not validate while it trains, so no checkpoint "
+            "would have it. Set it to null (the newest are kept) or to a train: metric."
+        )
+
+
+def division(master: Master, setup: Setup) -> Iterable[str]:
+    """Ranks, engines and nodes that do not add up."""
+    world, model = setup.train_gpus, setup.tp * setup.pp * setup.cp
+    there = f"{setup.nodes} x {setup.gpus_per_node} GPUs"
+    if world < 1 or setup.engine_gpus < 1:
+        yield (
+            f"engines and policy do not both fit {there}: with colocated.enabled=false set "
+            "policy.generation.colocated.resources (gpus_per_node on one node; num_nodes, and the cluster's "
+            "gpus_per_node, on several) so that both have GPUs."
+        )
+        return
+    if world % model:
+        yield (
+            f"TP {setup.tp} x PP {setup.pp} x CP {setup.cp} = {model} ranks do not divide the policy's {world} GPUs "
+            f"({there}): change cluster.num_nodes, cluster.gpus_per_node or the division."
+        )
+    engine = setup.engine_tp * setup.engine_pp
+    if setup.engine_gpus % engine:
+        yield f"an engine of TP {setup.engine_tp} x PP {setup.engine_pp} does not divide {setup.engine_gpus} GPUs."
+    if not setup.colocated and setup.nodes > 1 and setup.engine_gpus % setup.gpus_per_node:
+        yield (
+            "policy.generation.colocated.resources.gpus_per_node must be cluster.gpus_per_node = "
+            f"{setup.gpus_per_node} when engines have nodes of their own."
+        )
+    if setup.megatron and world % (setup.pp * setup.ep * setup.etp):
+        yield (
+            f"expert parallel {setup.ep} x expert tensor parallel {setup.etp} x PP {setup.pp} does not divide the "
+            f"policy's {world} GPUs."
+        )
+    if setup.sequence_parallel and setup.tp == 1:
+        yield "sequence_parallel needs tensor parallelism: set it to false, or TP above 1."
+    yield from _batching(master, setup)
+
+
+def _batching(master: Master, setup: Setup) -> Iterable[str]:
+    packing, dynamic = (bool(at(master, f"policy.{kind}.enabled")) for kind in ("sequence_packing", "dynamic_batching"))
+    if packing and dynamic:
+        yield "policy.sequence_packing and policy.dynamic_batching exclude each other: disable one."
+    if dynamic and setup.pp > 1:
+        yield "policy.dynamic_batching does not work with pipeline parallelism: use policy.sequence_packing."
+    if setup.cp > 1 and not setup.megatron:
+        yield "the loss does not support context parallelism with DTensor: use Megatron, or context_parallel_size=1."
+    elif setup.cp > 1 and not packing:
+        yield "context parallelism needs policy.sequence_packing.enabled=true."
+    multiple = at(master, "policy.make_sequence_length_divisible_by", 1)
+    if setup.sequence_parallel and multiple % setup.tp:
+        yield (
+            f"policy.make_sequence_length_divisible_by = {multiple} must be a multiple of TP = {setup.tp} with "
+            "sequence_parallel."
+        )
+    micro, scoring = at(master, "policy.train_micro_batch_size", 1), at(master, "policy.logprob_batch_size")
+    if setup.tp >= 4 and scoring not in (None, micro) and not os.environ.get("NRL_IGNORE_TP_ACCURACY_CHECK"):
+        yield (
+            f"policy.logprob_batch_size = {scoring} must equal policy.train_micro_batch_size = {micro} at TP >= 4: "
+            "NeMo-RL's kernels give other log-probabilities for another batch size."
+        )
+    if setup.megatron and at(master, "policy.logprob_chunk_size") and setup.fp32_logits:
+        yield "policy.logprob_chunk_size needs policy.megatron_cfg.defer_fp32_logits=true."
+
+
+def lengths(setup: Setup, synthesises: bool, template_tokens: int) -> Iterable[str]:
+    """Prompts and answers that could never fit."""
+    question = setup.max_row - setup.max_response
+    if question < 1:
+        yield (
+            f"a response may have {setup.max_response} tokens and query and response together "
+            f"policy.max_total_sequence_length = {setup.max_row}: no room is left for a query. Lower "
+            "policy.generation.max_new_tokens or raise policy.max_total_sequence_length."
+        )
+    if setup.max_row > setup.max_model_len:
+        yield (
+            f"policy.generation.vllm_cfg.max_model_len = {setup.max_model_len} is less than "
+            f"policy.max_total_sequence_length = {setup.max_row}."
+        )
+    room = setup.max_model_len - setup.max_synthesis - template_tokens - max(question, 0)
+    if synthesises and room < setup.max_response:  # two responses of half the longest length
+        yield (
+            f"policy.generation.vllm_cfg.max_model_len = {setup.max_model_len} is too small for the synthesis: its "
+            f"prompt holds the question and two responses, and tapo.max_tokens = {setup.max_synthesis} are kept for "
+            f"the answer, which leaves {room} tokens for two responses of up to {setup.max_response} each. Raise it to "
+            f"{setup.max_model_len - room + 2 * setup.max_response} for all to fit."
+        )
+
+
+def model(shape: ModelShape, setup: Setup) -> Iterable[str]:
+    """Divisions that this model's shape does not allow."""
+    if shape.layers % setup.pp:
+        yield f"PP {setup.pp} does not divide the model's {shape.layers} layers."
+    for name, tp in (("TP", setup.tp), ("the engine's TP", setup.engine_tp)):
+        if shape.heads % tp:
+            yield f"{name} {tp} does not divide the model's {shape.heads} attention heads."
+    if shape.kv_heads % setup.tp:
+        yield f"TP {setup.tp} does not divide the model's {shape.kv_heads} key-value heads."
+    if setup.ep > 1 and shape.experts % setup.ep:
+        yield f"expert parallel {setup.ep} does not divide the model's {shape.experts} experts."
+    if setup.ep > 1 and not shape.experts:
+        yield f"expert_model_parallel_size = {setup.ep} for a model without experts: set it to 1."
+    if setup.max_model_len > shape.max_positions:
+        yield (
+            f"policy.generation.vllm_cfg.max_model_len = {setup.max_model_len} is more than the model's "
+            f"{shape.max_positions} positions."
+        )
+
+
+def environment(setup: Setup) -> Iterable[str]:
+    """What the driver's environment must have when a run starts (a plan is made without it)."""
+    if setup.megatron and "TORCH_CUDA_ARCH_LIST" not in os.environ:
+        yield (
+            "TORCH_CUDA_ARCH_LIST is not set and NeMo-RL's Megatron workers want it: NVIDIA's container sets it; "
+            "elsewhere export it, for H100 TORCH_CUDA_ARCH_LIST='9.0'."
+        )
+
+
+SUPPORTED_TAGS = ("v0.7.0",)  # of nvcr.io/nvidia/nemo-rl, with which this package was checked
+
+
+def container(image: str | None) -> Iterable[str]:
+    """A released NVIDIA container that this package does not know; images of one's own are not judged."""
+    name, _, tag = (image or "").partition(":")
+    if name.removeprefix("docker://").replace("#", "/") == "nvcr.io/nvidia/nemo-rl" and tag not in SUPPORTED_TAGS:
+        yield (
+            f"container {image} is not supported: its NeMo-RL is older than v0.7.0 or unknown. Use "
+            f"nvcr.io/nvidia/nemo-rl:{SUPPORTED_TAGS[-1]}, or an image of your own with a later NeMo-RL."
+        )

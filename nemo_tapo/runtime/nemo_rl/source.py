@@ -1,0 +1,145 @@
+"""NeMo-RL's source tree on this machine, and config files that inherit from it, composed as NeMo-RL composes them.
+
+NeMo-RL is not imported: `plan` and `--dry-run` work on a login node with nothing but a checkout's YAML files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONTAINER = Path("/opt/nemo-rl")  # where NVIDIA's container has it
+HOW = (
+    "set NEMO_RL_SRC to a checkout of https://github.com/NVIDIA-NeMo/RL (its YAML files are enough), or run inside "
+    "NVIDIA's container, which has it in /opt/nemo-rl"
+)
+
+
+def find_source() -> Path | None:
+    """NEMO_RL_SRC, else the checkout of an importable nemo_rl, else the container's; None if there is none.
+
+    Raises ValueError if NEMO_RL_SRC names no checkout.
+    """
+    named = os.environ.get("NEMO_RL_SRC")
+    if named:
+        if not (Path(named) / "examples" / "configs").is_dir():
+            raise ValueError(f"NEMO_RL_SRC={named} is no NeMo-RL checkout: it has no folder examples/configs")
+        return Path(named).resolve()
+    package = importlib.util.find_spec("nemo_rl")  # finds, does not import
+    installed = [Path(package.origin).parents[1]] if package and package.origin else []
+    for candidate in [*installed, CONTAINER]:
+        if (candidate / "examples" / "configs").is_dir():
+            return candidate
+    return None
+
+
+def compose(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The file with what it inherits and the overrides, `${...}` resolved.
+
+    `defaults:` names files relative to the file itself or, where there is none, to NeMo-RL's examples/configs;
+    `file.yaml@a.b` puts a file's content under `a.b` (Hydra's notation, which NeMo-RL's own loader does not have).
+    Raises ValueError with a sentence for a file that is missing or does not parse, an override that is none, or an
+    interpolation that cannot be resolved.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register_resolvers()
+    try:
+        composed = _inherit(path)
+        for override in overrides:
+            _apply(composed, override)
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _inherit(path: Path) -> Any:
+    """A file over its `defaults`, later ones over earlier ones, each resolved in its own folder first."""
+    from omegaconf import DictConfig, OmegaConf
+
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is not a mapping of sections")
+    defaults = config.pop("defaults", [])
+    base = OmegaConf.create({})
+    for each in [defaults] if isinstance(defaults, str) else defaults:
+        name, _, package = str(each).partition("@")
+        inherited = _inherit(_parent(path, name))
+        for section in reversed(package.split(".") if package else []):
+            inherited = OmegaConf.create({section: inherited})
+        base = _over(base, inherited)
+    return _over(base, config)
+
+
+def _parent(child: Path, name: str) -> Path:
+    """The file that `child` inherits from as `name`."""
+    beside = child.parent / name  # an absolute name stays what it is
+    if beside.is_file():
+        return beside
+    source = find_source()
+    if source is None:
+        raise ValueError(f"{child} inherits {name}, which is not beside it: if it is NeMo-RL's, {HOW}")
+    inherited = source / "examples" / "configs" / name
+    if not inherited.is_file():
+        raise ValueError(f"{child} inherits {name}, which is neither beside it nor in {inherited.parent}")
+    return inherited
+
+
+def _over(base: Any, config: Any) -> Any:
+    """`config` merged over `base`; a section with `_override_: true` replaces the inherited one.
+
+    A mandatory value (`???`) does not hide what is inherited: a child or an override may still give it.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    for key in list(config.keys()):
+        if OmegaConf.is_missing(config, key) or not isinstance(config[key], DictConfig):
+            continue
+        if config[key].pop("_override_", False):
+            base.pop(key, None)
+    return OmegaConf.merge(base, config)
+
+
+def _apply(config: Any, override: str) -> None:
+    """One override in Hydra's grammar: `a.b=1`, `+a.b=1`, `++a.b=1`, `~a.b`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ValueError(f"override {override!r} is not key=value: {error}") from None
+    if parsed.is_sweep_override():
+        raise ValueError(f"override {override!r} is a sweep; this command takes one value")
+    if parsed.is_delete():
+        owner, _, leaf = parsed.key_or_group.rpartition(".")
+        section = OmegaConf.select(config, owner) if owner else config
+        if section is None or leaf not in section:
+            raise ValueError(f"override {override!r} deletes a key that is not there")
+        section.pop(leaf)
+    else:
+        OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
+
+
+def _register_resolvers() -> None:
+    """The arithmetic that NeMo-RL's files use: `${mul:a,b}` and its like."""
+    from omegaconf import OmegaConf
+
+    arithmetic = {
+        "add": lambda a, b: a + b,
+        "mul": lambda a, b: a * b,
+        "div": lambda a, b: a / b,
+        "max": lambda a, b: max(a, b),
+    }
+    for name, function in arithmetic.items():
+        if not OmegaConf.has_resolver(name):
+            OmegaConf.register_new_resolver(name, function)

@@ -1,0 +1,89 @@
+"""Every YAML of the repository through the real validation; the cluster's recipes through their plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_tapo.config import DatasetConfig, RunConfig
+from nemo_tapo.load import load
+from nemo_tapo.runtime.nemo_rl import command
+from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+from nemo_tapo.runtime.nemo_rl.source import HOW, find_source
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "configs"
+RUNS = sorted(CONFIGS.glob("*.yaml"))
+BASES = {"tapo_math_megatron"}  # inherited by recipes; names no GPUs of its own
+CLUSTER = [path for path in RUNS if is_nemo_rl(path)]
+RECIPES = [path for path in CLUSTER if path.stem not in BASES]
+FRAGMENTS = sorted((CONFIGS / "data").glob("*.yaml"))
+
+
+def need_source() -> None:
+    if find_source() is None:
+        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {HOW}")
+
+
+def test_every_yaml_is_of_a_kind_that_is_checked() -> None:
+    known = {*RUNS, *FRAGMENTS}
+    assert set(CONFIGS.rglob("*.y*ml")) == known
+    assert len(RECIPES) >= 10
+
+
+@pytest.mark.parametrize("path", [p for p in RUNS if p not in CLUSTER], ids=lambda p: p.stem)
+def test_local_configs(path: Path) -> None:
+    assert isinstance(load(path), RunConfig)
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
+def test_data_sets(path: Path) -> None:
+    DatasetConfig.model_validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_cluster_recipes(path: Path) -> None:
+    """Keys, settings, division, lengths and memory; the name says what the recipe does."""
+    need_source()
+    run = command.checked(path)
+    algorithm, _, size, place, *_ = path.stem.split("-")
+    assert run.cfg.algorithm == algorithm
+    assert size in str(run.cfg.model.path).lower().replace("-", "")
+    assert place == f"{run.setup.nodes}n{run.setup.gpus_per_node}g"
+    assert path.stem in run.master["checkpointing"]["checkpoint_dir"] == str(run.cfg.output)
+    assert path.stem in run.master["logger"]["log_dir"]
+    for phase in command.text.memory.phases(command.shape_of(str(run.cfg.model.path)), run.setup, run.assumed):
+        assert phase.total < 0.95 * phase.capacity, phase.name  # an estimate needs some room
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if "0.6b" not in p.stem], ids=lambda p: p.stem)
+def test_recipes_have_the_papers_settings(path: Path) -> None:
+    """Section 4.1 of arXiv 2606.18844."""
+    need_source()
+    cfg = command.checked(path).cfg
+    assert (cfg.rollout.queries_per_step, cfg.rollout.samples_per_query, cfg.steps) == (32, 8, 500)
+    assert (cfg.tapo.n_pos, cfg.tapo.n_neg, cfg.tapo.m_max, cfg.tapo.weight) == (2, 4, 4, 1.0)
+    assert (cfg.tapo.w_min, cfg.tapo.w_max) == (0.01, 10.0)
+    assert (cfg.optimizer.lr, cfg.optimizer.schedule, cfg.optimizer.min_lr_ratio) == (1e-6, "cosine", 0.0)
+    assert (cfg.loss.kl_coef, cfg.loss.token_mean, cfg.loss.updates_per_batch) == (0.0, False, 1)
+    assert not cfg.model.enable_thinking
+    assert cfg.task.mathematics.train is not None and len(cfg.task.mathematics.benchmarks) == 3
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("tapo")], ids=lambda p: p.stem)
+def test_the_grpo_twin_differs_in_the_algorithm_alone(path: Path) -> None:
+    need_source()
+    twin = path.with_name(path.name.replace("tapo-", "grpo-", 1))
+    one, other = command.checked(path), command.checked(twin)
+    assert other.cfg.algorithm == "grpo" and other.setup.update_rows == other.setup.originals
+    same = {"algorithm": "tapo", "output": one.cfg.output}
+    assert other.cfg.model_copy(update=same) == one.cfg
+
+
+def test_32b_on_one_node_is_refused_with_the_class_that_breaks_it() -> None:
+    need_source()
+    recipe = CONFIGS / "tapo-qwen3-32b-8n8g-megatron-tp8.yaml"
+    with pytest.raises(ValueError, match="the largest part is optimizer"):
+        command.checked(recipe, ["cluster.num_nodes=1"])
