@@ -16,15 +16,51 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nemo_tapo.errors import DiskFull
 
 MANIFEST, STATE = "manifest.json", "state.json"
 Warn = Callable[[str], None]
+Write = Callable[[Path], Awaitable[None]]
+
+
+class Store(Protocol):
+    """Where the loop's state is kept between steps and between processes."""
+
+    def latest(self, warn: Warn) -> Checkpoint | None:
+        """The newest good checkpoint; see the function `latest`."""
+
+    async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
+        """A checkpoint of `state["step"]`; the actor writes its part by `write(path)`. See the function `save`.
+
+        It may appear a little later, when the actor writes in the background; `settle` waits for it. `metrics` are
+        the step's, for a store that keeps the best.
+        """
+
+    async def settle(self) -> None:
+        """Returns when every checkpoint that was saved stands on the disk under its final name."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`Store` in a folder of this package's own layout, the `keep` newest kept."""
+
+    path: Path
+    keep: int
+
+    def latest(self, warn: Warn) -> Checkpoint | None:
+        return latest(self.path, warn)
+
+    async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
+        await save(self.path, state, write, self.keep)
+
+    async def settle(self) -> None:
+        """`save` returns when all is done."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +76,7 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-async def save(folder: Path, state: dict[str, Any], write: Callable[[Path], Awaitable[None]], keep: int) -> Path:
+async def save(folder: Path, state: dict[str, Any], write: Write, keep: int) -> Path:
     """Writes a checkpoint of `state["step"]`, then removes all but the `keep` newest.
 
     `write(path)` puts the actor's files into `path`. Raises DiskFull if the disk has no room for it; then nothing
@@ -50,12 +86,26 @@ async def save(folder: Path, state: dict[str, Any], write: Callable[[Path], Awai
     final = folder / f"step-{state['step']:06d}"
     temporary = folder / f"tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_or_nothing(temporary, final):
         temporary.mkdir()
         await write(temporary)
-        _write_json(temporary / STATE, state)
-        _write_json(temporary / MANIFEST, manifest(temporary))
+        write_json(temporary / STATE, state)
+        write_json(temporary / MANIFEST, manifest(temporary))
         sync_tree(temporary)
+    if final.exists():  # the same step again, after falling back past a damaged newer one
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    sync_folder(folder)
+    for old in _steps(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+@contextmanager
+def whole_or_nothing(temporary: Path, final: Path) -> Iterator[None]:
+    """Leaves nothing of `temporary` when writing fails; a full disk becomes DiskFull, which names `final`."""
+    try:
+        yield
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         cause = getattr(error, "cause", error)  # Ray wraps what a worker raised
@@ -64,13 +114,6 @@ async def save(folder: Path, state: dict[str, Any], write: Callable[[Path], Awai
                 cause.errno, f"no room on the disk for {final}; the last good checkpoint is kept. Free some and resume"
             ) from error
         raise
-    if final.exists():  # the same step again, after falling back past a damaged newer one
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    sync_folder(folder)
-    for old in _steps(folder)[keep:]:
-        shutil.rmtree(old)
-    return final
 
 
 def latest(folder: Path, warn: Warn) -> Checkpoint | None:
@@ -165,5 +208,13 @@ def _steps(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is never seen half-written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -3,8 +3,10 @@
 An objective is data (a frozen dataclass), so it travels to any worker, and knows one operation::
 
     objective(logits, batch, vocab) -> (loss, metrics, streams)
+    objective.of_scores(logp, entropy, batch) -> the same, for a caller that has the tokens' scores already
 
     logits   [b, S, V/TP]  of one micro-batch as the model gives them; column i predicts token i + 1
+    logp, entropy  [b, S] nats as `next_token_scores` has them
     batch    the micro-batch (types.Batch)
     vocab    this rank's share of the vocabulary (equations.vocab.VocabShard)
     loss     scalar; summed over micro-batches and data-parallel ranks it is the step's loss, because every
@@ -16,26 +18,38 @@ An objective is data (a frozen dataclass), so it travels to any worker, and know
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence
+from nemo_tapo.equations.importance import ImportanceRules, importance_weights
+from nemo_tapo.equations.loss import KLRules, clipped_surrogate, k3_divergence, kl_penalty
 from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
 from nemo_tapo.types import Batch
 
 Streams = dict[str, Tensor]
 Metrics = dict[str, float]
+Outcome = tuple[Tensor, Metrics, Streams]
 
 
 class Objective(Protocol):
     """See the module's text."""
 
-    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]: ...
+    @property
+    def temperature(self) -> float:
+        """The scores are those of softmax(logits / temperature)."""
+
+    @property
+    def with_entropy(self) -> bool:
+        """Whether `of_scores` needs the entropy."""
+
+    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> Outcome: ...
+
+    def of_scores(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> Outcome: ...
 
 
 def next_token_scores(
@@ -69,22 +83,29 @@ class PolicyObjective:
     w_min: float = 0.01
     w_max: float = 10.0
     temperature: float = 1.0  # of the rollouts: the policy is the distribution that is sampled from
+    kl_rules: KLRules = field(default_factory=KLRules)
+    importance: ImportanceRules | None = None  # correction for what the engine sampled with other probabilities
+    with_entropy: ClassVar[bool] = True
 
-    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]:
-        logp, entropy = next_token_scores(logits, batch, vocab, temperature=self.temperature)
+    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> Outcome:
+        """See the module's text."""
+        return self.of_scores(*next_token_scores(logits, batch, vocab, temperature=self.temperature), batch)
+
+    def of_scores(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> Outcome:
+        """See the module's text."""
         assert entropy is not None
         mask = batch.token_mask * batch.sample_mask[:, None]
         weights = self._weights(logp, entropy, batch)
         previous = logp.detach() if batch.prev_logprobs is None else _within(batch.prev_logprobs, mask, logp)
         advantages = batch.advantages[:, None]
         surrogate, ratio, clipped = clipped_surrogate(logp, previous, advantages, self.clip_low, self.clip_high)
-        token_loss = weights * surrogate
+        token_loss = weights * self._importance(previous, batch, mask) * surrogate
         if self.kl_coef > 0:
             assert batch.reference_policy_logprobs is not None, "a penalised KL needs the reference"
             known = batch.reference_mask
             assert known is None or bool(known[batch.sample_mask > 0].all()), "a penalised KL needs every row"
             reference = _within(batch.reference_policy_logprobs, mask, logp)
-            token_loss = token_loss + self.kl_coef * k3_divergence(logp, reference)
+            token_loss = token_loss + self.kl_coef * kl_penalty(logp, reference, self.kl_rules)
         # `where`, not a product: padding may hold a large number, and 0 * inf is nan
         share = torch.where(mask > 0, token_loss * batch.loss_coef[:, None], torch.zeros_like(token_loss))
         loss = share.sum()
@@ -97,6 +118,14 @@ class PolicyObjective:
             return ones
         weights = suppression_weights(logp, entropy, self.w_min, self.w_max)
         return torch.where(batch.constructed[:, None], weights, ones)
+
+    def _importance(self, previous: Tensor, batch: Batch, mask: Tensor) -> Tensor:
+        """Weights [b, S] of the importance correction: 1 without one, and on rows that the engine did not sample."""
+        if self.importance is None or batch.generation_logprobs is None or batch.generation_mask is None:
+            return torch.ones_like(previous)
+        known = mask * batch.generation_mask[:, None] * (1 - batch.constructed[:, None].float())
+        weights, _ = importance_weights(previous, batch.generation_logprobs, known, self.importance)
+        return torch.where(known > 0, weights, torch.ones_like(weights))
 
     def _metrics(
         self,
@@ -117,17 +146,17 @@ class PolicyObjective:
                 "loss/original": float(share[~batch.constructed].sum()),
                 "loss/reflection": float(share[batch.constructed].sum()),
             }
-            _mean(out, "entropy", entropy, original)
-            _mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
-            _mean(out, "clip_fraction", clipped, mask)
-            _mean(out, "tapo/ots_weight_mean", weights, reflected)
-            _mean(out, "tapo/logprob_mean", logp, reflected)
+            masked_mean(out, "entropy", entropy, original)
+            masked_mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
+            masked_mean(out, "clip_fraction", clipped, mask)
+            masked_mean(out, "tapo/ots_weight_mean", weights, reflected)
+            masked_mean(out, "tapo/logprob_mean", logp, reflected)
             if batch.reference_policy_logprobs is not None and batch.reference_mask is not None:
                 known = original * batch.reference_mask[:, None]
-                _mean(out, "kl_ref", k3_divergence(logp, batch.reference_policy_logprobs), known)
+                masked_mean(out, "kl_ref", k3_divergence(logp, batch.reference_policy_logprobs), known)
             if batch.generation_logprobs is not None and batch.generation_mask is not None:
                 known = original * batch.generation_mask[:, None]
-                _mean(out, "engine_gap", (logp - batch.generation_logprobs).abs(), known)
+                masked_mean(out, "engine_gap", (logp - batch.generation_logprobs).abs(), known)
         return out
 
 
@@ -135,12 +164,19 @@ class PolicyObjective:
 class LikelihoodObjective:
     """Negative log-likelihood of the response tokens: pre-training, cold start (section 3.2), SFT (Table 3)."""
 
-    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> tuple[Tensor, Metrics, Streams]:
-        logp, _ = next_token_scores(logits, batch, vocab, with_entropy=False)
+    temperature: ClassVar[float] = 1.0
+    with_entropy: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> Outcome:
+        """See the module's text."""
+        return self.of_scores(*next_token_scores(logits, batch, vocab, with_entropy=False), batch)
+
+    def of_scores(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> Outcome:
+        """See the module's text; no entropy is needed."""
         mask = batch.token_mask * batch.sample_mask[:, None]
         share = torch.where(mask > 0, -logp * batch.loss_coef[:, None], torch.zeros_like(logp))
         metrics: Metrics = {"loss": float(share.detach().sum())}
-        _mean(metrics, "nll", -logp.detach(), mask)
+        masked_mean(metrics, "nll", -logp.detach(), mask)
         return share.sum(), metrics, {}
 
 
@@ -149,8 +185,8 @@ def _within(values: Tensor, mask: Tensor, logp: Tensor) -> Tensor:
     return torch.where(mask > 0, values, logp.detach())
 
 
-def _mean(out: Metrics, name: str, values: Tensor, mask: Tensor) -> None:
-    """Adds the two sums that make a masked mean."""
+def masked_mean(out: Metrics, name: str, values: Tensor, mask: Tensor) -> None:
+    """Adds to `out` the two sums that make a mean of `values` [b, S] over `mask`; see `reduce_metrics`."""
     kept = torch.where(mask > 0, values.detach(), torch.zeros_like(values))
     out[f"{name}:sum"] = float((kept * mask).sum())
     out[f"{name}:count"] = float(mask.sum())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from nemo_tapo import checkpoint
 from nemo_tapo.algorithms.base import Algorithm
 from nemo_tapo.config import LossConfig, OptimizerConfig
 from nemo_tapo.equations.batching import collate
-from nemo_tapo.runtime.interface import Runtime
+from nemo_tapo.runtime.interface import Runtime, RuntimeFailure
 from nemo_tapo.stop import Stop
 from nemo_tapo.types import Batch, Experience, Kind, Query, Row, UpdateResult
 
@@ -80,7 +80,27 @@ async def train(
     Raises Stopped after saving when `stop` was requested, RuntimeFailure when an engine or actor is lost, DiskFull
     when a checkpoint has no room, ValueError when the checkpoint is of another experiment.
     """
-    first = await resume(plan, runtime, recorder)
+    store = runtime.checkpoints(plan.folder / "checkpoints", plan.checkpoint_keep)
+    try:
+        await steps(plan, algorithm, runtime, queries, recorder, stop, store)
+    except BaseException:
+        with suppress(RuntimeFailure):  # what ended the run is the thing to tell
+            await store.settle()
+        raise
+    await store.settle()
+
+
+async def steps(
+    plan: Plan,
+    algorithm: Algorithm,
+    runtime: Runtime,
+    queries: Callable[[int], Sequence[Query]],
+    recorder: Recorder,
+    stop: Stop,
+    store: checkpoint.Store,
+) -> None:
+    """See `train`."""
+    first = await resume(plan, runtime, recorder, store)
     for step in range(first, plan.steps):
         clock = Clock()
         recorder.phase("sampling" if plan.sample else "reading examples")
@@ -103,15 +123,15 @@ async def train(
         if last or stop.requested or (step + 1) % plan.checkpoint_every == 0:
             recorder.phase("saving a checkpoint")
             state = {"step": step + 1, "fingerprint": plan.fingerprint}
-            await checkpoint.save(plan.folder / "checkpoints", state, runtime.actor.save, plan.checkpoint_keep)
+            await store.save(state, runtime.actor.save, metrics)
         if not last:
             stop.check(f"checkpoint of step {step + 1} saved in {plan.folder / 'checkpoints'}")
 
 
-async def resume(plan: Plan, runtime: Runtime, recorder: Recorder) -> int:
+async def resume(plan: Plan, runtime: Runtime, recorder: Recorder, store: checkpoint.Store) -> int:
     """Sets optimizer and weights to the newest good checkpoint; returns the first step to do (0 without one)."""
     await runtime.actor.configure(plan.optimizer, plan.steps)
-    found = checkpoint.latest(plan.folder / "checkpoints", recorder.warn)
+    found = store.latest(recorder.warn)
     first = 0
     if found is not None:
         require_same(found, plan.fingerprint)

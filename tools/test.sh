@@ -1,26 +1,38 @@
 #!/usr/bin/env bash
-# Runs the tests, fast ones first: pure code, then gloo ranks, then Ray + Megatron + vLLM. Stops at the first kind
-# that fails. Arguments: files or folders instead of all.
+# Runs the tests, fast ones first: pure code, then gloo ranks, then Ray + Megatron + vLLM, then jobs on Slurm. Stops at
+# the first kind that fails. Arguments: files or folders instead of all.
+#
+# The contract tests ask NeMo-RL itself. They run where NEMO_RL_SRC names its checkout, in an environment made by
+# tools/nemo_rl_env.sh, whose Python NEMO_RL_PYTHON names; otherwise they are left out, and a line says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
 pytest() { # exit code 5: nothing collected there, not a failure of a part
-    "$VENV/bin/python" -m pytest -q "$@"
+    "${TEST_PYTHON:-$VENV/bin/python}" -m pytest -q "$@"
     local code=$?
     [ $code -eq 5 ] && code=0
     return $code
 }
 
+contract() { # tests marked nemo_rl in their own environment, the others of the folder in ours
+    pytest "$@" -m "not nemo_rl" || return $?
+    if [ -z "${NEMO_RL_SRC:-}" ]; then
+        echo "NeMo-RL contract tests: left out; to enable them make an environment with tools/nemo_rl_env.sh and set" \
+            "NEMO_RL_SRC=<checkout of NVIDIA-NeMo/RL> NEMO_RL_PYTHON=<environment>/bin/python."
+        return 0
+    fi
+    PYTHONPATH="$PWD/tests/contract/shim:$PWD:$(realpath "$NEMO_RL_SRC")" NO_VCS_VERSION=1 PYTHONWARNINGS=ignore \
+        TEST_PYTHON=${NEMO_RL_PYTHON:-$VENV/bin/python} pytest "$@" -m nemo_rl
+}
+
 if [ $# -gt 0 ] && [ "$*" != "tests" ]; then
+    case $1 in tests/contract*) contract "$@"; exit $? ;; esac
     exec "$VENV/bin/python" -m pytest -q "$@"
 fi
-if [ -z "${NEMO_RL_SRC:-}" ]; then
-    echo "NeMo-RL contract tests: skipped; to enable them set NEMO_RL_SRC=<checkout of NVIDIA-NeMo/RL>."
-fi
-for part in tests/unit tests/contract tests/golden tests/distributed tests/e2e; do
+for part in tests/unit tests/contract tests/golden tests/distributed tests/e2e tests/slurm; do
     [ -n "$(find "$part" -name 'test_*.py' 2>/dev/null)" ] || continue
     echo "== $part"
-    pytest "$part" || exit $?
+    if [ "$part" = tests/contract ]; then contract "$part"; else pytest "$part"; fi || exit $?
 done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,31 @@ def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
     """
     difference = _difference(reference, logp)
     return torch.expm1(difference) - difference
+
+
+@dataclass(frozen=True)
+class KLRules:
+    """How the penalty on the KL to the reference is differentiated and bounded; the defaults are k3 as it is.
+
+    `sampling_gradient`: the tokens are samples of the policy itself, so the gradient of an expectation over them has a
+    second part, k3 times the gradient of log pi. With it the gradient is log pi - log pi_ref times that of log pi, the
+    KL's own; without it, of k3 alone, 1 - pi_ref / pi times it. NeMo-RL has it so (arXiv 2506.09477).
+    """
+
+    sampling_gradient: bool = False
+    input_clamp: float | None = None  # nats: |log pi_ref - log pi| at most, no gradient beyond
+    output_clamp: float | None = None  # of the penalty, no gradient beyond
+
+
+def kl_penalty(logp: Tensor, reference: Tensor, rules: KLRules) -> Tensor:
+    """The k3 divergence [b, s] to be penalised, nats; `rules` say what its gradient is."""
+    difference = _difference(reference, logp)
+    if rules.input_clamp is not None:
+        difference = difference.clamp(-rules.input_clamp, rules.input_clamp)
+    penalty = torch.expm1(difference) - difference
+    if rules.sampling_gradient:
+        penalty = penalty * torch.exp(difference.detach() - difference)  # 1, with the gradient of log pi
+    return penalty if rules.output_clamp is None else penalty.clamp(max=rules.output_clamp)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

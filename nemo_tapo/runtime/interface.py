@@ -6,21 +6,28 @@
             Batch   ->  Actor      -> UpdateResult       (Megatron: forward, loss, backward, update)
 ```
 A runtime is chosen by `runtime:` in the config: `local` (Ray, Megatron-core over gloo, vLLM on CPU),
-`scripted` (tests: canned completions, a two-layer torch actor). None of the callers knows which it is.
+`nemo_rl` (NeMo-RL's policy and engines on a cluster), `scripted` (tests: canned completions, a two-layer torch actor).
+None of the callers knows which it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from nemo_tapo.config import OptimizerConfig
+from nemo_tapo.checkpoint import Store
+from nemo_tapo.config import OptimizerConfig, RunConfig
 from nemo_tapo.errors import RuntimeFailure as RuntimeFailure
 from nemo_tapo.objective import Objective
+from nemo_tapo.tasks.interface import Task
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
+
+if TYPE_CHECKING:
+    from nemo_tapo.stop import Stop
+    from nemo_tapo.train import Recorder
 
 
 class Tokenizer(Protocol):
@@ -106,5 +113,14 @@ class Runtime(Protocol):
 
     @property
     def generator(self) -> Generator: ...
+
+    def checkpoints(self, folder: Path, keep: int) -> Store:
+        """Where the loop's checkpoints go."""
+
+    def recorder(self, own: Recorder, stop: Stop) -> Recorder:
+        """`own`, and what the runtime records or watches beside it."""
+
+    def task(self, cfg: RunConfig) -> Task:
+        """Queries and verifier of the run; the caller closes it."""
 
     def close(self) -> None: ...

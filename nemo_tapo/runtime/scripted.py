@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nemo_tapo.config import OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.objective import Objective, next_token_scores, reduce_metrics
+from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
@@ -108,7 +109,8 @@ class ScriptedActor:
             return self._scores(logits, batch, temperature)
 
     def _scores(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
-        return next_token_scores(logits, batch, self.vocab, False, temperature)[0]
+        scores = next_token_scores(logits, batch, self.vocab, False, temperature)[0]
+        return scores.masked_fill(torch.arange(scores.shape[1]) >= batch.input_lengths[:, None], 0.0)
 
     async def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
@@ -129,7 +131,7 @@ class ScriptedActor:
         (path / SCRIPTED_MARK).touch()
 
 
-class ScriptedRuntime:
+class ScriptedRuntime(OwnServices):
     """The three together."""
 
     def __init__(self, script: Script, max_model_len: int = 4096, seed: int = 0) -> None:

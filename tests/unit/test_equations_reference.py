@@ -27,7 +27,7 @@ from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.selection import select_pairs, zone
 from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.evaluation.passk import mean_pass_at_k, pass_at_k
+from nemo_tapo.evaluation.passk import pass_at_k
 from nemo_tapo.objective import LikelihoodObjective, PolicyObjective, reduce_metrics
 from nemo_tapo.types import (
     Batch,
@@ -821,4 +821,3 @@ def test_pass_at_k(n: int, data: Any) -> None:
     correct = data.draw(st.lists(st.integers(0, n), min_size=1, max_size=6))
     counted = [reference.pass_at_k(n, c, k) for c in correct]
     assert [pass_at_k(n, c, k) for c in correct] == pytest.approx(counted, abs=1e-12)
-    assert mean_pass_at_k(correct, n, k) == pytest.approx(reference.mean(counted), abs=1e-12)

@@ -1,0 +1,157 @@
+"""The only importer of NeMo-RL's names, and the only place that knows how its releases differ.
+
+`load("Policy")` gives NeMo-RL's object; nothing is imported before that. What differs between v0.7.0 and main is
+one small function here each, chosen by what the objects offer and never by a version number (main calls itself 0.6.0).
+tests/contract/test_compat.py checks every name and every argument that we pass against the checkout at hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+NAMES: Mapping[str, str] = {
+    # resources and data
+    "RayVirtualCluster": "nemo_rl.distributed.virtual_cluster:RayVirtualCluster",
+    "PY_EXECUTABLES": "nemo_rl.distributed.virtual_cluster:PY_EXECUTABLES",
+    "init_ray": "nemo_rl.distributed.virtual_cluster:init_ray",
+    "ACTOR_ENVIRONMENT_REGISTRY": "nemo_rl.distributed.ray_actor_environment_registry:ACTOR_ENVIRONMENT_REGISTRY",
+    "BatchedDataDict": "nemo_rl.distributed.batched_data_dict:BatchedDataDict",
+    # configuration
+    "setup": "nemo_rl.algorithms.grpo:setup",
+    "MasterConfig": "nemo_rl.algorithms.grpo:MasterConfig",
+    "ClippedPGLossConfig": "nemo_rl.algorithms.loss.loss_functions:ClippedPGLossConfig",
+    "load_config": "nemo_rl.utils.config:load_config",
+    "parse_hydra_overrides": "nemo_rl.utils.config:parse_hydra_overrides",
+    "register_omegaconf_resolvers": "nemo_rl.utils.config:register_omegaconf_resolvers",
+    "configure_generation_config": "nemo_rl.models.generation:configure_generation_config",
+    "get_tokenizer": "nemo_rl.algorithms.utils:get_tokenizer",
+    # policy and engine
+    "Policy": "nemo_rl.models.policy.lm_policy:Policy",
+    "VllmGeneration": "nemo_rl.models.generation.vllm:VllmGeneration",
+    "GenerationInterface": "nemo_rl.models.generation.interfaces:GenerationInterface",
+    "refit_policy_generation": "nemo_rl.algorithms.grpo:refit_policy_generation",
+    # the loss's kind
+    "LossType": "nemo_rl.algorithms.loss.interfaces:LossType",
+    "LossInputType": "nemo_rl.algorithms.loss.interfaces:LossInputType",
+    # data sets, environments
+    "setup_response_data": "nemo_rl.data.utils:setup_response_data",
+    "batched_message_log_to_flat_message": "nemo_rl.data.llm_message_utils:batched_message_log_to_flat_message",
+    "calculate_rewards": "nemo_rl.experience.rollouts:calculate_rewards",
+    "EnvironmentInterface": "nemo_rl.environments.interfaces:EnvironmentInterface",
+    "EnvironmentReturn": "nemo_rl.environments.interfaces:EnvironmentReturn",
+    # record and checkpoints
+    "CheckpointManager": "nemo_rl.utils.checkpoint:CheckpointManager",
+    "Logger": "nemo_rl.utils.logger:Logger",
+    "Timer": "nemo_rl.utils.timer:Timer",
+    "TimeoutChecker": "nemo_rl.utils.timer:TimeoutChecker",
+}
+
+
+def is_installed() -> bool:
+    """Whether NeMo-RL's package is to be found; nothing is imported."""
+    return find_spec("nemo_rl") is not None
+
+
+def load(name: str) -> Any:
+    """What NeMo-RL calls `name`, one of NAMES; imported on first use.
+
+    Raises ValueError where NeMo-RL is absent.
+    """
+    module, attribute = NAMES[name].split(":")
+    if not is_installed():
+        raise ValueError(
+            "NeMo-RL is not importable: run in its container, or put a checkout of NVIDIA-NeMo/RL on PYTHONPATH "
+            "(with NO_VCS_VERSION=1)."
+        )
+    return getattr(importlib.import_module(module), attribute)
+
+
+def logit_loss_kind() -> tuple[Any, Any]:
+    """(loss_type, input_type) of a loss that takes raw logits and counts tokens."""
+    return load("LossType").TOKEN_LEVEL, load("LossInputType").LOGIT
+
+
+def section(master: Any, name: str) -> dict[str, Any]:
+    """A section of a MasterConfig as a plain mapping.
+
+    Pydantic for some sections and a TypedDict for others, and not for the same ones: `grpo` is a TypedDict on v0.7.0
+    and a model on main.
+    """
+    value = getattr(master, name)
+    return dict(value.model_dump() if hasattr(value, "model_dump") else value)
+
+
+def uses_async_engine(master: Any) -> bool:
+    """Whether generation runs in vLLM's asynchronous engine.
+
+    v0.7.0 asks a private function of grpo.py with the whole configuration, main a public one with the engine's.
+    """
+    interfaces = importlib.import_module("nemo_rl.models.generation.interfaces")
+    if hasattr(interfaces, "should_use_async_rollouts"):
+        return bool(interfaces.should_use_async_rollouts(section(master, "policy")["generation"]))
+    return bool(importlib.import_module("nemo_rl.algorithms.grpo")._should_use_async_rollouts(master))
+
+
+def configured_generation(policy: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """policy.generation with what NeMo-RL's launcher adds: padding, stop tokens, how the engine first loads weights.
+
+    Its later arguments (whether drafts and MTP layers are refitted) came one by one; where they exist they are given.
+    """
+    configure = load("configure_generation_config")
+    extra = {
+        "has_refit_draft_weights": bool((policy.get("draft") or {}).get("enabled")),
+        "trains_mtp": bool((policy.get("megatron_cfg") or {}).get("mtp_num_layers")),
+    }
+    taken = inspect.signature(configure).parameters
+    return dict(configure(policy["generation"], tokenizer, **{k: v for k, v in extra.items() if k in taken}))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What NeMo-RL's `setup` makes, as far as we use it."""
+
+    policy: Any
+    engine: Any
+    clusters: tuple[Any, ...]
+    dataloader: Any
+    logger: Any
+    checkpointer: Any
+    master: Any
+
+
+def set_up(master: Any, tokenizer: Any, dataset: Any, policy_factory: Any = None) -> Parts:
+    """NeMo-RL's `setup`, whose answer is a long tuple; the same one on v0.7.0 and main."""
+    policy, engine, _, clusters, dataloader, _, _, logger, checkpointer, _, master, *_ = load("setup")(
+        master, tokenizer, dataset, None, policy_factory=policy_factory
+    )
+    return Parts(policy, engine, tuple(clusters), dataloader, logger, checkpointer, master)
+
+
+def begin_checkpoint(manager: Any, folder: str | Path, policy: Any) -> None:
+    """Turns a temporary checkpoint folder into the final one; `end_checkpoints` waits until it is.
+
+    main moves it in a background thread, once the policy's own asynchronous writing has ended; v0.7.0 at once.
+    """
+    if hasattr(manager, "begin_finalization"):
+        manager.begin_finalization(folder, wait_fn=policy.finalize_async_save)
+    else:
+        manager.finalize_checkpoint(folder)
+
+
+def end_checkpoints(manager: Any) -> None:
+    """Waits for what `begin_checkpoint` began, the removal of old checkpoints included."""
+    if hasattr(manager, "begin_finalization"):
+        manager.shutdown()
+
+
+def save_dataloader(dataloader: Any, folder: Path) -> None:
+    """The dataloader's state under the name at which `setup` looks for it."""
+    import torch
+
+    torch.save(dataloader.state_dict(), folder / "train_dataloader.pt")

@@ -1,0 +1,39 @@
+"""A driver for test_loop.py: TAPO through NeMo-RL on CPUs, as `nemo-tapo train` runs it. Arguments: folder, steps."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import nemo_parts as parts
+
+from nemo_tapo.runtime.local import cluster
+from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
+from nemo_tapo.stages import Session, reinforce
+from nemo_tapo.stop import Stop
+
+
+async def main(folder: Path, steps: int) -> None:
+    from nemo_tapo.report.progress import Progress
+
+    cfg = parts.run_config(folder, steps=steps)
+    stop = Stop()
+    with parts.on_cpus(folder) as factory, Progress() as progress:
+        runtime = await NemoRLRuntime.start(parts.master_config(folder, steps), cfg, policy_factory=factory)
+        stop.install()
+        runtime.actor._export = lambda path: path.mkdir()  # NeMo-RL's converter reads Megatron's own checkpoints
+        session = Session(cfg, runtime, progress, stop)
+        try:
+            await reinforce(session, cfg.model.path)
+        finally:
+            session.task.close()
+            runtime.close()
+
+
+if __name__ == "__main__":
+    here = cluster.start(parts.CPUS)
+    try:
+        asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    finally:
+        cluster.stop(here)

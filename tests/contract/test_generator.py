@@ -1,0 +1,257 @@
+"""The engine's side: sync and async engines give the same rows, one setting for all, phases in NeMo-RL's order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stubs import LIMIT, NotingPolicy, StubEngine
+
+from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.data import with_prompts
+from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape, Weights
+from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
+from nemo_tapo.runtime.nemo_rl.phases import Phases
+from nemo_tapo.runtime.own import OwnServices
+from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedGenerator, arithmetic_script
+from nemo_tapo.stop import Stop
+from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.train import Plan, train
+from nemo_tapo.types import Experience, Request, Row
+
+SETTINGS = EngineSettings(
+    max_model_len=4000, max_new_tokens=LIMIT, temperature=1.0, top_p=1.0, asynchronous=False, pad_id=0
+)
+
+QUESTION = "47\na: +38\nb: -19"
+
+
+def nemo_batch(values: Any) -> Any:
+    """NeMo-RL's own mapping."""
+    from nemo_tapo.runtime.nemo_rl import compat
+
+    return compat.load("BatchedDataDict")(values)
+
+
+BATCHES = [
+    pytest.param(dict, id="dict"),
+    pytest.param(nemo_batch, id="BatchedDataDict", marks=pytest.mark.nemo_rl),
+]
+
+
+def generator(
+    engine: StubEngine, colocated: bool = True, batch: Callable[[Any], Any] = dict, **changes: Any
+) -> NemoGenerator:
+    def refit(policy: Any, engine: Any, colocated: bool) -> None:
+        engine.calls.append("refit")
+
+    phases = Phases(NotingPolicy(engine.calls), engine, colocated, refit)
+    return NemoGenerator(engine, phases, replace(SETTINGS, **changes), CharacterTokenizer(), batch)
+
+
+def settings(**changes: Any) -> RunConfig:
+    return validate(
+        {
+            "rollout": {"queries_per_step": 6, "max_tokens": 300, "logprobs": "always"},
+            "tapo": {"max_tokens": 800},
+            "model": {"max_length": 4000},
+            "steps": 2,
+            "loss": {"kl_rows": 4},
+            **changes,
+        }
+    )
+
+
+async def step_of(cfg: RunConfig, with_generator: Any) -> tuple[Experience, list[Row]]:
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    tokenizer = CharacterTokenizer()
+    queries, _ = with_prompts(task.train_queries()[:6], tokenizer, 1000)
+    algorithm = TAPO(cfg, Tools(with_generator, tokenizer, task))
+    experience = await algorithm.experience(0, queries)
+    return experience, algorithm.rows(experience)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("pipeline", ["overlapped", "barrier"])
+def test_sync_and_async_engines_give_the_rows_of_the_scripted_runtime(
+    batch: Callable[[Any], Any], pipeline: str
+) -> None:
+    cfg = settings(pipeline=pipeline)
+    sync, asynchronous = StubEngine(batch), StubEngine(batch)
+    _, rows = asyncio.run(step_of(cfg, generator(sync, batch=batch)))
+    _, others = asyncio.run(step_of(cfg, generator(asynchronous, batch=batch, asynchronous=True)))
+    scripted = ScriptedGenerator(arithmetic_script, CharacterTokenizer(), SETTINGS.max_model_len)
+    _, expected = asyncio.run(step_of(cfg, scripted))
+    bare = [replace(row, generation_logprobs=None) for row in rows]
+    assert bare == expected
+    assert rows == others
+    assert any(row.uid.endswith("_reflected/0") for row in rows)
+    assert asynchronous.sizes == [1] * len(asynchronous.sizes)
+    assert sync.sizes[0] == 48  # all rollouts of the step in one call
+    assert len(sync.sizes) == 2 or pipeline == "overlapped"  # behind the barrier, all syntheses in another
+
+
+def test_generation_logprobs_are_of_original_rows_alone_and_aligned() -> None:
+    _, rows = asyncio.run(step_of(settings(), generator(StubEngine())))
+    for row in rows:
+        if "_reflected" in row.uid:
+            assert row.generation_logprobs is None
+        else:
+            assert row.generation_logprobs is not None
+            assert row.generation_logprobs == pytest.approx([-(i + 1) / 1000 for i in range(len(row.response_ids))])
+
+
+def test_nothing_but_ids_lengths_and_seeds_goes_to_the_engine() -> None:
+    """No stop strings: NeMo-RL merges those of all rows of a call."""
+    engine = StubEngine()
+    asyncio.run(step_of(settings(), generator(engine)))
+    assert engine.keys == {"input_ids", "input_lengths", "seed"}
+
+
+def test_a_shorter_limit_cuts_what_the_engine_gave() -> None:
+    request = Request("a", CharacterTokenizer().chat(QUESTION), seed=1, max_tokens=300, logprobs=True)
+
+    async def both() -> tuple[Any, Any]:
+        here = generator(StubEngine())
+        return await here.generate(request), await here.generate(replace(request, max_tokens=5))
+
+    whole, cut = asyncio.run(both())
+    assert whole.token_ids[-1] == CharacterTokenizer.eos_id and not whole.truncated
+    assert cut.token_ids == whole.token_ids[:5] and cut.truncated
+    assert cut.logprobs == whole.logprobs[:5]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"temperature": 0.6}, "at policy.generation's 1, 1"),
+        ({"top_p": 0.9}, "top-p 0.9"),
+        ({"max_tokens": LIMIT + 1}, "max_new_tokens = 900"),
+        ({"prompt_ids": (5,) * 3800}, "max_model_len = 4000"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
+    engine = StubEngine()
+    request = replace(Request("a", (5, 6), seed=1, max_tokens=300), **change)
+    with pytest.raises(ValueError, match=sentence):
+        asyncio.run(generator(engine).generate(request))
+    assert engine.sizes == []
+
+
+def test_prompts_longer_than_the_engine_holds_never_reach_it() -> None:
+    engine = StubEngine()
+    experience, _ = asyncio.run(step_of(settings(), generator(engine, max_model_len=900)))
+    dropped = [c.dropped for c in experience.constructions]
+    assert dropped.count("prompt_too_long") == len(dropped) > 0
+    assert engine.longest_prompt + 300 <= 900
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_engine_that_fails_ends_everybodys_wait(asynchronous: bool) -> None:
+    engine = StubEngine()
+
+    def fail(data: Any) -> Any:
+        raise OSError("no memory")
+
+    engine._answer = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeFailure, match="no memory"):
+        asyncio.run(asyncio.wait_for(step_of(settings(), generator(engine, asynchronous=asynchronous)), 20))
+
+
+# ---- whose turn it is ----------------------------------------------------------------------------------------------
+
+
+class Noted(OwnServices):
+    """The real actor, generator and phases over stand-ins that note what NeMo-RL would be told."""
+
+    def __init__(self, colocated: bool) -> None:
+        self.calls: list[str] = []
+        self.engine, self.tokenizer = StubEngine(calls=self.calls), CharacterTokenizer()
+        self.generator = generator(self.engine, colocated)
+        phases = self.generator._phases
+        self.policy = phases.policy
+        shape = Shape(train_rows=80, row_multiple=8, width_multiple=8, data_parallel=2, pad_id=0, temperature=1.0)
+        self.actor = NemoActor(
+            self.policy, phases, shape, lambda objective: None, dict, Path("m"), None, True, {}, lambda path: None
+        )
+
+    def close(self) -> None: ...
+
+
+class Silent:
+    """A recorder that keeps nothing."""
+
+    def phase(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def resume(self, step: int) -> None: ...
+    def step(self, *args: Any) -> None: ...
+
+
+@pytest.mark.parametrize("colocated", [True, False])
+def test_synthesis_comes_before_sleep_and_one_refit_follows_a_steps_updates(tmp_path: Path, colocated: bool) -> None:
+    cfg, runtime = settings(), Noted(colocated)
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    queries, _ = with_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
+    algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
+    plan = Plan(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
+    asyncio.run(train(plan, algorithm, runtime, lambda step: queries, Silent(), Stop()))
+    step = [
+        "refit", "generate", "sleep", "prepare_for_lp_inference", "reference", "prepare_for_training", "train", "save",
+    ]  # fmt: skip
+    assert runtime.calls == step * 2
+    assert len(runtime.engine.sizes) >= 4  # rollouts and syntheses, twice
+
+
+def test_every_update_has_the_same_rows_whatever_was_constructed(tmp_path: Path) -> None:
+    """NeMo-RL's schedule advances by gbs: an update of 53 rows and one of 61 must be one step of it each."""
+    cfg, runtime = settings(), Noted(colocated=True)
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    queries, _ = with_prompts(task.train_queries()[:12], runtime.tokenizer, 1000)
+    algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
+    plan = Plan(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
+    asyncio.run(train(plan, algorithm, runtime, lambda step: queries[6 * step :][:6], Silent(), Stop()))
+    counted = [count for _, count, _ in runtime.policy.sizes]
+    assert counted[0] != counted[1] and min(counted) > 48
+    assert all((rows, gbs) == (80, 80) for rows, _, gbs in runtime.policy.sizes)
+
+
+def test_an_awake_engine_is_not_refitted_and_a_sleeping_one_is_woken(tmp_path: Path) -> None:
+    runtime = Noted(colocated=True)
+    request = Request("a", runtime.tokenizer.chat(QUESTION), seed=1, max_tokens=300)
+
+    async def evaluate() -> None:
+        await runtime.generator.generate(request)
+        await runtime.generator.generate(request)
+        await runtime.actor.save(tmp_path)
+        await runtime.generator.generate(request)
+
+    asyncio.run(evaluate())
+    assert runtime.calls == [
+        "refit", "generate", "sleep", "prepare_for_training", "save", "offload_after_refit", "wake", "generate",
+    ]  # fmt: skip
+
+
+def test_the_engine_is_never_put_to_sleep_under_a_request(tmp_path: Path) -> None:
+    runtime = Noted(colocated=True)
+
+    async def both() -> None:
+        async with runtime.generator._phases.generating():
+            await runtime.actor.save(tmp_path)
+
+    with pytest.raises(AssertionError, match="1 requests in flight"):
+        asyncio.run(both())
+    assert "sleep" not in runtime.calls
+
+
+def test_weights_are_not_handed_over_under_a_request() -> None:
+    here = generator(StubEngine())
+    here._phases.in_flight = 1
+    with pytest.raises(AssertionError, match="in flight"):
+        asyncio.run(here.update_weights(Weights(1)))

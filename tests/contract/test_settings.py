@@ -1,0 +1,120 @@
+"""What the NeMo-RL runtime makes of a configuration before anything is started, and how it exports."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.runtime.nemo_rl.actor import Shape, filled
+from nemo_tapo.runtime.nemo_rl.export import Converter
+from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime, StandIn, keeps_reference, make_policy, prepared
+from nemo_tapo.stages import rl_fingerprint
+from nemo_tapo.types import Batch, Kind, Row
+
+MASTER: dict[str, Any] = {
+    "policy": {"generation": {"temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 999}},
+    "grpo": {"val_period": 10, "val_at_start": True, "val_at_end": True, "num_prompts_per_step": 32},
+    "data": {"shuffle": True, "num_workers": 4, "use_multiple_dataloader": False},
+}
+
+
+def settings(**changes: Any) -> RunConfig:
+    return validate({"rollout": {"max_tokens": 300}, "tapo": {"max_tokens": 800}, **changes})
+
+
+def test_the_engine_samples_as_the_command_wants_it_and_the_callers_master_stays() -> None:
+    before = copy.deepcopy(MASTER)
+    train = prepared(MASTER, settings(), "train")["policy"]["generation"]
+    assert (train["temperature"], train["top_p"], train["max_new_tokens"]) == (1.0, 1.0, 800)
+    grpo = prepared(MASTER, settings(algorithm="grpo"), "train")["policy"]["generation"]
+    assert grpo["max_new_tokens"] == 300
+    cfg = settings(evaluation={"temperature": 0.6, "top_p": 0.9, "max_tokens": 500})
+    evaluate = prepared(MASTER, cfg, "evaluate")["policy"]["generation"]
+    assert (evaluate["temperature"], evaluate["top_p"], evaluate["max_new_tokens"]) == (0.6, 0.9, 500)
+    assert (evaluate["val_temperature"], evaluate["val_top_p"]) == (0.6, 0.9)  # main's setup wants them alike
+    assert before == MASTER
+
+
+def test_nemo_rls_own_validation_is_off() -> None:
+    grpo = prepared(MASTER, settings(), "train")["grpo"]
+    assert (grpo["val_period"], grpo["val_at_start"], grpo["val_at_end"]) == (0, False, False)
+
+
+@pytest.mark.parametrize("command", ["run", "coldstart", "pretrain"])
+def test_commands_with_two_optimizers_are_refused(command: str) -> None:
+    with pytest.raises(ValueError, match=f"`nemo-tapo {command}` does not run on NeMo-RL"):
+        prepared(MASTER, settings(), command)
+
+
+def test_two_temperatures_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"tapo\.temperature = 0\.7 .* at one temperature"):
+        prepared(MASTER, settings(tapo={"temperature": 0.7}), "train")
+
+
+def test_a_reference_is_kept_for_a_report_too() -> None:
+    given: dict[str, Any] = {}
+    make_policy(lambda **keywords: given.update(keywords), keeps_reference(settings()), init_reference_model=False)
+    assert given == {"init_reference_model": True}  # loss.kl_rows is 64 by default
+    assert not keeps_reference(settings(loss={"kl_rows": 0}))
+
+
+def test_the_stand_in_has_as_many_steps_as_the_run() -> None:
+    data = StandIn(32 * 500)
+    assert len(data) // 32 == 500 and data[7] == 7
+
+
+def test_filling_up_keeps_the_rows_and_adds_rows_that_no_loss_sees() -> None:
+    from nemo_tapo.equations.batching import collate
+
+    shape = Shape(train_rows=8, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
+    rows = [Row(f"q/{i}", "q", Kind.ORIGINAL, (1, 2, 3), (4,) * (i + 1), 1.0, 0.5, (-0.1,) * (i + 1)) for i in range(3)]
+    batch = collate(rows, pad_id=9)
+    whole = filled(batch, 8, shape)
+    assert whole.input_ids.shape == (8, 8)  # six columns, to a multiple of eight
+    for name, value in whole.as_dict().items():
+        mine = batch.as_dict()[name]
+        kept = value[:3, : mine.shape[1]] if value.ndim == 2 else value[:3]
+        assert kept.equal(mine), name
+        assert value.dtype == mine.dtype, name
+    added = whole.select(list(range(3, 8)))
+    assert (added.input_ids == 9).all() and added.input_lengths.tolist() == [2] * 5
+    for zero in (added.token_mask, added.sample_mask, added.loss_coef, added.advantages, added.constructed):
+        assert not zero.any()
+    assert isinstance(whole, Batch) and whole.prev_logprobs is None
+
+
+def test_a_checkpoint_of_other_settings_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "step_1").mkdir()
+    state = {"step": 1, "fingerprint": rl_fingerprint(settings(seed=7))}
+    (tmp_path / "step_1" / "tapo.json").write_text(json.dumps(state))
+    master = {**MASTER, "checkpointing": {"checkpoint_dir": str(tmp_path)}}
+    with pytest.raises(ValueError, match=r"other settings \(seed: 7 -> 0\)"):
+        asyncio.run(NemoRLRuntime.start(master, settings()))
+
+
+def test_export_is_nemo_rls_converter_on_the_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (9, 10):
+        (tmp_path / f"step_{step}").mkdir()
+        (tmp_path / f"step_{step}" / "tapo.json").write_text(json.dumps({"step": step}))
+    source = tmp_path / "nemo"
+    (source / "examples" / "configs").mkdir(parents=True)
+    monkeypatch.setenv("NEMO_RL_SRC", str(source))
+    convert = Converter(tmp_path, {"megatron_cfg": {"enabled": True}})
+    command = convert.command(tmp_path / "hf")
+    assert command[1:] == [
+        str(source / "examples/converters/convert_megatron_to_hf.py"),
+        "--config", str(tmp_path / "step_10/config.yaml"),
+        "--megatron-ckpt-path", str(tmp_path / "step_10/policy/weights/iter_0000000"),
+        "--hf-ckpt-path", str(tmp_path / "hf"),
+    ]  # fmt: skip
+    with pytest.raises(RuntimeFailure, match=r"checkpoint saved, but NeMo-RL's converter failed .*By hand: "):
+        convert(tmp_path / "hf")  # the script is not there
+    dtensor = Converter(tmp_path, {"dtensor_cfg": {"enabled": True}}).command(tmp_path / "hf")
+    assert dtensor[1].endswith("convert_dcp_to_hf.py") and "--dcp-ckpt-path" in dtensor
