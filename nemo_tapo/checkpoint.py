@@ -194,13 +194,21 @@ def publish(folder: Path, build: Path) -> None:
 
 def require_free(folder: Path, gib: float) -> None:
     """Raises ValueError if the disk of `folder` has less than `gib` GiB free."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     free = shutil.disk_usage(folder).free / 2**30
     if free < gib:
         raise ValueError(
             f"{folder} has {free:.2f} GiB free, less than checkpoint.min_free_gib = {gib}. Free some, or choose "
             "another `output`."
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Raises ValueError if a file stands in its place, or it may not be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be a folder for results ({error.strerror}): choose another.") from None
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -1,17 +1,18 @@
 """nemo-tapo <command> --config FILE [key=value ...]
 
 Exit codes: 0 done; 1 an unexpected failure; 2 bad input, nothing was lost; 3 an engine or actor was lost; 4 the disk
-is full; 130 / 143 stopped by Ctrl-C / SIGTERM with a checkpoint: the same command goes on.
+is full; 130 / 143 / 138 stopped by Ctrl-C / SIGTERM / SIGUSR1 with a checkpoint: the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.checkpoint import require_free
 from nemo_tapo.config import RunConfig
@@ -28,11 +29,16 @@ COMMANDS = {
     "pretrain": "train a tiny base model on the generated task, from nothing, into <output>/hf",
     "coldstart": "build the cold-start data from the model's own samples and train on it, into <output>/hf",
     "train": "TAPO (or algorithm=grpo) from model.path, into <output>/hf",
-    "evaluate": "pass@k of model.path on the held-out problems, into <output>/evaluation.json",
+    "filter": "sample the training queries and keep those of middling difficulty, into <output>/kept.jsonl",
+    "evaluate": "pass@k of a model, a checkpoint or an endpoint on the benchmarks, into <output>/evaluation.json",
+    "compare": "two evaluations of the same problems, with the paired differences",
+    "grade": "grade a JSONL file of {id, answer, responses}",
+    "judge": "DSR and ERR of evaluated responses by a judge behind an endpoint; or its agreement with human labels",
+    "plan": "what a run will hold and take (on a cluster: memory, time, disk), and whether it can; starts nothing",
     "report": "write the plots and the HTML page of a run folder again",
     "show": "a run's trajectories in the terminal",
 }
-OF_A_FOLDER = ("report", "show")  # take a run folder instead of a config
+OF_A_FOLDER = ("report", "show", "compare")  # take run folders instead of a config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,15 +53,41 @@ def parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
         if name in OF_A_FOLDER:
-            sub.add_argument("folder", type=Path, help="a run's output folder")
-            if name == "show":
-                sub.add_argument("--step", type=int, help="only this step (default: the last)")
-                sub.add_argument("--limit", type=int, default=10, help="at most so many trajectories")
-            continue
-        sub.add_argument("--config", type=Path, help="a YAML file; without it, every setting at its default")
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
+            arguments_of_a_folder(sub, name)
+        elif name == "grade":
+            from nemo_tapo.grading.command import add_arguments as add_grade_arguments
+
+            add_grade_arguments(sub)
+        else:
+            arguments_of_a_config(sub, name)
     return top
+
+
+def arguments_of_a_folder(sub: argparse.ArgumentParser, name: str) -> None:
+    if name == "compare":
+        sub.add_argument("first", type=Path, help="folder of an evaluation")
+        sub.add_argument("second", type=Path, help="folder of another; differences are second minus first")
+        return
+    sub.add_argument("folder", type=Path, help="a run's output folder")
+    if name == "show":
+        sub.add_argument("--step", type=int, help="only this step (default: the last)")
+        sub.add_argument("--limit", type=int, default=10, help="at most so many trajectories")
+
+
+def arguments_of_a_config(sub: argparse.ArgumentParser, name: str) -> None:
+    sub.add_argument("--config", type=Path, help="a YAML file; without it, every setting at its default")
+    if name == "plan":
+        sub.add_argument("--full", action="store_true", help="show every setting, NeMo-RL's too")
+    else:
+        sub.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    if name == "filter":
+        sub.add_argument("--model", help="model.path")
+        sub.add_argument("--data", help="task.mathematics.train.path: a JSONL or Parquet file")
+    if name == "judge":
+        from nemo_tapo.judge.command import add_arguments as add_judge_arguments
+
+        add_judge_arguments(sub)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiskFull as error:
         return fail(error.strerror or str(error), DISK_FULL)
     except RuntimeFailure as error:
-        return fail(
-            f"{str(error).rstrip('.')}. The last checkpoint is kept; the same command goes on from it.", RUNTIME_LOST
-        )
+        return fail(f"{str(error).rstrip('.')}. {error.kept}", RUNTIME_LOST)
     except ValueError as error:
         return fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
@@ -86,25 +116,77 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Dispatches; raises what `main` turns into exit codes."""
     if arguments.command in OF_A_FOLDER:
         return of_a_folder(arguments)
+    if arguments.command == "grade":
+        from nemo_tapo.grading.command import grade
+
+        return grade(arguments)
+    if arguments.command == "judge":
+        from nemo_tapo.judge.command import judge
+
+        return judge(arguments)
+    from nemo_tapo.datasets.preview import check_data
     from nemo_tapo.load import load
     from nemo_tapo.plan import describe
+    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
 
-    cfg = load(arguments.config, arguments.overrides)
-    if arguments.dry_run:
-        print(describe(cfg, arguments.command))
+    if is_nemo_rl(arguments.config):
+        return on_nemo_rl(arguments)
+    cfg = load(arguments.config, [*shorthands(arguments), *arguments.overrides])
+    if arguments.command == "plan" or arguments.dry_run:
+        print(describe(cfg, "run" if arguments.command == "plan" else arguments.command))
         return DONE
+    check_data(cfg, arguments.command)
     require_free(cfg.output, cfg.checkpoint.min_free_gib)
-    save_config(cfg)
+    save_config(cfg, arguments.command)
     if arguments.command == "pretrain":
         from nemo_tapo.pretrain import initialise
 
         cfg = initialise(cfg)
-    asyncio.run(run_stages(cfg, arguments.command))
+    told = asyncio.run(run_stages(cfg, arguments.command))
+    if told is not None:
+        print(told)
     return DONE
 
 
+def on_nemo_rl(arguments: argparse.Namespace) -> int:
+    """A command with a NeMo-RL config file: everything is checked before a GPU is touched."""
+    from nemo_tapo.datasets.preview import check_data
+    from nemo_tapo.runtime.nemo_rl import command
+    from nemo_tapo.runtime.nemo_rl.runtime import prepared
+
+    run = command.checked(arguments.config, arguments.overrides)
+    if arguments.command == "plan" or arguments.dry_run:
+        print(command.describe(run, full=getattr(arguments, "full", False)))
+        return DONE
+    prepared(run.master, run.cfg, arguments.command)  # for its refusals
+    command.require_environment(run)
+    check_data(run.cfg, arguments.command)
+    run.cfg.output.mkdir(parents=True, exist_ok=True)
+    (run.cfg.output / "config.yaml").write_text(command.as_yaml(run))
+    told = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
+    if told is not None:
+        print(told)
+    return DONE
+
+
+def shorthands(arguments: argparse.Namespace) -> list[str]:
+    """Options that stand for settings, as overrides; the values are quoted, so that any path may be given."""
+    if arguments.command != "filter":
+        return []
+    given = {"model.path": arguments.model, "task.mathematics.train.path": arguments.data}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
+    if arguments.data:  # instead of a data set that the config may name
+        overrides += ["task.name=mathematics", "task.mathematics.train.hub=null", "task.mathematics.train.rows=null"]
+    return overrides
+
+
 def of_a_folder(arguments: argparse.Namespace) -> int:
-    """`report` and `show`."""
+    """`report`, `show` and `compare`."""
+    if arguments.command == "compare":
+        from nemo_tapo.evaluation.compare import compare
+
+        print(compare(arguments.first, arguments.second))
+        return DONE
     if not arguments.folder.is_dir():
         raise ValueError(f"no run folder {arguments.folder}")
     if arguments.command == "show":
@@ -120,39 +202,68 @@ def of_a_folder(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def save_config(cfg: RunConfig) -> None:
-    """The resolved configuration beside the run's output: `nemo-tapo <command> --config` takes it again."""
+def save_config(cfg: RunConfig, command: str) -> None:
+    """The resolved configuration beside the run's output: `nemo-tapo <command> --config` takes it again.
+
+    An evaluation into the folder of a run leaves what that was trained with as it is.
+    """
     from nemo_tapo.plan import as_yaml
 
     cfg.output.mkdir(parents=True, exist_ok=True)
-    (cfg.output / "config.yaml").write_text(as_yaml(cfg))
+    file = cfg.output / "config.yaml"
+    if command != "evaluate" or not file.is_file():
+        file.write_text(as_yaml(cfg))
 
 
-async def run_stages(cfg: RunConfig, command: str) -> None:
-    """Starts the runtime, runs the command's stages on it, ends it."""
+async def run_stages(cfg: RunConfig, command: str, master: dict[str, Any] | None = None) -> str | None:
+    """Starts the runtime, runs the command's stages on it, ends it. Returns what is to be printed then.
+
+    `master` is NeMo-RL's configuration, where its runtime is meant.
+    """
     from nemo_tapo.report.progress import Progress
     from nemo_tapo.stages import STAGES, WEIGHTS, Session
 
     stop = Stop()
     with Progress(WEIGHTS.get(command, ())) as progress:
         progress.stage("starting engines")
-        runtime = await start_runtime(cfg, command, progress.status)
+        runtime = await start_runtime(cfg, command, progress.status, master)
         stop.install()
         try:
-            await STAGES[command](Session(cfg, runtime, progress, stop))
+            session = Session(cfg, runtime, progress, stop)
+            try:
+                return await STAGES[command](session)
+            finally:
+                session.task.close()
         finally:
             runtime.close()
 
 
-async def start_runtime(cfg: RunConfig, command: str, status: Callable[[str], None]) -> Runtime:
+async def start_runtime(
+    cfg: RunConfig, command: str, status: Callable[[str], None], master: dict[str, Any] | None = None
+) -> Runtime:
     """The runtime that the config names; heavy packages are imported here and not before."""
+    if command == "evaluate" and cfg.evaluation.endpoint.url:
+        from nemo_tapo.runtime.served import ServedRuntime
+
+        return ServedRuntime()
+    if master is not None:
+        from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
+
+        return await NemoRLRuntime.start(master, cfg, status, command)
+    if cfg.runtime == "nemo_rl":
+        raise ValueError("runtime: nemo_rl needs a config file with NeMo-RL's sections (policy, cluster, ...).")
+    if command == "evaluate":
+        from nemo_tapo.evaluation.stage import model_of
+
+        cfg = model_of(cfg)
     if cfg.runtime == "scripted":
         from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
 
         return ScriptedRuntime(arithmetic_script, cfg.model.max_length)
     from nemo_tapo.runtime.local.runtime import LocalRuntime
 
-    return await LocalRuntime.start(cfg, status, with_engine=command != "pretrain")
+    samples_only = command in ("evaluate", "filter")
+    return await LocalRuntime.start(cfg, status, with_engine=command != "pretrain", with_actor=not samples_only)
 
 
 if __name__ == "__main__":

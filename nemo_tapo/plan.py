@@ -28,8 +28,11 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
     rollouts = r.queries_per_step * r.samples_per_query
     most = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.algorithm == "tapo" else 0
     lines = [f"output: {cfg.output} ({'goes on with what is there' if cfg.output.is_dir() else 'new'})"]
-    lines.append(f"runtime: {cfg.runtime}; TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, one engine")
-    if command in ("run", "train", "coldstart", "evaluate", "filter"):
+    served = cfg.evaluation.endpoint.url if command == "evaluate" else None
+    ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "
+    ranks = ranks if command not in ("evaluate", "filter") else ""
+    lines.append(f"endpoint: {served}" if served else f"runtime: {cfg.runtime}; {ranks}one engine")
+    if command in ("run", "train", "coldstart", "evaluate", "filter") and not served:
         lines.append(f"model: {cfg.model.path}: {model_size(cfg.model.path)}")
     if command in ("run", "coldstart"):
         c = cfg.coldstart
@@ -48,7 +51,8 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
         )
     if command in ("run", "evaluate"):
         e = cfg.evaluation
-        lines.append(f"evaluation: {e.samples} samples a problem x {e.runs} runs, T {e.temperature}, top-p {e.top_p}")
+        sampling = f"T {e.temperature}, top-p {e.top_p}, at most {e.max_tokens:,} tokens"
+        lines.append(f"evaluation: {e.samples} samples a problem x {e.runs} runs, {sampling}")
     if command == "pretrain":
         p = cfg.pretrain
         lines.append(f"base: {p.layers} layers x {p.hidden_size}, {p.steps} steps of {p.examples_per_step} examples")

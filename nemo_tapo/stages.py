@@ -20,18 +20,19 @@ from nemo_tapo.algorithms.sft import SFT
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.coldstart import build
 from nemo_tapo.config import OptimizerConfig, RunConfig
-from nemo_tapo.data import QueryOrder, check_quarantine, with_prompts
-from nemo_tapo.evaluation.evaluate import evaluate, measure_synthesis
+from nemo_tapo.data import DataReport, QueryOrder, with_prompts
+from nemo_tapo.evaluation.stage import evaluate_only, evaluation
+from nemo_tapo.filtering import filter_queries
 from nemo_tapo.pretrain import corpus_rows
 from nemo_tapo.record import RunRecorder
 from nemo_tapo.report.progress import Progress, Stage
 from nemo_tapo.runtime.interface import Runtime
 from nemo_tapo.stop import Stop
-from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.tasks.interface import Task
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Group, Query, Row
 
-MODEL, EVALUATION, QUARANTINE = "hf", "evaluation.json", "quarantine.jsonl"
+MODEL = "hf"
 
 
 @dataclass
@@ -42,34 +43,41 @@ class Session:
     runtime: Runtime
     progress: Progress
     stop: Stop
-    task: ArithmeticTask = field(init=False)
+    task: Task = field(init=False)
     tools: Tools = field(init=False)
+    data: DataReport = field(init=False)
 
     def __post_init__(self) -> None:
-        self.task = ArithmeticTask(self.cfg.task.arithmetic, self.cfg.seed)
+        self.task = self.runtime.task(self.cfg)
+        self.data = DataReport(self.output, self.cfg.max_bad_rows)
         self.tools = Tools(self.runtime.generator, self.runtime.tokenizer, self.task)
 
     @property
     def output(self) -> Path:
         return self.cfg.output
 
-    def usable(self, queries: Sequence[Query], max_tokens: int) -> list[Query]:
-        """Queries with their prompt ids; the unusable ones go to quarantine.jsonl with the reason."""
+    def usable(self, name: str, queries: Sequence[Query], max_tokens: int, most: int | None = None) -> list[Query]:
+        """The first `most` queries of a set with their prompt ids; data.json accounts for every row of it."""
         longest = self.cfg.model.max_length - max_tokens
-        usable, bad = with_prompts(queries, self.runtime.tokenizer, longest)
-        if bad:
-            lines = [json.dumps({"uid": q.uid, "question": q.question, "reason": why}) for q, why in bad]
-            (self.output / QUARANTINE).write_text("\n".join(lines) + "\n")
-            self.progress.message(f"{len(bad)} of {len(queries)} queries set aside, see {self.output / QUARANTINE}")
-        check_quarantine(len(bad), len(queries), self.cfg.max_bad_rows)
+        usable, aside = with_prompts(queries[:most], self.runtime.tokenizer, longest)
+        left_out = len(queries[most:]) if most is not None else 0
+        found = self.task.provenance(name)
+        for sentence in (self.data.add(name, found, len(usable), left_out, aside), *found.notes):
+            self.progress.message(sentence)
         return usable
 
-    def train_queries(self) -> list[Query]:
-        return self.usable(self.task.train_queries(), self.cfg.rollout.max_tokens)
+    def train_queries(self, max_tokens: int | None = None) -> list[Query]:
+        """The training set with its prompt ids; room is left for `max_tokens`, by default those of a rollout."""
+        self.progress.status("reading the training queries")  # gold answers are parsed: seconds for thousands
+        return self.usable("train", self.task.train_queries(), max_tokens or self.cfg.rollout.max_tokens)
 
-    def held_out_queries(self) -> list[Query]:
-        queries = self.task.held_out_queries()[: self.cfg.evaluation.problems]
-        return self.usable(queries, self.cfg.evaluation.max_tokens)
+    def benchmarks(self) -> dict[str, list[Query]]:
+        """Each evaluation set with its prompt ids."""
+        e = self.cfg.evaluation
+        return {
+            name: self.usable(name, queries, e.max_tokens, e.problems)
+            for name, queries in self.task.benchmarks().items()
+        }
 
     async def hand_over(self) -> None:
         """The actor's weights to the engine."""
@@ -105,7 +113,8 @@ async def supervised(
     )
     recorder = RunRecorder(folder, session.progress, name, steps, session.runtime.tokenizer)
     try:
-        await train(plan, SFT(batch), session.runtime, lambda step: (), recorder, session.stop)
+        watched = session.runtime.recorder(recorder, session.stop)
+        await train(plan, SFT(batch), session.runtime, lambda step: (), watched, session.stop)
     finally:
         recorder.close()
     await session.export(folder / MODEL)
@@ -176,6 +185,11 @@ async def sample_groups(session: Session, queries: Sequence[Query], samples: int
     return groups
 
 
+def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:
+    """The settings that decide the numbers of RL: a checkpoint goes on under the same ones only."""
+    return cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer")
+
+
 async def reinforce(session: Session, model: Path) -> None:
     """TAPO (or GRPO) from `model`, which is also the reference policy; leaves <output>/hf."""
     cfg = session.cfg
@@ -191,7 +205,7 @@ async def reinforce(session: Session, model: Path) -> None:
         temperature=cfg.rollout.temperature,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
-        fingerprint=cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer"),
+        fingerprint=rl_fingerprint(cfg),
         engine_gap_bound=cfg.engine_gap_bound,
     )
     kind = TAPO if cfg.algorithm == "tapo" else GRPO
@@ -206,42 +220,20 @@ async def reinforce(session: Session, model: Path) -> None:
         cfg.trajectories_per_step,
     )
     try:
-        await train(plan, algorithm, session.runtime, queries.queries, recorder, session.stop)
+        watched = session.runtime.recorder(recorder, session.stop)
+        await train(plan, algorithm, session.runtime, queries.queries, watched, session.stop)
     finally:
         recorder.close()
     await session.export(session.output / MODEL)
-
-
-async def evaluation(session: Session, name: str) -> dict[str, Any]:
-    """Evaluates the weights that the engine holds; stored in evaluation.json under `name`, done once."""
-    path = session.output / EVALUATION
-    stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if name in stored:
-        return dict(stored[name])
-    cfg = session.cfg
-    queries = session.held_out_queries()
-    total = len(queries) * cfg.evaluation.samples * cfg.evaluation.runs
-    stage = session.progress.stage(f"evaluating ({name})", total, "samples")
-    result = await evaluate(cfg, session.tools, queries, stage.advance)
-    if cfg.evaluation.synthesis_queries:
-        session.progress.status("measuring synthesis")
-        chosen = queries[: cfg.evaluation.synthesis_queries]
-        result["synthesis"] = await measure_synthesis(cfg, session.tools, chosen)
-    stored[name] = result
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(stored, indent=1) + "\n")
-    temporary.replace(path)
-    session.stop.check(f"{path} written")
-    return result
 
 
 async def main_job(session: Session) -> None:
     """Cold start, evaluation before, TAPO, evaluation after, report."""
     cold = await coldstart(session, session.output / "coldstart")
     await session.hand_over()
-    await evaluation(session, "before")
+    await evaluation(session, "before", cold)
     await reinforce(session, cold)
-    await evaluation(session, "after")
+    await evaluation(session, "after", session.output / MODEL, against="before")
     report(session.output, session.progress)
 
 
@@ -249,11 +241,6 @@ async def train_only(session: Session) -> None:
     """RL from model.path."""
     await reinforce(session, session.cfg.model.path)
     report(session.output, session.progress)
-
-
-async def evaluate_only(session: Session) -> None:
-    """Evaluates model.path."""
-    await evaluation(session, session.cfg.model.path.name)
 
 
 async def coldstart_only(session: Session) -> None:
@@ -291,16 +278,19 @@ async def pretrain(session: Session) -> None:
     )
 
 
-STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
+# What a stage returns is printed at the end.
+STAGES: dict[str, Callable[[Session], Awaitable[str | None]]] = {
     "run": main_job,
     "pretrain": pretrain,
     "coldstart": coldstart_only,
     "train": train_only,
+    "filter": filter_queries,
     "evaluate": evaluate_only,
 }
 
 # Stages as the progress display names them, with rough weights (seconds of the demo on two cores).
 WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
+    "filter": (("starting engines", 20), ("filtering", 300)),
     "run": (
         ("starting engines", 20),
         ("sampling from the base", 30),

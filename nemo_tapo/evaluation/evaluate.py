@@ -2,82 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from nemo_tapo.algorithms.base import Tools, concurrently
+from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.tapo import TAPO, construction_counts
 from nemo_tapo.config import RunConfig
-from nemo_tapo.evaluation.passk import interval, mean_pass_at_k
-from nemo_tapo.seeding import seed_from
-from nemo_tapo.types import Completion, Grade, Query, Request
+from nemo_tapo.evaluation.results import Evaluated, read_evaluated
+from nemo_tapo.evaluation.samples import Sample, Store, folder_of
+from nemo_tapo.evaluation.sampling import Sampler, Verify, missing, take
+from nemo_tapo.report.progress import Progress
+from nemo_tapo.stop import Stop
+from nemo_tapo.types import Query
 
-Advance = Callable[[int], None]
-Sample = tuple[Completion, Grade]
+Benchmarks = Mapping[str, Sequence[Query]]
 
 
-async def evaluate(cfg: RunConfig, tools: Tools, queries: Sequence[Query], advance: Advance) -> dict[str, Any]:
-    """pass@1..n over `queries`, each run with seeds of its own, averaged over the runs.
-
-    Returns JSON: pass@k with a 95% interval (bootstrap over problems, of the runs pooled), counts, lengths.
-    """
-    settings = cfg.evaluation
-    runs = [await one_run(cfg, tools, queries, run, advance) for run in range(settings.runs)]
-    flat = [sample for run in runs for samples in run for sample in samples]
-    result: dict[str, Any] = {
-        "problems": len(queries),
-        "samples": settings.samples,
-        "runs": settings.runs,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "response_length/mean": sum(len(c.token_ids) for c, _ in flat) / len(flat),
-        "truncated": sum(c.truncated for c, _ in flat) / len(flat),
-        "no_answer": sum(g.outcome == "no_answer" for _, g in flat) / len(flat),
-        "with_reflection": sum("Wait," in c.text for c, _ in flat) / len(flat),
+def settings_of(cfg: RunConfig, model: Mapping[str, Any], benchmarks: Benchmarks) -> dict[str, Any]:
+    """What decides the samples of an evaluation. model: what tells its weights from others'."""
+    e = cfg.evaluation
+    return {
+        "model": dict(model),
+        "seed": cfg.seed,
+        "evaluation": {"temperature": e.temperature, "top_p": e.top_p, "max_tokens": e.max_tokens},
+        "benchmarks": {
+            name: {
+                "problems": len(queries),
+                "data": digest([(q.uid, q.user_text, q.answer) for q in queries]),
+                "prompts": digest([q.prompt_ids for q in queries]),
+            }
+            for name, queries in benchmarks.items()
+        },
+        "runs": e.runs,
+        "samples": e.samples,
     }
-    correct = [[sum(g.reward > 0 for _, g in samples) for samples in run] for run in runs]
-    pooled = [sum(c) for c in zip(*correct, strict=True)]
-    for k in range(1, settings.samples + 1):
-        result[f"pass@{k}"] = sum(mean_pass_at_k(c, settings.samples, k) for c in correct) / len(runs)
-        if settings.runs == 1:
-            result[f"interval95@{k}"] = interval(correct[0], settings.samples, k, cfg.seed)
-        elif k == 1:
-            result["interval95@1"] = interval(pooled, settings.samples * settings.runs, 1, cfg.seed)
-    return result
 
 
-async def one_run(
-    cfg: RunConfig, tools: Tools, queries: Sequence[Query], run: int, advance: Advance
-) -> list[list[Sample]]:
-    """n graded samples of every query."""
-    settings = cfg.evaluation
-
-    async def one(query: Query, index: int) -> Sample:
-        request = Request(
-            uid=f"{query.uid}/{index}",
-            prompt_ids=query.prompt_ids,
-            seed=seed_from(cfg.seed, "evaluate", run, query.uid, index),
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-        )
-        completion = await tools.generator.generate(request)
-        grade = await tools.task.grade(query, completion.text)
-        advance(1)
-        return completion, grade
-
-    async def several(query: Query) -> list[Sample]:
-        return await concurrently(one(query, index) for index in range(settings.samples))
-
-    return await concurrently(several(query) for query in queries)
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-async def measure_synthesis(cfg: RunConfig, tools: Tools, queries: Sequence[Query]) -> dict[str, float]:
-    """One TAPO step on held-out queries without its update: how many pairs parse, are right, and give mixed groups."""
+async def evaluate(
+    cfg: RunConfig,
+    name: str,
+    model: Mapping[str, Any],
+    benchmarks: Benchmarks,
+    sampler: Sampler,
+    verify: Verify,
+    progress: Progress,
+    stop: Stop,
+) -> Evaluated:
+    """n samples of every problem in every run, those on disk not taken again; returns them all, graded.
+
+    Raises ValueError if a benchmark is empty or the folder holds samples of other settings, Stopped on request, and
+    what the sampler raises; samples taken until then are kept.
+    """
+    for benchmark, queries in benchmarks.items():
+        if not queries:
+            raise ValueError(f"{benchmark} has no usable problem: nothing to evaluate.")
+    folder = folder_of(cfg.output, name)
+    with Store(folder, settings_of(cfg, model, benchmarks)) as store:
+        jobs = missing(benchmarks, cfg.evaluation, {benchmark: store.done(benchmark) for benchmark in benchmarks})
+        total = sum(map(len, benchmarks.values())) * cfg.evaluation.runs * cfg.evaluation.samples
+        stage = progress.stage(f"evaluating ({name})", total, "samples", done=total - len(jobs))
+        right = taken = 0
+
+        def keep(sample: Sample) -> None:
+            nonlocal right, taken
+            store.add(sample)
+            right, taken = right + (sample.reward > 0), taken + 1
+            stage.note(f"accuracy {right / taken:.3f}")
+            stage.advance()
+
+        await take(jobs, sampler, verify, cfg.seed, keep, stop)
+    stop.check(f"{total - len(jobs) + taken} of {total} samples are in {folder}")
+    progress.status("summarising")
+    return read_evaluated(folder)
+
+
+def shown_settings(cfg: RunConfig) -> dict[str, Any]:
+    """The entry "settings" of evaluation.json."""
+    e = cfg.evaluation
+    return {
+        "samples": e.samples,
+        "runs": e.runs,
+        "temperature": e.temperature,
+        "top_p": e.top_p,
+        "max_tokens": e.max_tokens,
+        "seed": cfg.seed,
+    }
+
+
+async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks, queries: int) -> dict[str, float]:
+    """One TAPO step on held-out queries without its update: how many pairs parse, are right, and give mixed groups.
+
+    On the first `queries` of all benchmarks.
+    """
+    several = len(benchmarks) > 1  # then uids need not differ between them
+    held_out = [replace(q, uid=f"{name}/{q.uid}") if several else q for name, of in benchmarks.items() for q in of]
     rollout = cfg.rollout.model_copy(update={"logprobs": "never"})
     algorithm: GRPO = TAPO(cfg.model_copy(update={"rollout": rollout}), tools)
-    experience = await algorithm.experience(0, queries)
+    experience = await algorithm.experience(0, held_out[:queries])
     metrics = algorithm.metrics(experience, algorithm.rows(experience))
     counts = construction_counts(experience.constructions)
     names = ("tapo/eligible", "tapo/mastered", "tapo/beyond", "tapo/groups", "tapo/mixed_groups")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.report import paper, summary
+from nemo_tapo.report.evaluation import LEGEND, settings_lines, tables
 from nemo_tapo.report.jsonl import Record, finite
 from nemo_tapo.report.plots import Metrics, construction_figure, figure3
 from nemo_tapo.report.records import outcome, read_metrics
@@ -116,7 +117,7 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of text; a cell that begins with + or - and a digit is coloured as a gain or a loss."""
+    """A table of text; a signed number is coloured as a gain or a loss, unless the interval behind it holds 0."""
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     if not body:
         return '<p class="meaning">Nothing was recorded.</p>'
@@ -125,21 +126,25 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    sign = {"+": "up", "-": "down"}.get(text[:1]) if text[1:2].isdigit() else None
+    numbers = [float(number) for number in re.findall(r"[+-][\d.]+", text)] if text[:1] in ("+", "-") else []
+    sign = "up" if numbers and min(numbers) > 0 else "down" if numbers and max(numbers) < 0 else None
     return f'<td class="{sign}">{escape(text)}</td>' if sign else f"<td>{escape(text)}</td>"
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> str:
-    """The table of this run, and the paper's Table 1 for orientation."""
-    head, rows = summary.evaluation_table(evaluation)
-    own = _table(("held-out problems, single-pass generation", *head), rows)
+def _evaluation(evaluations: Mapping[str, Any]) -> str:
+    """The tables of this run, and the paper's Table 1 for orientation."""
+    own = "".join(f"<h3>{escape(t.title)}</h3>{_table(('', *t.head), t.rows)}" for t in tables(evaluations))
+    lines = [LEGEND, *settings_lines(evaluations)] if own else ["Nothing was recorded."]
     reference = [
         (f"{benchmark}, {model}", *(f"{value:.2f}" for value in values))
         for benchmark, models in paper.TABLE_1.items()
         for model, values in models.items()
     ]
     table = _table(("Qwen3-8B, percent", "pass@1", "pass@2", "pass@3", "pass@4", "pass@5"), reference)
-    return own + f"<details><summary>The paper's own numbers, for orientation (Table 1)</summary>{table}</details>"
+    told = "".join(f'<p class="meaning">{escape(line)}</p>' for line in lines)
+    return (
+        own + told + f"<details><summary>The paper's own numbers, for orientation (Table 1)</summary>{table}</details>"
+    )
 
 
 def _latest(metrics: Sequence[Mapping[str, Any]]) -> str:

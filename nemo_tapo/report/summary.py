@@ -1,14 +1,13 @@
 """What a run folder says, in words for a person who has not read the code: for the page and the terminal.
 
 A run folder holds, each optional: `config.json` or `config.yaml`, `metrics.jsonl`, `trajectories.jsonl` and
-`evaluation.json`, {"before": {"pass@1": 0.31, ..., "problems": 200, "samples": 5, "synthesis": {...}},
-"after": ...}.
+`evaluation.json` (see evaluation/results.py; its tables are made in evaluation.py beside this file).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,24 +51,6 @@ HIGHLIGHTS = (
     ("seed", "seed"),
     ("runtime", "runtime"),
 )
-
-# Rows of the evaluation table besides pass@k: {key of evaluation.json: label}.
-SHARES = {
-    "with_reflection": "responses that correct themselves",
-    "no_answer": "responses without an answer",
-    "truncated": "responses cut off by the length limit",
-}
-COUNTS = {
-    "response_length/mean": "mean response length, tokens",
-    "problems": "problems",
-    "samples": "responses a problem",
-    "runs": "independent runs",
-}
-SYNTHESIS = {
-    "synthesis: parsed of pairs": ("parsed", "pairs"),
-    "synthesis: correct of pairs": ("correct", "pairs"),
-    "synthesis: groups with mixed rewards": ("mixed_groups", "groups"),
-}
 
 LATEST = (
     ("training accuracy", "reward/mean", "share of rollouts"),
@@ -123,66 +104,6 @@ def highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in found if value is not None]
 
 
-def evaluation_table(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows, as text: a measure a row, an evaluation a column, "-" where it was not measured.
-
-    "before" and "after" come first, followed by their change, where one of them is there.
-    """
-    paired = "before" in evaluation or "after" in evaluation
-    names = [name for name in evaluation if not paired or name not in ("before", "after")]
-    head = ["before RL", "after RL", "change"] * paired + names
-    rows = []
-    for label, values in _measures([evaluation.get(n) or {} for n in ["before", "after"] * paired + names]):
-        texts = [text for _, text in values]
-        if paired:
-            texts.insert(2, _change(label, values[0][0], values[1][0]))
-        rows.append([label, *texts])
-    return head, rows
-
-
-Value = tuple[float | None, str]  # for the change, and as shown
-
-
-def _measures(sides: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Value]]]:
-    """(measure, its value in each evaluation); measures that none has are left out."""
-    for key in _pass_keys(*sides):
-        yield key, [_share(side.get(key), side.get(key.replace("pass", "interval95"))) for side in sides]
-    for key, label in SHARES.items():
-        if any(key in side for side in sides):
-            yield label, [_share(side.get(key)) for side in sides]
-    for key, label in COUNTS.items():
-        if any(key in side for side in sides):
-            yield label, [(None, f"{side[key]:,.4g}" if key in side else "-") for side in sides]
-    for label, (part, whole) in SYNTHESIS.items():
-        counts = [side.get("synthesis") or {} for side in sides]
-        if any(counts):
-            yield label, [_fraction(side, part, whole) for side in counts]
-
-
-def _share(value: float | None, interval: Sequence[float] | None = None) -> Value:
-    """A share of 1, with its 95% interval where there is one."""
-    if value is None:
-        return None, "-"
-    return value, f"{value:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
-
-
-def _fraction(counts: Mapping[str, Any], part: str, whole: str) -> Value:
-    if not counts.get(whole) or part not in counts:
-        return None, "-"
-    share = counts[part] / counts[whole]
-    return share, f"{share:.1%} ({counts[part]:,.0f}/{counts[whole]:,.0f})"
-
-
-def _change(label: str, before: float | None, after: float | None) -> str:
-    """In percentage points; signed, and so coloured in the page, only where more is better."""
-    if before is None or after is None:
-        return ""
-    points = 100 * (after - before)
-    if label.startswith(("pass@", "synthesis: parsed", "synthesis: correct")):
-        return f"{points:+.1f} points"
-    return f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'}"
-
-
 def totals(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """(what, number over all steps, share of what) of queries, pairs, drop reasons and groups."""
 
@@ -228,11 +149,6 @@ def outcome_counts(records: Iterable[Record]) -> dict[str, int]:
         counts[outcome(record)] = counts.get(outcome(record), 0) + 1
     order = [*OUTCOMES, *sorted(set(counts) - set(OUTCOMES))]
     return {name: counts[name] for name in order if name in counts}
-
-
-def _pass_keys(*sides: Mapping[str, Any]) -> list[str]:
-    keys = {key for side in sides for key in side if key.startswith("pass@")}
-    return sorted(keys, key=lambda key: int(key.removeprefix("pass@")))
 
 
 def _lookup(config: Mapping[str, Any], path: str) -> Any:

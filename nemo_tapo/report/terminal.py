@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_tapo.report import summary
+from nemo_tapo.report.evaluation import tables
 from nemo_tapo.report.jsonl import Record
 from nemo_tapo.report.records import fair_share, outcome
 
@@ -78,19 +79,18 @@ def _choose(records: Sequence[Record], step: int | None, limit: int) -> list[Rec
 def _tables(run: summary.Run) -> Iterator[Table]:
     settings = [(label, value) for label, value in summary.highlights(run.config)]
     if settings:
-        yield _table("Settings", ("", ""), settings)
-    head, rows = summary.evaluation_table(run.evaluation)
-    if rows:
-        yield _table("Evaluation, single-pass generation", ("", *head), rows)
+        yield text_table("Settings", ("", ""), settings)
+    for found in tables(run.evaluation):
+        yield text_table(f"Evaluation: {found.title}", ("", *found.head), found.rows)
     if run.metrics:
         title = f"Training, step {run.metrics[0].get('step')} to {run.metrics[-1].get('step')}"
-        yield _table(title, ("", "first", "last", "unit"), summary.latest(run.metrics))
+        yield text_table(title, ("", "first", "last", "unit"), summary.latest(run.metrics))
     totals = summary.totals(run.metrics)
     if totals:
-        yield _table("Queries and pairs, all steps", ("", "number", "share"), totals)
+        yield text_table("Queries and pairs, all steps", ("", "number", "share"), totals)
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """First column to the left, the others to the right."""
     from rich.table import Table
 

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from nemo_tapo.report.jsonl import Record
 from nemo_tapo.report.records import MetricsWriter, TrajectoryWriter, skipped_record, trajectory_record
@@ -151,18 +152,43 @@ def _step_metrics(step: int, records: list[Record], rng: Random, progress: float
     return out
 
 
-EVALUATION = {
+SETTINGS = {"samples": 5, "runs": 16, "temperature": 0.6, "top_p": 0.9, "max_tokens": 96, "seed": 0}
+OTHERS = {"problems": 200, "responses": 16_000, "avg@5": 0.342, "truncated": 0.02, "no_answer": 0.01}
+
+
+def measures(*pass_values: float, half: float = 0.04) -> dict[str, Any]:
+    """pass@1 .. with intervals of that half width; first@k the same."""
+    found: dict[str, Any] = {}
+    for estimator in ("pass", "first"):
+        for k, value in enumerate(pass_values, 1):
+            found[f"{estimator}@{k}"] = value
+            found[f"{estimator}@{k}/interval95"] = [value - half, value + half]
+    return found
+
+
+EVALUATION: dict[str, Any] = {
     "before": {
-        **dict(zip([f"pass@{k}" for k in range(1, 6)], (0.342, 0.463, 0.531, 0.577, 0.612), strict=True)),
-        "problems": 200,
-        "samples": 5,
+        "model": "runs/sample/coldstart/hf",
+        "settings": SETTINGS,
+        "benchmarks": {
+            "arithmetic": {**measures(0.342, 0.463, 0.531, 0.577, 0.612), **OTHERS, "outcomes": {"timeout": 3}}
+        },
         "synthesis": {"pairs": 240, "parsed": 201, "correct": 121, "mixed_groups": 28, "groups": 62},
     },
     "after": {
-        **dict(zip([f"pass@{k}" for k in range(1, 6)], (0.668, 0.752, 0.789, 0.811, 0.825), strict=True)),
-        "problems": 200,
-        "samples": 5,
+        "model": "runs/sample/hf",
+        "settings": SETTINGS,
+        "benchmarks": {"arithmetic": {**measures(0.668, 0.752, 0.789, 0.811, 0.825), **OTHERS, "outcomes": {}}},
         "synthesis": {"pairs": 232, "parsed": 224, "correct": 199, "mixed_groups": 17, "groups": 58},
+        "change": {
+            "from": "before",
+            "benchmarks": {
+                "arithmetic": {
+                    **measures(0.326, 0.289, 0.258, 0.234, 0.213, half=0.025),
+                    "problems": {"better": 150, "worse": 30, "equal": 20},
+                }
+            },
+        },
     },
 }
 

@@ -267,6 +267,19 @@ def test_a_server_that_refuses_everything_ends_it_with_its_words(tmp_path: Path)
         assert len(server.requests) < 20
 
 
+def test_what_is_refused_again_does_not_end_a_run_whose_other_verdicts_are_kept(tmp_path: Path) -> None:
+    items = [Item(str(i), "1", "1") for i in range(30)]
+
+    def script(number: int, body: dict[str, Any]) -> Answer:
+        problem = int(body["messages"][1]["content"].split("\n")[1])
+        return error(400, "content filter") if problem >= 15 else completion(reply_text())
+
+    with scripted(script) as server:
+        for cached in (0, 15):
+            _, tally = judged(settings(server, tmp_path), items)
+            assert (tally.outcomes["judged"], tally.outcomes["refused"], tally.cached) == (15, 15, cached)
+
+
 def test_a_judge_that_dies_ends_it_and_what_was_judged_is_kept(tmp_path: Path) -> None:
     items = [Item(str(i), "1", "1") for i in range(200)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import statistics
@@ -212,6 +213,7 @@ def test_agreement_counts_and_interval() -> None:
         ({"id": 1, "question": "q", "answer": "a"}, "row 2 has no response"),
         ({"id": 1, "question": "q", "answer": "a", "response": "r"}, "row 2 has no label"),
         ({"id": 1, "question": "q", "answer": "a", "response": "r", "located": "yes"}, "located is 'yes'"),
+        ({"id": 1, "question": "q", "answer": "a", "response": None, "located": True}, "response is None, not text"),
     ],
 )
 def test_a_label_file_that_lacks_something(row: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -220,8 +222,12 @@ def test_a_label_file_that_lacks_something(row: dict[str, Any], sentence: str, t
     path.write_text(json.dumps(good) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=sentence):
         read_labels(path)
-    path.write_text(json.dumps(good) + "\n")
-    assert read_labels(path)[0].labels == {"located": True}
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good)[:-1])
+    with pytest.raises(ValueError, match=r"the last line \(2\) is half-written"):
+        read_labels(path)
+    path.write_text(json.dumps(good | {"answer": 7}) + "\n")
+    (labelled,) = read_labels(path)
+    assert labelled.labels == {"located": True} and labelled.item.answer == "7"
 
 
 # -------------------------------------------------------------------------------- table
@@ -263,7 +269,9 @@ def write_evaluation(folder: Path, texts: dict[str, list[tuple[str, float]]]) ->
         for i, (text, reward) in enumerate(samples)
     ]
     (folder / "arithmetic.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"runs": 1, "samples": 3, "benchmarks": {"arithmetic": {"problems": len(texts), "data": "d1"}}}
+    data = [[f"test-{i}", p.question, p.answer] for i, p in enumerate(held_out(len(texts)))]
+    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()
+    settings = {"runs": 1, "samples": 3, "benchmarks": {"arithmetic": {"problems": len(texts), "data": digest}}}
     (folder / "settings.json").write_text(json.dumps(settings))
 
 
@@ -369,8 +377,8 @@ def test_agreement_with_labels_by_hand(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "code", "sentence"),
     [
         (["--samples", "RUN/evaluation/before"], 2, "judge.json, table.md and verdicts.jsonl shall go"),
-        (["--samples", "RUN", "--out", "OUT"], 2, "holds several evaluations; name one of"),
-        (["--samples", "RUN/nothing", "--out", "OUT"], 2, "there is no such folder"),
+        (["--samples", "RUN/evaluation/before", "--out", "RUN/config.yaml"], 2, "cannot be a folder for results"),
+        (["--samples", "RUN/nothing", "--out", "OUT"], 2, "holds no evaluation"),
         (["--samples", "RUN/evaluation/before", "--out", "OUT"], 2, "judge.endpoint.url is not set"),
         (["--samples", "RUN/evaluation/before", "RUN/evaluation/before", "--out", "OUT"], 2, "twice"),
         (["--samples", "EMPTY", "--out", "OUT"], 2, "holds no evaluation"),
@@ -394,13 +402,40 @@ def test_bad_input_is_a_sentence(
     assert sentence in said and "Traceback" not in said
 
 
-def test_another_task_s_questions_are_not_invented(
+def test_other_problems_than_those_that_were_answered_are_refused(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run_folder / "config.yaml").write_text("task: {arithmetic: {held_out_queries: 1}}\n")
+    """Too few, another prompt, another gold answer: a judge would be shown a question that was not asked."""
+    file = tmp_path / "problems.jsonl"
+    rows = [{"id": f"test-{i}", "problem": p.question, "answer": p.answer} for i, p in enumerate(held_out(3))]
     folder = str(run_folder / "evaluation" / "before")
+
+    def code(rows: list[dict[str, str]], prompt: str) -> int:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"benchmarks": {"arithmetic": {"path": str(file), "uid": "id"}}, "prompt": prompt}
+        (run_folder / "config.yaml").write_text(json.dumps({"task": {"name": "mathematics", "mathematics": data}}))
+        return main(["judge", "--samples", folder, "--out", str(tmp_path / "out"), "--oracle"])
+
+    assert code([*rows, {"id": "more", "problem": "1+1", "answer": "2"}], "{question}") == 0
+    for changed, prompt in (
+        (rows[:1], "{question}"),
+        (rows, "{question}!"),
+        ([rows[0] | {"answer": "1"}, *rows[1:]], "{question}"),
+    ):
+        assert code(changed, prompt) == 2
+        said = capsys.readouterr().err
+        assert "arithmetic: the task's problems are not those of" in said and "bring back the data" in said
+    (run_folder / "config.yaml").write_text("task: {nmae: arithmetic}\n")
     assert main(["judge", "--samples", folder, "--out", str(tmp_path / "out"), "--oracle"]) == 2
-    assert "1 of 2 problems are not in the task's benchmarks, the first is arithmetic/test-1" in capsys.readouterr().err
+    assert f"{run_folder / 'config.yaml'}: unknown key 'task.nmae'" in capsys.readouterr().err
+
+
+def test_a_run_folder_stands_for_its_model_after_training(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `nemo-tapo compare` takes it."""
+    assert main(["judge", "--samples", str(run_folder), "--out", str(tmp_path / "out"), "--oracle"]) == 0
+    assert json.loads((tmp_path / "out" / "judge.json").read_text())["models"] == ["after"]
 
 
 def test_an_evaluation_that_is_not_at_its_end_is_refused(
@@ -417,7 +452,7 @@ def test_evaluations_of_different_problems_have_no_common_subset(
 ) -> None:
     folders = [run_folder / "evaluation" / name for name in ("before", "after")]
     settings = folders[1] / "settings.json"
-    settings.write_text(settings.read_text().replace("d1", "d2"))
+    settings.write_text(settings.read_text().replace('"data": "', '"data": "0'))
     assert main(["judge", "--samples", *map(str, folders), "--out", str(tmp_path / "out"), "--oracle"]) == 2
     assert "before and after answered different problems (arithmetic)" in capsys.readouterr().err
 

@@ -21,6 +21,7 @@ import pytest
 import report_samples as samples
 
 from nemo_tapo.report import jsonl, summary
+from nemo_tapo.report.evaluation import tables
 from nemo_tapo.report.html import write_page
 from nemo_tapo.report.plots import construction_figure, figure3, rolling
 from nemo_tapo.report.records import (
@@ -231,28 +232,45 @@ def test_summary_of_a_run(run_folder: Path) -> None:
         "task",
         "arithmetic",
     ) in summary.highlights(run.config)
-    rows = {row[0]: tuple(row[1:]) for row in summary.evaluation_table(run.evaluation)[1]}
-    assert rows["pass@1"] == ("34.2%", "66.8%", "+32.6 points")
-    assert rows["synthesis: parsed of pairs"] == ("83.8% (201/240)", "96.6% (224/232)", "+12.8 points")
-    assert rows["synthesis: groups with mixed rewards"][2] == "15.9 points fewer"
     counts = {label: int(number.replace(",", "")) for label, number, _ in summary.totals(run.metrics)}
     dropped = sum(number for label, number in counts.items() if label.startswith("pairs dropped"))
     assert counts["pairs of a wrong and a right response"] == counts["pairs that gave a trajectory"] + dropped
 
 
+def test_tables_of_before_and_after() -> None:
+    measured, synthesis = tables(samples.EVALUATION)
+    assert (measured.title, measured.head) == ("arithmetic", ["before RL", "after RL", "change, points"])
+    rows = {row[0]: tuple(row[1:]) for row in measured.rows}
+    assert rows["pass@1"] == ("34.2% (30.2 to 38.2)", "66.8% (62.8 to 70.8)", "+32.6 (+30.1 to +35.1)")
+    assert rows["first@5"][2] == "+21.3 (+18.8 to +23.8)"
+    assert rows["cut off"] == ("2.0%", "2.0%", "")
+    assert rows["verifier late"] == ("3", "0", "")
+    assert "verifier failed" not in rows
+    assert rows["up / down"] == ("", "", "150 / 30")
+    assert [row[0] for row in measured.rows][:10] == [f"{name}@{k}" for name in ("pass", "first") for k in range(1, 6)]
+    assert synthesis.head == ["before RL", "after RL"]
+    assert synthesis.rows[0] == ["parsed of pairs", "83.8% (201/240)", "96.6% (224/232)"]
+
+
 def test_half_an_evaluation_is_tolerated() -> None:
-    head, rows = summary.evaluation_table({"before": {"pass@1": 0.5, "interval95@1": [0.4, 0.6], "problems": 3}})
-    assert head == ["before RL", "after RL", "change"]
-    assert rows == [["pass@1", "50.0% (40.0% to 60.0%)", "-", ""], ["problems", "3", "-", ""]]
-    assert summary.evaluation_table({}) == ([], [])
+    [table] = tables({"before": {"benchmarks": {"b": {"pass@1": 0.5, "pass@1/interval95": [0.4, 0.6], "problems": 3}}}})
+    assert table.head == ["before RL", "after RL", "change, points"]
+    assert table.rows == [["pass@1", "50.0% (40.0 to 60.0)", "-", ""], ["problems", "3", "-", ""]]
+    assert tables({}) == []
+    assert tables({"before": {"pass@1": 0.5}}) == []  # as an earlier version wrote it
 
 
-def test_evaluations_under_other_names_have_their_columns() -> None:
-    evaluation = {"tiny-base": {"pass@1": 0.25, "no_answer": 0.125, "synthesis": {"pairs": 8.0, "parsed": 2.0}}}
-    head, rows = summary.evaluation_table(evaluation)
-    assert head == ["tiny-base"]
-    assert ["responses without an answer", "12.5%"] in rows
-    assert ["synthesis: parsed of pairs", "25.0% (2/8)"] in rows
+def test_one_evaluation_of_several_benchmarks_has_them_as_columns() -> None:
+    result = {"benchmarks": {"a": {"pass@1": 0.25}, "b": {"pass@1": 0.5}}, "average": {"pass@1": 0.375}}
+    [table] = tables({"tiny-base": result})
+    assert (table.title, table.head) == ("tiny-base", ["a", "b", "average"])
+    assert table.rows == [["pass@1", "25.0%", "50.0%", "37.5%"]]
+    both = tables({"tiny-base": result, "other": {"benchmarks": {"a": {"pass@1": 0.125}}}})
+    assert [(t.title, t.head, t.rows[0]) for t in both] == [
+        ("a", ["tiny-base", "other"], ["pass@1", "25.0%", "12.5%"]),
+        ("b", ["tiny-base", "other"], ["pass@1", "50.0%", "-"]),
+        ("average", ["tiny-base", "other"], ["pass@1", "37.5%", "-"]),
+    ]
 
 
 def test_every_drop_reason_is_explained() -> None:
@@ -378,7 +396,7 @@ def test_page_holds_the_run(page: str, run_folder: Path) -> None:
         "sample",
         "34.2%",
         "66.8%",
-        "+32.6 points",
+        "+32.6 (+30.1 to +35.1)",
         "pairs dropped: truncated",
         "kept",
         "turn",
@@ -389,6 +407,23 @@ def test_page_holds_the_run(page: str, run_folder: Path) -> None:
     records = json.loads(reader.scripts["records"])
     assert len(records) == len(read_trajectories(run_folder).rows)
     assert {record["outcome"] for record in records} == set(json.loads(reader.scripts["outcomes"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "tone"),
+    [
+        ("+4.2 (+0.1 to +9.4)", "up"),
+        ("-4.2 (-9.4 to -0.1)", "down"),
+        ("+4.2 (-1.0 to +9.4)", None),
+        ("+0.0 (+0.0 to +0.0)", None),
+        ("-", None),
+        ("12", None),
+    ],
+)
+def test_a_change_is_coloured_only_if_its_interval_excludes_0(text: str, tone: str | None) -> None:
+    from nemo_tapo.report.html import _cell
+
+    assert _cell(text) == (f'<td class="{tone}">{text}</td>' if tone else f"<td>{text}</td>")
 
 
 def test_hostile_text_stays_text(page: str) -> None:

@@ -20,28 +20,34 @@ from nemo_tapo.runtime.local.actor import LocalActor, start_actor
 from nemo_tapo.runtime.local.engine import EngineInfo, VllmEngine, engine_environment
 from nemo_tapo.runtime.local.generator import LocalGenerator
 from nemo_tapo.runtime.local.remote import answer
+from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.types import Completion, Request
 
 Progress = Callable[[str], None]
 
 
-class LocalRuntime:
+class LocalRuntime(OwnServices):
     """`interface.Runtime`: Ray actors, Megatron-core over gloo, vLLM on CPU."""
 
     def __init__(
-        self, cluster: ray_cluster.Cluster, tokenizer: HFTokenizer, generator: Generator, actor: LocalActor
+        self, cluster: ray_cluster.Cluster, tokenizer: HFTokenizer, generator: Generator, actor: LocalActor | None
     ) -> None:
         self._cluster: ray_cluster.Cluster | None = cluster
         self.tokenizer = tokenizer
         self.generator = generator
-        self.actor = actor
+        self._actor = actor
 
     @classmethod
     async def start(
-        cls, cfg: RunConfig, progress: Progress = lambda text: None, with_engine: bool = True
+        cls,
+        cfg: RunConfig,
+        progress: Progress = lambda text: None,
+        with_engine: bool = True,
+        with_actor: bool = True,
     ) -> LocalRuntime:
-        """Start Ray, then engine and actor at the same time; no engine for a command that samples nothing.
+        """Start Ray, then engine and actor at the same time; no engine for a command that samples nothing, no actor
+        for one that trains nothing.
 
         Raises ValueError if `model.path` is no model, RuntimeFailure if a process does not come up.
         """
@@ -50,9 +56,9 @@ class LocalRuntime:
         cluster = ray_cluster.start()
         parts: list[asyncio.Task[Any]] = []
         try:
-            progress("starting vLLM and Megatron-core" if with_engine else "starting Megatron-core")
+            progress(f"starting {' and '.join(['vLLM'] * with_engine + ['Megatron-core'] * with_actor)}")
             parts.append(asyncio.create_task(start_engine(cfg, progress) if with_engine else no_engine()))
-            parts.append(asyncio.create_task(start_actor(cfg, progress)))
+            parts.append(asyncio.create_task(start_actor(cfg, progress) if with_actor else no_actor()))
             await asyncio.sleep(0)  # both have called their processes; load ours meanwhile
             tokenizer = HFTokenizer(cfg.model.path, cfg.model.enable_thinking)
             generator, actor = await asyncio.gather(*parts)
@@ -64,10 +70,17 @@ class LocalRuntime:
             raise
         return cls(cluster, tokenizer, generator, actor)
 
+    @property
+    def actor(self) -> LocalActor:
+        """The policy's ranks."""
+        assert self._actor is not None, "this command trains nothing, so no actor was started"
+        return self._actor
+
     def close(self) -> None:
         """End every process that `start` started. A second call does nothing."""
         if self._cluster is not None:
-            self.actor.close()
+            if self._actor is not None:
+                self._actor.close()
             ray_cluster.stop(self._cluster)
             self._cluster = None
 
@@ -96,12 +109,17 @@ async def no_engine() -> Generator:
     return NoGenerator()
 
 
+async def no_actor() -> None:
+    return None
+
+
 async def start_engine(cfg: RunConfig, progress: Progress) -> LocalGenerator:
     """The engine's process and the driver's side of it. `cfg.model.path` is absolute."""
     import ray
 
     started = time.monotonic()
     options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(cfg)}}
+    options |= ray_cluster.places(1).options[0]
     engine = ray.remote(VllmEngine).options(**options).remote(cfg)
     info: EngineInfo = await answer(engine.info.remote(), "the vLLM engine", cfg.local.start_timeout)
     progress(f"vLLM ready after {time.monotonic() - started:.1f} s (process {info.pid})")

@@ -1,0 +1,199 @@
+"""Samples of evaluations: on disk, and how they are taken."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled
+
+from nemo_tapo.errors import DiskFull, RuntimeFailure, Stopped
+from nemo_tapo.evaluation.evaluate import evaluate, settings_of
+from nemo_tapo.evaluation.results import read_evaluated
+from nemo_tapo.evaluation.samples import Store, folder_of, read
+from nemo_tapo.evaluation.sampling import Response
+from nemo_tapo.report.progress import Progress
+from nemo_tapo.stop import Stop
+from nemo_tapo.types import Query
+
+# ------------------------------------------------------------------------------------------------ on disk
+
+
+def test_every_sample_is_there_once_and_right_by_its_own_text(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    evaluated, runtime = sampled(cfg)
+    rows = [json.loads(line) for line in lines(cfg)]
+    keys = {(r["uid"], r["run"], r["index"]) for r in rows}
+    assert keys == {(q.uid, run, index) for q in problems() for run in range(2) for index in range(5)}
+    assert len(rows) == len(runtime.generator.asked) == 60
+    answers = {q.uid: q.answer for q in problems()}
+    assert all(r["reward"] == float(f"\\boxed{{{answers[r['uid']]}}}" in r["text"]) for r in rows)
+    assert evaluated.graded[0].right.sum() == sum(r["reward"] for r in rows)
+    assert 0 < evaluated.graded[0].right.sum() < 60
+    texts = {r["uid"]: set() for r in rows}  # type: dict[str, set[str]]
+    for r in rows:
+        texts[r["uid"]].add(r["text"])
+    assert max(map(len, texts.values())) > 1, "every sample of a problem was the same: one seed for all?"
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_samples(tmp_path: Path) -> None:
+    """Whole lines of an earlier process stay, its torn last one goes, nothing is asked for twice."""
+    whole = config(tmp_path / "whole")
+    sampled(whole)
+    data = (folder_of(whole.output, "x") / "arithmetic.jsonl").read_bytes()
+    settings = (folder_of(whole.output, "x") / "settings.json").read_bytes()
+    rng = random.Random(0)
+    for cut in [0, 1, len(data) - 1, len(data), *(rng.randrange(len(data)) for _ in range(6))]:
+        cfg = config(tmp_path / f"cut-{cut}")
+        folder = folder_of(cfg.output, "x")
+        folder.mkdir(parents=True)
+        (folder / "settings.json").write_bytes(settings)
+        (folder / "arithmetic.jsonl").write_bytes(data[:cut])
+        evaluated, runtime = sampled(cfg)
+        assert len(runtime.generator.asked) == 60 - data[:cut].count(b"\n")
+        assert lines(cfg) == lines(whole)
+        assert evaluated.summary == read_evaluated(folder_of(whole.output, "x")).summary
+
+
+def test_more_runs_and_samples_can_be_asked_for_later(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "a", runs=1, samples=2)
+    sampled(cfg)
+    more = config(tmp_path / "a", runs=3, samples=5)
+    evaluated, runtime = sampled(more)
+    assert len(runtime.generator.asked) == 6 * 15 - 6 * 2
+    whole = config(tmp_path / "b", runs=3, samples=5)
+    assert evaluated.summary == sampled(whole)[0].summary
+    assert lines(more) == lines(whole)
+    fewer, runtime = sampled(cfg)  # and fewer again: of the first ones, nothing sampled
+    assert not runtime.generator.asked
+    assert fewer.graded[0].classes.shape == (6, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"temperature": 1.0}, r"evaluation\.temperature: 0\.6 -> 1\.0"),
+        ({"max_tokens": 200}, r"evaluation\.max_tokens: 300 -> 200"),
+    ],
+)
+def test_samples_of_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    sampled(config(tmp_path))
+    with pytest.raises(ValueError, match=sentence):
+        sampled(config(tmp_path, **change))
+
+
+def test_samples_of_another_model_or_data_or_seed_are_refused(tmp_path: Path) -> None:
+    cfg, benchmarks = config(tmp_path), {"arithmetic": problems()}
+    sampled(cfg)
+    folder = folder_of(tmp_path, "x")
+    others = {
+        "model.weights": settings_of(cfg, {"weights": "others"}, benchmarks),
+        "seed: 0 -> 1": settings_of(cfg.model_copy(update={"seed": 1}), MODEL, benchmarks),
+        "arithmetic.problems: 6 -> 5": settings_of(cfg, MODEL, {"arithmetic": problems(5)}),
+        "arithmetic.data": settings_of(cfg, MODEL, {"arithmetic": [replace(q, answer="1") for q in problems()]}),
+        "arithmetic.prompts": settings_of(cfg, MODEL, {"arithmetic": [replace(q, prompt_ids=()) for q in problems()]}),
+        "other.data": settings_of(cfg, MODEL, {**benchmarks, "other": problems()}),
+    }
+    for sentence, settings in others.items():
+        with pytest.raises(ValueError, match=f"holds samples of other settings .*{sentence}"):
+            Store(folder, settings)
+    Store(folder, settings_of(cfg, MODEL, benchmarks))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    sampled(cfg)
+    path = folder_of(tmp_path, "x") / "arithmetic.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"run"', b'"ruin"', 1))
+    with pytest.raises(ValueError, match=r"arithmetic\.jsonl: line 1 is no sample"):
+        sampled(cfg)
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with Store(tmp_path / "x", {}) as store:
+        store.path("b").symlink_to("/dev/full")
+        with pytest.raises(DiskFull, match=r"no room on the disk for .*b\.jsonl; the samples in it are kept"):
+            store.add(a_sample("p", 0, 0))
+
+
+def test_a_write_that_fails_costs_its_own_sample_alone(tmp_path: Path) -> None:
+    """A limit on the size of files ends it within a line, as a full disk does."""
+    code = f"""
+import resource, signal
+from pathlib import Path
+from nemo_tapo.evaluation.samples import Sample, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Store(Path({str(tmp_path)!r}) / "x", {{}}) as store:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    for index in range(100):
+        store.add(Sample("b", "u", 0, index, "x" * 100, 1, False, "wrong", 0.0, None))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "File too large" in done.stderr
+    file = tmp_path / "x" / "b.jsonl"
+    assert file.stat().st_size == 5000
+    kept = list(read(file))
+    assert 10 < len(kept) < 50
+    assert Store(tmp_path / "x", {}).done("b") == {sample.key for sample in kept}
+    assert file.read_bytes().endswith(b"\n")
+
+
+def test_names_that_are_no_file_names(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    sampled(cfg, name="Qwen/Qwen3-8B", benchmarks={"../aime 24": problems(2)})
+    assert [p.name for p in tmp_path.iterdir()] == ["evaluation"]
+    assert len(list((tmp_path / "evaluation").glob("*/*.jsonl"))) == 1
+    assert len(lines(cfg, "Qwen/Qwen3-8B", "../aime 24")) == 20
+
+
+# ------------------------------------------------------------------------------------------------ sampling
+
+
+def test_no_more_requests_than_allowed_are_under_way(tmp_path: Path) -> None:
+    slow = Slow(7, 0, lambda: None)
+    work = evaluate(config(tmp_path), "x", MODEL, {"b": problems()}, slow, grade, Progress(), Stop())
+    asyncio.run(work)
+    assert (slow.most, slow.asked) == (7, 60)
+
+
+def test_a_request_to_stop_is_heard_and_nothing_is_lost(tmp_path: Path) -> None:
+    cfg, stop = config(tmp_path, runs=40), Stop()
+
+    class Stalls(Slow):
+        async def sample(self, query: Query, uid: str, seed: int) -> Response:
+            response = await super().sample(query, uid, seed)
+            if stop.requested:
+                await asyncio.sleep(3600)  # a long response: nobody waits for it
+            return response
+
+    stalls = Stalls(4, 30, lambda: stop.request(signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"\d+ of 1200 samples are in"):
+        asyncio.run(evaluate(cfg, "x", MODEL, {"b": problems()}, stalls, grade, Progress(), stop))
+    kept = len(lines(cfg, "x", "b"))
+    assert 20 < kept < 40
+    rest = Slow(4, 0, lambda: None)
+    asyncio.run(evaluate(cfg, "x", MODEL, {"b": problems()}, rest, grade, Progress(), Stop()))
+    assert rest.asked == 1200 - kept
+
+
+def test_a_lost_engine_ends_it_with_its_name_and_keeps_what_is_there(tmp_path: Path) -> None:
+    def die() -> None:
+        raise RuntimeFailure("the vLLM engine (process 7) died")
+
+    cfg = config(tmp_path)
+    with pytest.raises(RuntimeFailure, match="process 7"):
+        asyncio.run(evaluate(cfg, "x", MODEL, {"b": problems()}, Slow(4, 30, die), grade, Progress(), Stop()))
+    assert 20 < len(lines(cfg, "x", "b")) < 31
+
+
+def test_an_empty_benchmark_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="b has no usable problem"):
+        sampled(config(tmp_path), benchmarks={"b": []})
