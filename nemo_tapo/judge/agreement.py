@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -53,7 +54,10 @@ def read_labels(path: Path) -> list[Labelled]:
     """
     if not path.is_file():
         raise ValueError(f"--agreement {path}: there is no such file.")
-    labelled = [_labelled(row, f"{path}, row {number}") for number, row in enumerate(jsonl.read(path).rows, start=1)]
+    lines = jsonl.read(path)
+    if lines.notes:  # of a person's file nothing is left out
+        raise ValueError(f"--agreement {path}: {lines.notes[0]}")
+    labelled = [_labelled(row, f"{path}, row {number}") for number, row in enumerate(lines.rows, start=1)]
     if not labelled:
         raise ValueError(f"{path} has no rows.")
     return labelled
@@ -63,13 +67,23 @@ def _labelled(row: jsonl.Record, where: str) -> Labelled:
     missing = [name for name in ("id", "question", "answer", "response") if name not in row]
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}: want id, question, answer, response and labels.")
+    item = Item(*(_text(row[name], name, where) for name in ("question", "answer", "response")))
     labels = {name: row[name] for name in LABELS if row.get(name) is not None}
     if not labels:
         raise ValueError(f"{where} has no label: want at least one of {', '.join(LABELS)}.")
     wrong = [name for name, value in labels.items() if not isinstance(value, bool)]
     if wrong:
         raise ValueError(f"{where}: {wrong[0]} is {labels[wrong[0]]!r}; a label is true or false.")
-    return Labelled(str(row["id"]), Item(str(row["question"]), str(row["answer"]), str(row["response"])), labels)
+    return Labelled(str(row["id"]), item, labels)
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    """Text as it is; of a gold answer also a number."""
+    if isinstance(value, str):
+        return value
+    if name == "answer" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{where}: {name} is {value!r}, not text.")
 
 
 def agreement(pairs: Sequence[Pair], name: str) -> Agreement:
@@ -100,20 +114,18 @@ def kappa(both: int, neither: int, human_only: int, judge_only: int) -> float | 
 
 
 def compare_with_labels(cfg: JudgeConfig, labelled: Sequence[Labelled], out: Path | None) -> None:
-    """Judges the labelled responses and prints kappa for each label; writes agreement.json into `out`."""
+    """Judges the labelled responses and prints kappa for each label; writes agreement.json into the folder `out`."""
     judgements, tally, name = judge_all(cfg, [row.item for row in labelled])
     found = _agreements(labelled, judgements)
     _print_agreements(found)
     print_counts(tally)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         result = {"judge": name, "counts": asdict(tally), "labels": {k: asdict(v) for k, v in found.items()}}
         (out / "agreement.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _agreements(labelled: Sequence[Labelled], judgements: Sequence[Judgement]) -> dict[str, Agreement]:
     """Of every label that some row has; rows without a verdict are left out (the tally counts them)."""
-
     found = {}
     for label in LABELS:
         with_label = [(r, j) for r, j in zip(labelled, judgements, strict=True) if label in r.labels]
@@ -124,7 +136,6 @@ def _agreements(labelled: Sequence[Labelled], judgements: Sequence[Judgement]) -
 
 
 def _print_agreements(found: dict[str, Agreement]) -> None:
-
     columns = ("label", "kappa (95% interval)", "responses", "both", "neither", "human only", "judge only")
     table = Table(*columns, title="Judge and human labels")
     for label, a in found.items():

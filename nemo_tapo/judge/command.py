@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemo_tapo.checkpoint import make_folder
 from nemo_tapo.config import JudgeConfig
 
 
@@ -34,20 +35,12 @@ def judge(arguments: argparse.Namespace) -> int:
 
     cfg = load_config(arguments.config, [*settings_among(arguments), *arguments.overrides])
     if arguments.agreement:
-        if arguments.oracle:
-            raise ValueError("--agreement asks how good a judge is; the oracle is exact: leave --oracle out.")
-        from nemo_tapo.judge.agreement import compare_with_labels, read_labels
-
-        labelled = read_labels(arguments.agreement)
-        if arguments.dry_run:
-            print(plan(cfg.judge, [f"{arguments.agreement}: {len(labelled)} labelled responses"], False))
-        else:
-            compare_with_labels(cfg.judge, labelled, arguments.out)
+        _agreement(arguments, cfg.judge)
         return 0
     folders = [Path(word) for word in arguments.samples if "=" not in word]
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"--samples takes one evaluation or two, not {len(folders)}.")
-    if arguments.out is None:
+    if arguments.out is None and not arguments.dry_run:
         raise ValueError("say with --out where judge.json, table.md and verdicts.jsonl shall go.")
     from nemo_tapo.judge.measure import judge_samples, work_of
 
@@ -55,8 +48,24 @@ def judge(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(plan(cfg.judge, work.lines, arguments.oracle))
     else:
+        make_folder(arguments.out)  # before hours of judging
         judge_samples(cfg.judge, work, arguments.out, arguments.oracle)
     return 0
+
+
+def _agreement(arguments: argparse.Namespace, cfg: JudgeConfig) -> None:
+    """`--agreement`."""
+    if arguments.oracle:
+        raise ValueError("--agreement asks how good a judge is; the oracle is exact: leave --oracle out.")
+    from nemo_tapo.judge.agreement import compare_with_labels, read_labels
+
+    labelled = read_labels(arguments.agreement)
+    if arguments.dry_run:
+        print(plan(cfg, [f"{arguments.agreement}: {len(labelled)} labelled responses"], False))
+        return
+    if arguments.out is not None:
+        make_folder(arguments.out)
+    compare_with_labels(cfg, labelled, arguments.out)
 
 
 def plan(cfg: JudgeConfig, work: Sequence[str], oracle: bool) -> str:
@@ -64,10 +73,9 @@ def plan(cfg: JudgeConfig, work: Sequence[str], oracle: bool) -> str:
     import yaml
 
     settings = yaml.safe_dump({"judge": cfg.model_dump(mode="json")}, sort_keys=False)
-    whom = (
-        "the oracle of the generated arithmetic"
-        if oracle
-        else cfg.endpoint.url or "no endpoint: set judge.endpoint.url"
+    served = (
+        f"judged by: {cfg.endpoint.url or 'no endpoint: set judge.endpoint.url'}",
+        f"verdicts kept in: {cfg.cache}",
     )
-    lines = [*work, f"judged by: {whom}", f"verdicts kept in: {cfg.cache}"]
+    lines = [*work, *(("judged by: the oracle of the generated arithmetic",) if oracle else served)]
     return settings + "\n# plan of `nemo-tapo judge`\n" + "\n".join(f"#  {line}" for line in lines)

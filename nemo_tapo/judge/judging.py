@@ -69,7 +69,7 @@ class Judge:
         self.cfg, self.endpoint = cfg, endpoint
         self.cache = Cache(cfg.cache)
         self.bad_replies: Counter[str] = Counter()
-        self._accepted = self._refused = 0  # items
+        self._accepted = self._refused = 0  # items; accepted also those whose verdict is kept
 
     async def judge(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Judgement]:
         """A judgement for every item, in order. Equal items are asked for once.
@@ -105,6 +105,7 @@ class Judge:
         key = key_of(request)
         kept = self.cache.get(key)
         if kept is not None:
+            self._accepted += 1
             return Judgement(JUDGED, kept, cached=True)
         try:
             judgement = await self._ask(key, request["messages"])

@@ -19,7 +19,6 @@ from nemo_tapo.judge.judging import JUDGED, Item, Judgement, Tally, judge_all, l
 from nemo_tapo.judge.rates import RATES, Marked, counts, difference, rate_of
 from nemo_tapo.judge.responses import (
     Answered,
-    Problem,
     boundary,
     problem_of,
     questions,
@@ -51,17 +50,20 @@ class Work:
 def work_of(cfg: RunConfig, folders: Sequence[Path]) -> Work:
     """The responses in one or two folders of evaluations; the questions come from the task of `cfg`.
 
-    Raises ValueError for folders that hold no finished evaluation, and for evaluations of different problems.
+    Raises ValueError for folders that hold no finished evaluation, for evaluations of different problems, and if
+    `cfg` has others.
     """
     models = _named([read_answered(folder) for folder in folders])
     require_same_problems(models)
     kept, fates = boundary(models)
-    asked = [(m.name, sample) for m in models for sample in m.samples if problem_of(sample) in kept]
-    return Work(tuple(m.name for m in models), fates, tuple(asked), tuple(_items(cfg, kept, asked)))
+    asked = tuple((m.name, sample) for m in models for sample in m.samples if problem_of(sample) in kept)
+    known = questions(cfg, models[0])
+    items = tuple(Item(*known[problem_of(sample)], sample.text) for _, sample in asked)
+    return Work(tuple(m.name for m in models), fates, asked, items)
 
 
 def judge_samples(cfg: JudgeConfig, work: Work, out: Path, oracle: bool) -> None:
-    """Judges, writes into `out` and prints the table. Raises EndpointError when the judge is lost."""
+    """Judges, writes into the folder `out` and prints the table. Raises EndpointError when the judge is lost."""
     judgements, tally, judge = _by_oracle(work.items) if oracle else judge_all(cfg, work.items)
     places: dict[str, list[int]] = {benchmark: [] for benchmark in work.fates}
     for i, (_, sample) in enumerate(work.asked):
@@ -76,7 +78,6 @@ def judge_samples(cfg: JudgeConfig, work: Work, out: Path, oracle: bool) -> None
             for benchmark, of in places.items()
         },
     }
-    out.mkdir(parents=True, exist_ok=True)
     _write(out, result, work.asked, judgements)
     _print(result, work, tally, out)
 
@@ -88,18 +89,6 @@ def _named(models: list[Answered]) -> list[Answered]:
     if len({model.folder.resolve() for model in models}) < len(models):
         raise ValueError(f"--samples names {models[0].folder} twice.")
     return [replace(model, name=str(model.folder)) for model in models]
-
-
-def _items(cfg: RunConfig, kept: set[Problem], asked: Sequence[Asked]) -> list[Item]:
-    """The responses with question and gold answer, which the task knows."""
-    known = questions(cfg)
-    missing = sorted(kept - set(known))
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(kept)} problems are not in the task's benchmarks, the first is "
-            f"{'/'.join(missing[0])}: bring back the data and the config.yaml that the evaluation was made with."
-        )
-    return [Item(*known[problem_of(sample)], sample.text) for _, sample in asked]
 
 
 def _by_oracle(items: Sequence[Item]) -> tuple[list[Judgement], Tally, str]:

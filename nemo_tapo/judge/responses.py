@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from nemo_tapo.config import RunConfig
-from nemo_tapo.evaluation.samples import FOLDER, SETTINGS, Sample, file_name, read
+from nemo_tapo.evaluation.compare import find
+from nemo_tapo.evaluation.evaluate import digest
+from nemo_tapo.evaluation.samples import SETTINGS, Sample, file_name, read
 
 Problem = tuple[str, str]  # (benchmark, uid)
 
@@ -22,7 +24,7 @@ class Answered:
 
     name: str  # as the tables call it
     folder: Path  # of the samples
-    data: Mapping[str, str]  # benchmark -> digest of its problems
+    data: Mapping[str, str]  # benchmark -> digest of its problems, as evaluation/evaluate.py takes it
     samples: tuple[Sample, ...]
 
 
@@ -31,11 +33,11 @@ def problem_of(sample: Sample) -> Problem:
 
 
 def read_answered(folder: Path) -> Answered:
-    """The samples under `folder`: an evaluation's own folder, or a run's with a single evaluation in it.
+    """The samples under `folder`: an evaluation's own folder, or a run's as `nemo-tapo compare` takes it.
 
     Raises ValueError if there is none, more than one to choose from, or one that is not at its end.
     """
-    store = _store(folder)
+    store = find(folder)
     settings = json.loads((store / SETTINGS).read_text())
     samples: list[Sample] = []
     for benchmark, of in settings["benchmarks"].items():
@@ -56,20 +58,6 @@ def _benchmark(path: Path, settings: Mapping[str, Any], problems: int) -> list[S
     return list(kept.values())
 
 
-def _store(folder: Path) -> Path:
-    """The folder with the samples itself."""
-    if not folder.is_dir():
-        raise ValueError(f"--samples {folder}: there is no such folder.")
-    if (folder / SETTINGS).is_file():
-        return folder
-    found = sorted(path.parent for path in folder.glob(f"{FOLDER}/*/{SETTINGS}"))
-    if not found:
-        raise ValueError(f"{folder} holds no evaluation: run `nemo-tapo evaluate` with that output first.")
-    if len(found) > 1:
-        raise ValueError(f"{folder} holds several evaluations; name one of {', '.join(map(str, found))}.")
-    return found[0]
-
-
 def require_same_problems(models: Sequence[Answered]) -> None:
     """Raises ValueError unless all answered the same problems: their boundary subset is a common one."""
     for other in models[1:]:
@@ -81,9 +69,14 @@ def require_same_problems(models: Sequence[Answered]) -> None:
 
 def config_of(folder: Path) -> RunConfig | None:
     """The configuration that an evaluation was made with, as stored beside it or in its run; None if it is not."""
-    store = _store(folder)
+    store = find(folder)
     found = [path for path in (store / "config.yaml", store.parent.parent / "config.yaml") if path.is_file()]
-    return load_config(found[0]) if found else None
+    if not found:
+        return None
+    try:
+        return load_config(found[0])
+    except ValueError as error:
+        raise ValueError(f"{found[0]}: {error}") from None
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -96,16 +89,31 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return load(path, overrides)
 
 
-def questions(cfg: RunConfig) -> dict[Problem, tuple[str, str]]:
-    """(question, gold answer) of every problem of the config's benchmarks."""
+def questions(cfg: RunConfig, answered: Answered) -> dict[Problem, tuple[str, str]]:
+    """(question, gold answer) of every problem that was answered, from the task of `cfg`.
+
+    Raises ValueError if the task's problems are not those of the evaluation: its file may have changed since.
+    """
     from nemo_tapo.tasks.make import make_task
 
+    if cfg.task.name == "nemo_rl":
+        raise ValueError("the problems of task.name = nemo_rl are NeMo-RL's own; only this package's can be judged.")
+    asked = {problem_of(sample) for sample in answered.samples}
     task = make_task(cfg.task, cfg.seed)
     try:
-        sets = task.benchmarks()
-        return {(name, q.uid): (q.question, q.answer) for name, queries in sets.items() for q in queries}
+        sets = {
+            name: [q for q in queries if (name, q.uid) in asked]  # an evaluation may be of the first ones only
+            for name, queries in task.benchmarks().items()
+        }
     finally:
         task.close()
+    for name, data in answered.data.items():
+        if digest([(q.uid, q.user_text, q.answer) for q in sets.get(name, ())]) != data:
+            raise ValueError(
+                f"{name}: the task's problems are not those of {answered.folder} (other ones, or their text or answers "
+                "have changed): bring back the data and the config.yaml that the evaluation was made with."
+            )
+    return {(name, q.uid): (q.question, q.answer) for name, queries in sets.items() for q in queries}
 
 
 def boundary(models: Sequence[Answered]) -> tuple[set[Problem], dict[str, dict[str, int]]]:
@@ -120,7 +128,7 @@ def boundary(models: Sequence[Answered]) -> tuple[set[Problem], dict[str, dict[s
     for problem in sorted(rates[0]):
         reasons = (_why_not(model.name, r, problem) for model, r in zip(models, rates, strict=True))
         reason = next((reason for reason in reasons if reason), "kept")
-        fates.setdefault(problem[0], Counter())[reason] += 1
+        fates.setdefault(problem[0], Counter(kept=0))[reason] += 1
         if reason == "kept":
             kept.add(problem)
     return kept, {benchmark: dict(of) for benchmark, of in fates.items()}
