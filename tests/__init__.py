@@ -1,1 +1,1 @@
-"""A package of its own, so that `tests` is this folder even where another `tests` stands on the path (NeMo-RL has one)."""
+"""A package, so that an installed package of the same name (NeMo-RL has one) does not hide ours."""
