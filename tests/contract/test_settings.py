@@ -42,6 +42,13 @@ def test_the_engine_samples_as_the_command_wants_it_and_the_callers_master_stays
     assert before == MASTER
 
 
+def test_an_evaluation_takes_the_model_and_not_the_newest_checkpoint_of_a_run() -> None:
+    master = {**MASTER, "checkpointing": {"checkpoint_dir": "results/run"}}
+    assert prepared(master, settings(), "train")["checkpointing"]["checkpoint_dir"] == "results/run"
+    evaluate = prepared(master, settings(output="runs/x"), "evaluate")
+    assert evaluate["checkpointing"]["checkpoint_dir"] == "runs/x/evaluation/no-checkpoints"
+
+
 def test_nemo_rls_own_validation_is_off() -> None:
     grpo = prepared(MASTER, settings(), "train")["grpo"]
     assert (grpo["val_period"], grpo["val_at_start"], grpo["val_at_end"]) == (0, False, False)

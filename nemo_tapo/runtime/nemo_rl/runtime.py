@@ -168,6 +168,8 @@ def prepared(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[st
     if command == "evaluate":
         wanted = cfg.evaluation
         generation |= {"temperature": wanted.temperature, "top_p": wanted.top_p, "max_new_tokens": wanted.max_tokens}
+        # NeMo-RL's setup takes a folder's newest checkpoint in place of policy.model_name: here there shall be none.
+        own.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
     else:
         generation["max_new_tokens"] = cfg.rollout.max_tokens
         if cfg.algorithm == "tapo":
