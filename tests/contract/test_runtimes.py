@@ -22,7 +22,7 @@ from nemo_tapo.types import Batch, Kind, Request, Row
 pytestmark = pytest.mark.timeout(400)
 MODEL = Path(__file__).parents[2] / "assets" / "tiny-coldstart"
 QUESTION = "47\na: +38\nb: -19"
-OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=0)
+OPTIMIZER = OptimizerConfig(lr=1e-4, warmup_steps=0)
 
 
 async def scripted(folder: Path, stack: list[Any]) -> Runtime:
@@ -142,8 +142,8 @@ class TestEveryRuntime:
         assert {"entropy", "clip_fraction", "tapo/ots_weight_mean", "tapo/logprob_mean"} <= result.metrics.keys()
         assert result.grad_norm > 0 and result.learning_rate > 0
         after = self.run(self.runtime.actor.logprobs(batch))
-        mask = batch.token_mask
-        assert (after * mask)[0].sum() > (before * mask)[0].sum()  # the right answer became likelier
+        gain = ((after - before) * batch.token_mask).sum(1) * batch.loss_coef * batch.advantages
+        assert gain[:2].sum() > 0  # the right answer became likelier, measured against the wrong one
         torch.testing.assert_close(self.run(self.runtime.actor.reference_logprobs(batch)), before, atol=1e-5, rtol=1e-5)
 
     def test_rows_that_only_fill_up_change_no_number(self) -> None:
