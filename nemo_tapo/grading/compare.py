@@ -15,7 +15,12 @@ from typing import Any
 LARGEST = 100_000  # decimal digits: some milliseconds; (10^6)! has 5.6 million and takes seconds
 MOST_TERMS = 1_000  # of a sum or product that is written out
 CLEARLY = 1e-4  # relative; math-verify rounds to 6 decimals
+ROUGHLY = 0.05  # relative; as people round
 
+_DIGIT = re.compile(r"[0-9]")
+_UNIT_POWER = re.compile(r"(?<=\})\s*\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9])")  # the ^2 of \text{ cm}^2
+_IN_BASE = re.compile(r"\(?([0-9]+)\)?_\{?([0-9]+)\}?")
+_HALF_DAY = re.compile(r"(?i)(?<![a-z])([ap])\.? ?m\b")
 _PERCENT = re.compile(r"(.+?)\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent)", re.DOTALL)
 
 # Typical shapes. math-verify's parser learns as it reads; a process forked after this has learned already.
@@ -43,6 +48,11 @@ class Parsed:
         """What sympy is asked about; None if only text was found."""
         return self.values[0] if self.values and not isinstance(self.values[0], str) else None
 
+    @property
+    def texts(self) -> list[str]:
+        """The text as math-verify cleaned it."""
+        return [value for value in self.values if isinstance(value, str)]
+
 
 def warm_up() -> None:
     """Imports math-verify and lets its parser learn the typical shapes. About a second."""
@@ -56,6 +66,10 @@ def compare(gold: str, answer: str) -> str:
 
     A percentage is right if the number is right without the sign or as a fraction: 50\% answers 50 and 0.5.
     """
+    if _differ(_IN_BASE.fullmatch(gold), _IN_BASE.fullmatch(answer)):
+        return "wrong"
+    if _differ(_HALF_DAY.search(gold.lower()), _HALF_DAY.search(answer.lower())):
+        return "wrong"
     number, percentage = _PERCENT.fullmatch(gold), _PERCENT.fullmatch(answer)
     if number and percentage:
         return _compare(parsed(number[1]), parsed(percentage[1]))
@@ -83,23 +97,95 @@ def _compare(gold: Parsed, answer: Parsed) -> str:
         return "right" if gold.expression == answer.expression else "too_large"
     if _clearly_different(gold.expression, answer.expression):  # spares the wrong answer sympy's simplify
         return "wrong"
-    same = verify(gold.values, answer.values, timeout_seconds=None, allow_set_relation_comp=True)
-    return "right" if same else "wrong"
+    if _is_untrue(answer.expression) and not _is_untrue(gold.expression):
+        return "wrong"
+    pairs = [(gold.expression, answer.expression)]
+    if any(_imaginary(e) is not e for e in pairs[0]):
+        pairs.append((_imaginary(gold.expression), _imaginary(answer.expression)))
+    options: dict[str, Any] = {"timeout_seconds": None, "allow_set_relation_comp": True}
+    same = any(verify(a, b, **options) and not _both_insoluble(a, b) for a, b in pairs)
+    return "right" if same or verify(gold.texts, answer.texts, **options) else "wrong"
+
+
+def _differ(a: re.Match[str] | None, b: re.Match[str] | None) -> bool:
+    """Whether both are there and say different things: math-verify ignores the base of a number, and a.m. or p.m."""
+    return a is not None and b is not None and a.groups() != b.groups()
+
+
+def _imaginary(e: Any) -> Any:
+    """The expression with `i` as the imaginary unit if it is the only letter; math-verify reads `2i` with a letter."""
+    from sympy import Expr, FiniteSet, I, MatrixBase
+    from sympy.core.relational import Relational
+
+    if not isinstance(e, (Expr, MatrixBase, FiniteSet)) or e.has(Relational):  # `i=3` names something
+        return e
+    letters = e.free_symbols
+    if {letter.name for letter in letters} != {"i"}:
+        return e
+    try:
+        return e.subs(dict.fromkeys(letters, I))
+    except (TypeError, ValueError):  # as in the larger of 1 and i
+        return e
+
+
+def _is_untrue(e: Any) -> bool:
+    """Whether an equation of plain numbers is false by more than rounding: `8=7` is no way to say 7."""
+    from sympy import Eq, I, NumberSymbol
+
+    if not isinstance(e, Eq) or e.has(I, NumberSymbol):  # the letters i, e and pi may be somebody's names
+        return False
+    return _clearly_different(e.lhs, e.rhs, ROUGHLY)
+
+
+def _both_insoluble(a: Any, b: Any) -> bool:
+    """Whether both are equations, different ones, that nothing solves: math-verify takes any two of them for equal.
+
+    `I=3` and `e=5` are such equations, for the letters are read as constants.
+    """
+    from math_verify import verify
+    from sympy import Eq, Expr, simplify, solve
+
+    if not (isinstance(a, Eq) and isinstance(b, Eq)) or a == b:
+        return False
+    if all(verify(x, y, timeout_seconds=None) for x, y in zip(a.args, b.args, strict=True)):
+        return False
+    if not a.free_symbols and not b.free_symbols:
+        return True
+    try:
+        if any(e.free_symbols and solve(e, e.free_symbols) for e in (a, b)):
+            return False
+    except Exception:  # as math-verify does it: then it was not by their solutions that it found them equal
+        return False
+    if not all(isinstance(side, Expr) for side in (*a.args, *b.args)):
+        return True
+    return bool(simplify((a.lhs - a.rhs) / (b.lhs - b.rhs)).free_symbols)  # else one is a multiple of the other
 
 
 @lru_cache(4096)  # the K responses to a query share a gold answer
 def parsed(text: str) -> Parsed:
-    """math-verify's reading of a normalised answer."""
-    from math_verify import parse
+    r"""math-verify's reading of a normalised answer as a whole.
 
-    values = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    Its search for some number or fraction in what it cannot read is switched off: from `\{x\mid x<1\}` it takes
+    the 1. So is reading `3\text{ h } 20\text{ min}` as 3: a reading without all digits is none.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    whole = (LatexExtractionConfig(try_extract_without_anchor=False),)
+    values = parse(f"\\boxed{{{text}}}", whole, parsing_timeout=None)
+    read = Parsed(values, False)
+    if any(_digits_in(cleaned) < _digits_in(_UNIT_POWER.sub("", text)) for cleaned in read.texts):
+        return Parsed([], False)
     try:
         for value in values[:1]:
             for part in value.flat() if hasattr(value, "flat") else [value]:  # a matrix is no expression
                 digits(part)
     except TooLarge:
         return Parsed(values, True)
-    return Parsed(values, False)
+    return read
+
+
+def _digits_in(text: str) -> int:
+    return len(_DIGIT.findall(text))
 
 
 def _hundredth(value: Parsed) -> Parsed:
@@ -108,7 +194,7 @@ def _hundredth(value: Parsed) -> Parsed:
     return Parsed([v / 100 for v in value.values if isinstance(v, Expr)], value.large)
 
 
-def _clearly_different(a: Any, b: Any) -> bool:
+def _clearly_different(a: Any, b: Any, tolerance: float = CLEARLY) -> bool:
     """Whether both are numbers and differ by more than rounding can explain."""
     from sympy import Expr, Integral, Limit, Product, Sum
 
@@ -118,7 +204,7 @@ def _clearly_different(a: Any, b: Any) -> bool:
         x, y = complex(a.evalf(20)), complex(b.evalf(20))
     except (TypeError, ValueError, OverflowError):  # infinite, or not a number after all
         return False
-    return abs(x - y) > CLEARLY * max(1.0, abs(x), abs(y))
+    return abs(x - y) > tolerance * max(1.0, abs(x), abs(y))
 
 
 def digits(e: Any) -> float:

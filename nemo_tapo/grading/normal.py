@@ -6,6 +6,10 @@ r"""What can be said of two answers without a computer algebra system: the same 
     1{,}000  1\,000  1 000   -> 1,000, 1000  thousands
     1 1/2                    -> 1\frac{1}{2} math-verify reads "1" times "1/2"
     \binom52  \varnothing    -> \binom{5}{2}  \emptyset
+    {5 \choose 2}  \sqrt10   -> \binom{5}{2}  \sqrt{10}
+    \bf{5} \color{red}{5}    -> 5            and other layout
+    \text{Answer: } 5        -> 5            words that lead up to an answer
+    a\pm b  \{x \mid x > 3\} -> a+b,a-b  x > 3   (wording.py)
     minus, times, pi, infinity, degrees, root of a number ... as one Unicode character -> LaTeX
 """
 
@@ -13,13 +17,27 @@ from __future__ import annotations
 
 import re
 
+from nemo_tapo.grading.wording import condition, expand_signs
+
 _DELIMITER = re.compile(r"(\\\\)|\\[()\[\]]|(?<!\\)\$")  # a line break \\ before a bracket is kept
 _NEGATIVE_SPACE = re.compile(r"\\!")
 _SPACE = re.compile(r"(\\\\)|\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])")
 _MIXED = re.compile(r"([+-]?[0-9]+) +([0-9]+)/([0-9]+)")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*([0-9])\s*([0-9])")
-_ROOT = re.compile("\N{SQUARE ROOT}" r"\s*([0-9]+)")
+_ROOT = re.compile("(?:\N{SQUARE ROOT}" r"|\\sqrt)\s*([0-9]+)")
+_CHOOSE = re.compile(r"\{([^{}\\]*)\\choose(?![a-zA-Z])([^{}\\]*)\}")
+_STYLE = re.compile(
+    r"\\(?:bf|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle)(?![a-zA-Z])\s*"
+    r"|\\(?:text)?color\s*\{[a-zA-Z]*\}\s*|^\\approx\s*|^\\(?:underline|boldsymbol|bm)\s*(?=\{[^{}]*\}$)"
+)
+_LEAD = re.compile(
+    r"(?i)^(?:\\text\s*\{\s*LEAD\s*\}|LEAD(?= ))\s*(?=.*[^ .])".replace(
+        "LEAD", r"(?:the )?(?:final )?answer(?: is:?|:)"
+    )
+)
+_TEXT_NUMBER = re.compile(r"\\text\s*\{\s*((?:\\\$)?\s*[0-9][0-9,.]*\s*(?:\\?%)?)\s*\}")
+_SOLUTIONS = re.compile(r"(?i)\b(no (?:real )?solution)s\b")
 _CHARACTERS = str.maketrans(
     {
         "\N{MINUS SIGN}": "-",
@@ -41,10 +59,14 @@ _LOOSE_SPACE = re.compile(r"(?<![0-9a-zA-Z]) +| +(?![0-9a-zA-Z])")
 def normalise(answer: str) -> str:
     """`answer` in one way of writing it; see the table above."""
     text = _DELIMITER.sub(r"\1", answer.translate(_CHARACTERS))
-    text = _SPACE.sub(lambda m: m[1] or " ", _NEGATIVE_SPACE.sub("", text)).replace("{,}", ",").strip()
-    text = _without_outer_braces(text.rstrip(" .,;"))
+    text = _SPACE.sub(lambda m: m[1] or " ", _NEGATIVE_SPACE.sub("", text)).replace("{,}", ",").replace("{:}", ":")
+    text = _STYLE.sub("", _LEAD.sub("", text.strip())).rstrip(" .,;\\")  # a last backslash was a blank or a line break
+    text = _without_outer_braces(_CHOOSE.sub(r"\\binom{\1}{\2}", text))
+    if match := _TEXT_NUMBER.fullmatch(text):
+        text = match[1]
     text = _THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = _BINOMIAL.sub(r"\\binom{\1}{\2}", _ROOT.sub(r"\\sqrt{\1}", text)).replace(r"\varnothing", r"\emptyset")
+    text = expand_signs(condition(_SOLUTIONS.sub(r"\1", text)))
     mixed = _MIXED.fullmatch(text)
     return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}" if mixed else text
 
@@ -77,7 +99,7 @@ def letters(normal: str) -> str:
     Answers that agree in it are the same; of others nothing is said.
     """
     text = _LAYOUT.sub("", re.sub(r"\\[dt]frac", r"\\frac", normal))
-    return _LOOSE_SPACE.sub("", _WRAPPED.sub(r"\1", text).strip())
+    return _LOOSE_SPACE.sub("", _WRAPPED.sub(r"\1", text).strip().rstrip("."))
 
 
 def depth(text: str) -> int:

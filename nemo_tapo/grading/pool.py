@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.grading.worker import patience
 
 START_SECONDS = 180.0  # for imports from a slow disk
 LEAVE_SECONDS = 2.0  # for a nursery to end its graders; then all are killed
@@ -127,7 +128,7 @@ class Pool:
             generation, connection = self._connection(slot)
             try:
                 connection.send_bytes(json.dumps(request).encode())
-                while connection.poll(self.deadline + GRACE_SECONDS):
+                while connection.poll(self.deadline * patience(request["question"]) + GRACE_SECONDS):
                     message: dict[str, Any] = json.loads(connection.recv_bytes())
                     if message.get("id", request["id"]) == request["id"]:  # else: of a question asked twice
                         return message

@@ -22,6 +22,7 @@ from nemo_tapo.config import VerifierConfig
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.normal import depth, integer, letters, normalise
 from nemo_tapo.grading.pool import Pool, Question, Reply
+from nemo_tapo.grading.wording import as_asked
 from nemo_tapo.types import Grade
 
 OUTCOMES = ("right", "wrong", "no_answer", "timeout", "error")
@@ -63,7 +64,10 @@ class Verifier:
         return Grade(float(outcome == "right"), outcome, None if outcome == "no_answer" else shown)
 
     def gold_fault(self, gold: str) -> str | None:
-        """Why a gold answer cannot be used ("is empty", "does not parse" ...), or None. Blocks meanwhile."""
+        """Why a gold answer cannot be used ("is empty", "does not parse" ...), or None. Blocks meanwhile.
+
+        Its time is limited on the processor; on the clock so loosely (worker.PATIENCE) that the load hardly matters.
+        """
         return self.gold_faults([gold])[0]
 
     def gold_faults(self, golds: Sequence[str]) -> list[str | None]:
@@ -89,6 +93,7 @@ class Verifier:
         expected, given = normalise(gold), normalise(answer)
         if not given:
             return "no_answer", "no_answer"
+        given = as_asked(expected, given)
         settled = _settled(expected, given)
         if settled is not None:
             return settled

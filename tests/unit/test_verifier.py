@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nemo_tapo.config import VerifierConfig
 from nemo_tapo.errors import RuntimeFailure
-from nemo_tapo.grading import pool
+from nemo_tapo.grading import pool, worker
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from nemo_tapo.types import Grade
@@ -35,8 +35,20 @@ def verifier() -> Iterator[Verifier]:
 
 
 @pytest.fixture
+def forgetful(verifier: Verifier) -> Make:
+    """Verifiers with a memory of their own over the processes of `verifier`, for these take seconds to start."""
+
+    def new(**settings: Any) -> Verifier:
+        one = Verifier(VerifierConfig(**settings))
+        one._pool = verifier._pool
+        return one
+
+    return new
+
+
+@pytest.fixture
 def make() -> Iterator[Make]:
-    """Verifiers of a test's own, closed after it."""
+    """Verifiers with processes of their own, closed after the test."""
     made: list[Verifier] = []
 
     def new(**settings: Any) -> Verifier:
@@ -165,6 +177,20 @@ A = \text{(A)}      | \text{(A)} = A      | B = \textbf{(B)}      | \text{Evelyn
 [1,2) = [1, 2)      | [-2,7] = x\in[-2,7] | [-2,7] = -2 \le x \le 7 | -2\le x\le7 = [-2,7]
 1 \pm \sqrt{19} = 1+\sqrt{19},1-\sqrt{19} | (-\infty,2)\cup(3,\infty) = (3,\infty)\cup(-\infty,2)
 \begin{pmatrix}1\\2\end{pmatrix} = \begin{bmatrix}1\\2\end{bmatrix}
+4,-1 = \frac{3\pm5}{2} | 4,-1 = x = \frac{3 \pm 5}{2} | \frac{3\pm5}{2} = -1, 4 | \pm 2 = 2,-2 | 2,-2 = \{\pm 2\}
+$\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}$ = \frac{-1 \pm \sqrt{17}}{2} | 0,2,-2 = 0 \text{ and } \pm 2
+(3,-4),(-3,4) = (\pm 3, \mp 4) | 2,-2 = \pm 2 \text{ cm} | \frac{1\pm\sqrt5}{2} = \frac{1 \pm \sqrt{5}}{2}
+[-2,1) = \{x \mid -2 \le x < 1\} | \{x|-2\leq x < 1\} = [-2,1) | (3,\infty) = \left\{x \in \mathbb{R} : x > 3\right\}
+2i = (1+i)^2        | i = \frac{1}{-i}    | \frac{1+i\sqrt{3}}{2} = e^{i\pi/3} | 6-5i = z=6-5i | 1 = i^4
+I=3 = I=3           | x^2+1=0 = 2x^2+2=0  | |A|=-6 = |A|=-6.0     | 5 = 2+3=5             | 3 = I=3
+18 = 18 dollars     | 18 = \text{18 dollars per day} | 3 = \text{3 apples} | 28 = 28 cm^2  | 12 = 12 m/s
+114,200 = \text{\$114,200} | 50\% = \text{50\%}  | 37.5 = 37.50 dollars | 15.15 = \approx 15.15
+1,450,000 = 1.45 \text{ million} | 1.45 = 1.45 \text{ million} | 3000 = \$3 thousand | 6290000 = 6.29 million dollars
+14 = 14\\           | 252 = {10 \choose 5}  | 8\sqrt{10} = 8\sqrt10
+A = \textbf{(A)}\ 12 | A = \text{A) 5}     | (C) = \textbf{(C) } 7  | \text{(A)} = A. Paris
+5 = \text{The answer is } 5 | 5 = \text{Answer: } 5 | 5 = The final answer is 5 | \text{Evelyn} = \text{Evelyn.}
+14 = \underline{14} | 14 = \color{blue}{14} | 14 = \large{14}        | 14 = \bf{14}           | 3\!:\!30 = 3{:}30
+\text{no solution} = \text{No solutions} | 4:30\text{ p.m.} = 4:30 \text{ PM} | 10101_2 = 10101_{2}
 """
 WRONG = r"""
 73 = 74             | 1000 = 1            | 5 = -5                | 5 = 5.5               | 5 = 5x
@@ -174,6 +200,17 @@ x=5 = y=5           | 5 = x=6             | A = B                 | \text{(A)} =
 (1,2) = (2,1)       | (2,1) = (1,2)       | (2,1) = 1,2           | (1,2,3) = (1,3,2)     | 1,2,3 = 1,2
 [1,2] = (1,2)       | [1,2) = (1,2]       | 5 = 5 \text{ or } 6   | 28 = \sqrt{34}+3\sqrt{10}
 \begin{pmatrix}1&2\\3&4\end{pmatrix} = \begin{pmatrix}1&2\\3&5\end{pmatrix}
+5 = \frac{3\pm5}{2} | -1 = \frac{3\pm5}{2} | 4,1 = \frac{3\pm5}{2} | \frac{1\pm\sqrt5}{2} = \frac{1+\sqrt5}{2}
+7 = 7 \pm 1         | 3,-3 = \pm 1 \pm 2   | 2 = \pm 2             | (3,4),(-3,-4) = (\pm 3, \mp 4)
+1 = \{x\mid -2\le x<1\} | \{x\mid -2\le x<1\} = \{x\mid -3\le x<1\} | [-2,1] = \{x\mid -2\le x<1\} | 7 = \geq 7
+2 = \{x\mid x=2k, k\in\mathbb{Z}\} | I=3 = I=5 | 8=7 = 3=2 | \pi=3 = \pi=4 | i=3 = i=5 | x^2+1=0 = x^2+4=0
+|A|=-6 = |B|=-32     | 7 = 8=7                | 7 = 7=8                | 2i = -2i              | 2i = 2k
+18 = 19 dollars      | 18 = \text{180 dollars} | 5 = 5 sin x           | 5 = 5 a/b             | 12 = 12m/s
+5 = 5 squared        | 1450 = 1.45 \text{ million} | 28 = 28 cm^2 + 3   | 3 = 3 \text{ mph}, 4 \text{ mph}
+3 = 3 \text{ boxes and } 2 \text{ bags} | 200 = 3\text{ h } 20\text{ min} | 3 = 3 \text{ h } 20 \text{ min}
+A = \textbf{(B)}\ 12 | A = (A) \text{ and } (B) | A = A, B            | A = \text{C) A}       | (C) = D) 7
+5 = \text{The answer is } 6 | 5 = \text{The answer is not } 5 | 252 = {10 \choose 4} | 14 = \underline{15}
+\text{no solution} = \text{two solutions} | 10101_2 = 10101_3 | 4:30\text{ p.m.} = 4:30 \text{ a.m.}
 5 = \frac{5}{}      | 5 = 6^              | 5 = \left(            | 5 = three
 """
 # What math-verify does not see, or sees too generously, and what is left so: units, bases, degrees as an angle.
@@ -199,8 +236,13 @@ def test_verdicts(verifier: Verifier, outcome: str, table: str) -> None:
         return await all_of([verifier.grade(gold, f"so $\\boxed{{{answer}}}$.") for gold, answer in cases])
 
     grades = asyncio.run(outcomes())
-    assert [(c, g.outcome) for c, g in zip(cases, grades, strict=True)] == [(c, outcome) for c in cases]
+    assert [(c, g.outcome) for c, g in zip(cases, grades, strict=True) if g.outcome != outcome] == []
     assert {g.reward for g in grades} == {1.0 if outcome == "right" else 0.0}
+
+
+def test_blanks_around_an_answer_are_no_part_of_it(verifier: Verifier) -> None:
+    assert grade(verifier, "721", r"\boxed{\ 721 \ }").outcome == "right"
+    assert grade(verifier, "721", r"\boxed{\ 721 \ 0}").outcome == "wrong"
 
 
 @pytest.mark.parametrize("response", ["", "5", r"\boxed{5", r"\boxed{}", r"\boxed{ \, }", r"\boxed{.}"])
@@ -222,11 +264,14 @@ def test_an_empty_gold_answer_is_never_right(verifier: Verifier) -> None:
 
 def test_faults_of_gold_answers(verifier: Verifier) -> None:
     good = ["5", "1,000", "50\\%", "\\frac{1}{2}", "\\text{Evelyn}", "(1,2)", "x^2+1", "$2^{25} 26!$", "\\$18.90"]
+    good += [r"\frac{1\pm\sqrt5}{2}", r"\{x|-2\leq x < 1\}", r"28\text{ cm}^2"]
     assert verifier.gold_faults(good) == [None] * len(good)
     bad = {
         "": "is empty",
         " $$ ": "is empty",
         "\\frac{1}{": "does not parse",
+        "\\pm 1 \\pm \\sqrt{2}": "does not parse",  # two values or four
+        "3\\text{ h } 20\\text{ min}": "does not parse",  # not 3
         "9^{9^{9^9}}": "is too large to be worked out",
         "1+" * 300 + "1": "is longer than 500 characters",
         "(" * 20 + "1" + ")" * 20: "is nested deeper than 12",
@@ -239,8 +284,8 @@ def test_faults_of_gold_answers(verifier: Verifier) -> None:
 # ---------------------------------------------------------------------------------- memory and concurrency
 
 
-def test_a_verdict_is_asked_for_once_and_the_oldest_is_forgotten(make: Make) -> None:
-    one = make(workers=1, cache=2)
+def test_a_verdict_is_asked_for_once_and_the_oldest_is_forgotten(forgetful: Make) -> None:
+    one = forgetful(cache=2)
 
     async def script() -> None:
         await all_of([one.grade("x", r"\boxed{x+1}") for _ in range(50)])  # at once: one question
@@ -260,6 +305,12 @@ def test_a_timeout_by_processor_time_is_remembered_as_one(make: Make, monkeypatc
     assert grade(one, "5", r"\boxed{x=5}").outcome == "right"  # by its successor
 
 
+def test_a_gold_answer_has_far_more_time_on_the_clock_than_on_a_processor() -> None:
+    """So the rows that are set aside do not depend on what else the machine does."""
+    assert worker.patience(("compare", "x", "y")) == 1
+    assert worker.patience(("fault", "x")) >= 10
+
+
 def test_a_thousand_at_once_are_not_mixed_up(verifier: Verifier) -> None:
     async def script() -> list[Grade]:
         return await all_of([verifier.grade(f"{i % 7}x", f"\\boxed{{{i % 5}x + x}}") for i in range(1000)])
@@ -268,8 +319,8 @@ def test_a_thousand_at_once_are_not_mixed_up(verifier: Verifier) -> None:
         assert got.outcome == ("right" if i % 7 == i % 5 + 1 else "wrong")
 
 
-def test_cancelled_waits_leave_the_others_alone(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    one = make(workers=1)
+def test_cancelled_waits_leave_the_others_alone(forgetful: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    one = forgetful()
 
     async def script() -> None:
         asked = [asyncio.create_task(one.grade(f"{i}", f"\\boxed{{x = {i}}}")) for i in range(40)]
@@ -299,8 +350,8 @@ def test_cancelled_waits_leave_the_others_alone(make: Make, capfd: pytest.Captur
 # ---------------------------------------------------------------------------------- processes
 
 
-def test_killed_graders_cost_nothing_and_are_replaced(make: Make) -> None:
-    one = make(workers=2)
+def test_killed_graders_cost_nothing_and_are_replaced(forgetful: Make) -> None:
+    one = forgetful()
     assert grade(one, "0", r"\boxed{z=0}").outcome == "right"
 
     async def script() -> list[Grade]:
@@ -315,8 +366,8 @@ def test_killed_graders_cost_nothing_and_are_replaced(make: Make) -> None:
     wait_until(lambda: len(processes(one)) == 3)
 
 
-def test_a_killed_nursery_is_replaced(make: Make) -> None:
-    one = make(workers=2)
+def test_a_killed_nursery_is_replaced(forgetful: Make) -> None:
+    one = forgetful()
     assert grade(one, "0", r"\boxed{z=0}").outcome == "right"
     before = processes(one)
     for pid in before:
@@ -325,9 +376,9 @@ def test_a_killed_nursery_is_replaced(make: Make) -> None:
     assert not set(before) & set(processes(one))
 
 
-def test_a_stopped_grader_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_grader_is_given_up(forgetful: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "GRACE_SECONDS", 0.2)
-    one = make(workers=1, deadline=0.2)
+    one = forgetful()
     assert grade(one, "0", r"\boxed{z=0}").outcome == "right"
     before = processes(one)
     for pid in before:
@@ -381,7 +432,8 @@ print(nursery, open(f"/proc/{{nursery}}/task/{{nursery}}/children").read(), flus
 
 BUSY = """
 async def busy():
-    await asyncio.gather(*(verifier.grade("x^3+x=2", r"\\boxed{x^{100}+%dx+1=0}" % i) for i in range(1, 100)))
+    for i in range(1, 100):
+        await verifier.grade("x^3+x=2", r"\\boxed{x^{100}+%dx+1=0}" % i)
 try:
     asyncio.run(busy())
 except KeyboardInterrupt:
@@ -390,24 +442,21 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    ("body", "sent"),
+    "sent",
     [
-        ("", None),
-        ("time.sleep(60)", signal.SIGKILL),
-        (BUSY, signal.SIGKILL),
-        (BUSY, signal.SIGINT),
-        (BUSY, signal.SIGTERM),
+        signal.SIGKILL,
+        signal.SIGINT,  # which it catches, to end as usual
     ],
-    ids=["ends", "killed", "killed busy", "ctrl-c", "terminated"],
+    ids=["killed", "ctrl-c"],
 )
-def test_no_process_outlives_the_one_that_grades(body: str, sent: signal.Signals | None) -> None:
-    with program(body) as process:
+def test_no_process_outlives_the_one_that_grades(sent: signal.Signals) -> None:
+    """Neither the grader that is busy nor the one that is idle."""
+    with program(BUSY) as process:
         assert process.stdout is not None
         pids = list(map(int, process.stdout.readline().split()))
         assert len(pids) == 3
-        if sent is not None:
-            time.sleep(0.5)
-            os.killpg(process.pid, sent)  # as a terminal does
+        time.sleep(0.5)
+        os.killpg(process.pid, sent)  # as a terminal does
         _, errors = process.communicate(timeout=60)
     wait_until(lambda: not any(map(alive, pids)))
     assert errors == ""

