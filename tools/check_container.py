@@ -12,6 +12,7 @@ import argparse
 import importlib
 import inspect
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,19 @@ PACKAGES = (
     "latex2sympy2_extended datasets pyarrow transformers psutil ray"
 ).split()
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
-WORKERS = ("megatron_policy_worker.MegatronPolicyWorker", "vllm_worker.VllmGenerationWorker")
+WORKERS = {  # of NeMo-RL, with what each has to import; the loss goes to them by value and wants no more than torch
+    "megatron_policy_worker.MegatronPolicyWorker": ("torch", "megatron.core"),
+    "vllm_worker.VllmGenerationWorker": ("torch", "vllm"),
+}
+# torch is imported: it loads the CUDA libraries. The others are looked for, as some want a GPU to be imported.
+LOOK = (
+    "import importlib.util, sys, torch\n"
+    "def there(name):\n"
+    "    try: return importlib.util.find_spec(name) is not None\n"
+    "    except ImportError: return False\n"
+    "missing = [name for name in sys.argv[1:] if not there(name)]\n"
+    "sys.exit(f'no {\", \".join(missing)}' if missing else 0)"
+)
 
 
 def faults(gpus: int) -> Iterator[str]:
@@ -32,6 +45,7 @@ def faults(gpus: int) -> Iterator[str]:
         yield f"cannot import {', '.join(missing)}."
     if "nemo_tapo" not in missing:
         yield from of_nemo_rl()
+    yield from of_workers()
     if not os.environ.get(ARCHITECTURES):
         yield f"{ARCHITECTURES} is not set, without which NeMo-RL's Megatron policy does not start: 9.0 for H100."
     if gpus and "torch" not in missing:
@@ -74,12 +88,28 @@ def has(compat: object, name: str) -> bool:
     return True
 
 
+def of_workers() -> Iterator[str]:
+    """Whether the environments of NeMo-RL's workers, where they have been built, have what they need."""
+    for worker, names in WORKERS.items():
+        for python in interpreters(worker):
+            command = [str(python), "-c", LOOK, *names]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+                yield f"the workers' environment {python.parents[1]} is not fit to run: {why[0]}."
+
+
+def interpreters(worker: str) -> list[Path]:
+    """Of the environments that NeMo-RL has built for a worker."""
+    folder = Path(os.environ.get("NEMO_RL_VENV_DIR", "/opt/ray_venvs"))
+    return sorted(folder.glob(f"*{worker}/bin/python"))
+
+
 def notes() -> Iterator[str]:
     """What does not stop a run, but delays its start."""
-    folder = Path(os.environ.get("NEMO_RL_VENV_DIR", "/opt/ray_venvs"))
-    absent = [worker for worker in WORKERS if not list(folder.glob(f"*{worker}/bin/python"))]
+    absent = [worker for worker in WORKERS if not interpreters(worker)]
     if absent:
-        yield f"no environment of {', '.join(absent)} under {folder}: NeMo-RL will build it on every node."
+        yield f"no environment of {', '.join(absent)} is built: NeMo-RL will do it on every node."
 
 
 def main() -> int:

@@ -118,3 +118,12 @@ def test_a_misspelling_names_the_key_that_was_meant() -> None:
     ):
         with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
             config.load(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml", [override])
+
+
+@pytest.mark.parametrize("key", ["policy.megatron_cfg.use_fused_linear_logprobs", "policy.sequence_packing.fuse_loss"])
+def test_a_loss_that_takes_no_logits_is_refused_whether_the_release_has_the_key_or_not(key: str) -> None:
+    """v0.7.0 has the first under another name, which "did you mean" would recommend."""
+    recipe = CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml"
+    with pytest.raises(ValueError, match="is not supported: the OTS weight needs the logits") as told:
+        config.load(recipe, [f"+{key}=true"])
+    assert "did you mean" not in str(told.value)

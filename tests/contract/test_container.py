@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -48,3 +49,26 @@ def test_each_missing_thing_is_named(tmp_path: Path) -> None:
     assert "GPUs are visible, 8 were asked for" in done.stdout
     assert "broken on purpose" in done.stderr
     assert done.stdout.count("\n") == 1
+
+
+def test_a_workers_environment_that_lacks_something_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron's workers: no environment (NeMo-RL will build it), then one without torch, without Megatron, whole."""
+    spec = importlib.util.spec_from_file_location("check_container", ROOT / "tools" / "check_container.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setenv("NEMO_RL_VENV_DIR", str(tmp_path))
+    assert list(tool.of_workers()) == [] and "MegatronPolicyWorker" in next(tool.notes())
+    environment = tmp_path / "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").write_text(
+        f'#!/bin/bash\nPYTHONPATH={environment} exec {sys.executable} -S "$@"\n'
+    )
+    (environment / "bin" / "python").chmod(0o755)
+    told = f"the workers' environment {environment} is not fit to run: "
+    assert list(tool.of_workers()) == [f"{told}ModuleNotFoundError: No module named 'torch'."]
+    (environment / "torch.py").touch()
+    assert list(tool.of_workers()) == [f"{told}no megatron.core."]
+    (environment / "megatron").mkdir()
+    (environment / "megatron" / "core.py").touch()
+    assert list(tool.of_workers()) == []

@@ -15,6 +15,7 @@ from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config import RunConfig, validate
 from nemo_tapo.data import with_prompts
+from nemo_tapo.equations.batching import collate
 from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape, Weights
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
@@ -24,7 +25,8 @@ from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedGenerator, ar
 from nemo_tapo.stop import Stop
 from nemo_tapo.tasks.generated import ArithmeticTask
 from nemo_tapo.train import Plan, train
-from nemo_tapo.types import Experience, Request, Row
+from nemo_tapo.types import Experience, Kind, Request, Row
+from tests import reference
 
 SETTINGS = EngineSettings(
     max_model_len=4000, max_new_tokens=LIMIT, temperature=1.0, top_p=1.0, asynchronous=False, pad_id=0
@@ -106,6 +108,35 @@ def test_generation_logprobs_are_of_original_rows_alone_and_aligned() -> None:
         else:
             assert row.generation_logprobs is not None
             assert row.generation_logprobs == pytest.approx([-(i + 1) / 1000 for i in range(len(row.response_ids))])
+
+
+def test_every_token_of_a_response_is_trained_on_with_or_without_an_engines_logprobs() -> None:
+    """NeMo-RL masks the tokens of a message that has none: constructed rows would teach nothing."""
+    _, rows = asyncio.run(step_of(settings(), generator(StubEngine())))
+    assert {row.generation_logprobs is None for row in rows} == {True, False}
+    batch = collate(rows, pad_id=0)
+    assert batch.token_mask.sum(1).tolist() == [len(row.response_ids) for row in rows]
+    assert batch.generation_mask is not None
+    assert batch.generation_mask.tolist() == [row.generation_logprobs is not None for row in rows]
+
+
+def test_queries_with_equal_prompts_stay_groups_of_their_own() -> None:
+    """NeMo-RL groups rows by their prompt's tokens: a reflection group has its query's, and so has a query's double."""
+    cfg = settings()
+    task, tokenizer = ArithmeticTask(cfg.task.arithmetic, cfg.seed), CharacterTokenizer()
+    (first, *_), _ = with_prompts(task.train_queries()[:1], tokenizer, 1000)
+    doubles = [replace(first, uid=f"double{i}") for i in range(6)]
+    algorithm = TAPO(cfg, Tools(generator(StubEngine()), tokenizer, task))
+    rows = algorithm.rows(asyncio.run(algorithm.experience(0, doubles)))
+    assert len({row.prompt_ids for row in rows}) == 1
+    groups: dict[tuple[str, Kind], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.group.split("_")[0], row.kind), []).append(row)
+    assert len({tuple(row.reward for row in group) for group in groups.values()}) > 3
+    for group in groups.values():
+        rewards = [row.reward for row in group]
+        expected = rewards if len(rewards) == 1 else reference.normalised(rewards, rewards, cfg.loss.advantage_eps)
+        assert [row.advantage for row in group] == pytest.approx(expected)
 
 
 def test_nothing_but_ids_lengths_and_seeds_goes_to_the_engine() -> None:

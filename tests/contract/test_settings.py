@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,10 @@ def test_export_is_nemo_rls_converter_on_the_newest_checkpoint(tmp_path: Path, m
         convert(tmp_path / "hf")  # the script is not there
     dtensor = Converter(tmp_path, {"dtensor_cfg": {"enabled": True}}).command(tmp_path / "hf")
     assert dtensor[1].endswith("convert_dcp_to_hf.py") and "--dcp-ckpt-path" in dtensor
+
+
+def test_one_module_alone_imports_nemo_rl() -> None:
+    package = Path(__file__).parents[2] / "nemo_tapo"
+    imports = re.compile(r"^\s*(from|import) nemo_rl\b|import_module\(.nemo_rl", re.MULTILINE)
+    found = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if imports.search(path.read_text())]
+    assert found == ["runtime/nemo_rl/compat.py"]

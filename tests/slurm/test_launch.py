@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_tapo.runtime.nemo_rl import refusals
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "tools" / "slurm" / "launch.py"
 CONFIG = ROOT / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
@@ -45,12 +47,18 @@ def commands(script: str, task: int = 0) -> list[str]:
         (["--env", "A", "--", "train", "output=x"], "--env 'A' is not KEY=VALUE"),
         (["--mounts", "/a:/b", "--", "train", "output=x"], "no --container is given"),
         (["--container", "c", "--", "train", "output=x"], "exclude each other"),
+        (["--gpus-per-node", "-1", "--", "train", "output=x"], "--gpus-per-node is -1"),
+        (["--start-minutes", "0", "--", "train", "output=x"], "--start-minutes is 0.0"),
         (["--", "trian", "output=x"], "here trian"),
         (["--"], "here nothing"),
         (["--", "train"], "add output=FOLDER"),
         (["--", "train", "--config", "no.yaml", "output=x"], "no config file no.yaml"),
         (["--sweep", "output=a,b", "--", "train", "output=x"], "chooses the output folders itself"),
         (["--sweep", "seed", "--", "train", "output=x"], "is not KEY=A,B,C"),
+        (
+            ["--sweep", "grpo.seed=1,2", "--", "train", "tapo.output=x", "checkpointing.checkpoint_dir=y"],
+            "checkpointing.checkpoint_dir would be one folder for the whole sweep",
+        ),
         (["--python", "/no/python", "--", "train", "output=x"], "no python at /no/python"),
         (["--", "train", "output=x"], "there is no sbatch here"),
     ],
@@ -87,7 +95,7 @@ def test_paths_are_absolute_and_the_config_is_the_snapshots(tmp_path: Path) -> N
     (tmp_path / "mine.yaml").write_text("steps: 3\n")
     other = commands(dry(tmp_path, "--", "train", "--config", "mine.yaml", "tapo.output=y"))
     assert other[2].endswith("/config/mine.yaml")
-    assert other[3:] == [f"tapo.output={tmp_path}/y"]
+    assert other[3] == f"tapo.output={tmp_path}/y"
 
 
 def test_values_with_quotes_blanks_and_dollars_survive(tmp_path: Path) -> None:
@@ -108,6 +116,59 @@ def test_container_sees_the_run_and_the_folder_of_submission(tmp_path: Path) -> 
     # `out` covers the run's folder; the folder of submission is added
     assert f"--container-mounts=/data:/data,{tmp_path}/out:{tmp_path}/out,{tmp_path}:{tmp_path} " in done.stdout
     assert "export NT_PYTHON=python\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "image", ["nvcr.io#nvidia/nemo-rl:v0.5.0", "docker://nvcr.io/nvidia/nemo-rl:v0.5.0", "nvcr.io#nvidia/nemo-rl"]
+)
+def test_a_container_that_is_not_supported_is_refused_before_it_is_queued(tmp_path: Path, image: str) -> None:
+    """By the launcher as by the plan; the launcher needs nothing installed, so it has the tags a second time."""
+    command = [sys.executable, str(LAUNCH), "--container", image, "--dry-run", "--", "train", "output=x"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert f"--container {image} is not supported: of NVIDIA's, {', '.join(refusals.SUPPORTED_TAGS)} is." in done.stderr
+    assert list(refusals.container(image))
+
+
+def test_a_run_of_nemo_rls_has_its_checkpoints_and_logs_in_its_folder(tmp_path: Path) -> None:
+    """Recipes name one folder for all runs: elements of a sweep would go on from each other's checkpoints."""
+    script = dry(tmp_path, "--sweep", "grpo.seed=1,2", "--", "train", "tapo.output=s")
+    for task in range(2):
+        folder = f"{tmp_path}/s/00{task}-grpo.seed-{task + 1}"
+        assert commands(script, task)[1:] == [
+            f"tapo.output={folder}", f"checkpointing.checkpoint_dir={folder}/checkpoints",
+            f"logger.log_dir={folder}/logs", f"grpo.seed={task + 1}",
+        ]  # fmt: skip
+        assert f"export NT_CHECKPOINTS={folder}/checkpoints\n" in script
+    named = dry(tmp_path, "--", "train", "tapo.output=s", "++checkpointing.checkpoint_dir=kept", "logger.log_dir=l")
+    assert commands(named)[1:] == [
+        f"tapo.output={tmp_path}/s",
+        "++checkpointing.checkpoint_dir=kept",
+        "logger.log_dir=l",
+    ]
+    assert f"export NT_CHECKPOINTS={tmp_path}/kept\n" in named
+    assert "checkpointing" not in dry(tmp_path, "--", "train", "output=s").split("# ---- what follows")[0]
+
+
+@pytest.mark.parametrize("place", ["kept/step_2/policy", "run/checkpoints/step_2", "run/coldstart/checkpoints/x", None])
+def test_the_job_sees_what_an_allocation_saved(tmp_path: Path, place: str | None) -> None:
+    job = (ROOT / "tools" / "slurm" / "job.sh").read_text()
+    function = job[job.index("saved() {") :].split("\n}\n")[0] + "\n}\n"
+    run, logs = tmp_path / "run", tmp_path / "run" / "slurm" / "7" / "0"
+    old = tmp_path / "kept" / "step_1" / "weights"
+    for folder in (logs, run / "checkpoints" / "step_1", old.parent):
+        folder.mkdir(parents=True)
+    for file in (old, run / "checkpoints" / "step_1" / "weights", logs / "begin"):
+        file.touch()
+        os.utime(file, (1000, 1000))
+    (run / "metrics.jsonl").touch()
+    (logs / "nodes.log").touch()
+    if place is not None:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "weights").touch()
+    given = {**os.environ, "NT_RUN": str(run), "NT_CHECKPOINTS": str(tmp_path / "kept"), "NT_LOGS": str(logs)}
+    done = subprocess.run(["bash", "-u"], input=f"{function}saved", text=True, check=False, env=given, timeout=20)
+    assert (done.returncode == 0) is (place is not None)
 
 
 def test_a_sweep_is_one_element_a_combination(tmp_path: Path) -> None:

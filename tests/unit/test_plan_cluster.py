@@ -158,6 +158,7 @@ REFUSED = [
     ("tapo.pipeline=none", "tapo.pipeline: .*'overlapped' or 'barrier'"),
     ("tapo.plan.gpu=V100", "tapo.plan.gpu: .*'H100'"),
     ("tapo.container=nvcr.io/nvidia/nemo-rl:v0.5.0", "container nvcr.io/nvidia/nemo-rl:v0.5.0 is not supported"),
+    ("tapo.container=docker://nvcr.io/nvidia/nemo-rl:v0.5.0", "nemo-rl:v0.5.0 is not supported"),
     ("tapo", "override 'tapo' is not key=value"),
     ("grpo.seed=1,2", "is a sweep"),
 ]

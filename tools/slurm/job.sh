@@ -86,9 +86,11 @@ code=$?
 end_ray
 
 saved() { # whether this allocation left anything that the next one goes on from
-    find "$NT_RUN" -path "$NT_RUN/slurm" -prune -o -type f -newer "$NT_LOGS/begin" \
-        \( -path '*/checkpoints/*' -o -path '*/hf/*' -o -name data.jsonl -o -name evaluation.json \) -print -quit |
-        grep -q .
+    {
+        find "$NT_CHECKPOINTS" -type f -newer "$NT_LOGS/begin" -print -quit 2>/dev/null
+        find "$NT_RUN" -path "$NT_RUN/slurm" -prune -o -type f -newer "$NT_LOGS/begin" \
+            \( -path '*/checkpoints/*' -o -path '*/hf/*' -o -name data.jsonl -o -name evaluation.json \) -print -quit
+    } | grep -q .
 }
 
 [ $code -ne 0 ] || { say "done"; exit 0; }

@@ -36,6 +36,9 @@ CODE = ("nemo_tapo", "tools", "examples")  # what a run needs of this repository
 COMMANDS = ("run", "pretrain", "coldstart", "train", "filter", "evaluate")
 OUTPUTS = ("output", "tapo.output")  # the local runtime's setting, and the same in a file of NeMo-RL's
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+THEIRS = {"checkpointing.checkpoint_dir": "checkpoints", "logger.log_dir": "logs"}  # NeMo-RL's settings, and our places
+NVIDIAS = re.compile(r"(?:docker://)?nvcr\.io[#/]nvidia/nemo-rl(?::([^@]*))?")
+TAGS = ("v0.7.0",)  # of it; as in nemo_tapo/runtime/nemo_rl/refusals.py
 MOST = 1000  # configurations of a sweep; Slurm's usual MaxArraySize is 1001
 
 
@@ -115,10 +118,10 @@ def launch(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> None:
     """Raises Bad for what Slurm or the job would find out later."""
     least_1 = ("nodes", "chain", "signal_minutes", "at_once", "cpus_per_node")
-    for name in least_1:
+    for name, least in (*((name, 1) for name in least_1), ("gpus_per_node", 0), ("start_minutes", 0.1)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise Bad(f"--{name.replace('_', '-')} is {value}, it has to be 1 or more.")
+        if value is not None and value < least:
+            raise Bad(f"--{name.replace('_', '-')} is {value}, it has to be {least} or more.")
     if minutes(options.time) <= options.signal_minutes:
         raise Bad(
             f"--time {options.time} leaves nothing before the signal at --signal-minutes {options.signal_minutes}: "
@@ -129,6 +132,9 @@ def check(options: argparse.Namespace) -> None:
             raise Bad(f"--env {pair!r} is not KEY=VALUE; what the environment holds already goes along by itself.")
     if options.container and options.python:
         raise Bad("--container and --python exclude each other: the container has its own.")
+    nvidias = NVIDIAS.fullmatch(options.container or "")
+    if nvidias and nvidias[1] not in TAGS:
+        raise Bad(f"--container {options.container} is not supported: of NVIDIA's, {', '.join(TAGS)} is.")
     if options.mounts and not options.container:
         raise Bad("--mounts is for a container, and no --container is given.")
     for mount in filter(None, options.mounts.split(",")):
@@ -226,6 +232,8 @@ def commit() -> str:
 def configurations(arguments: Sequence[str], base: Path, sweep: Sequence[str]) -> list[Configuration]:
     """One run, or one for each combination of the swept values, in folders <output>/000-key-value-..."""
     axes = [axis(text) for text in sweep]
+    if axes and (shared := named(arguments).keys() & THEIRS):
+        raise Bad(f"{min(shared)} would be one folder for the whole sweep: leave it out, and each run has its own.")
     if not axes:
         return [Configuration(base, with_output(arguments, base))]
     chosen = list(itertools.product(*axes))
@@ -251,7 +259,17 @@ def axis(text: str) -> list[str]:
 
 
 def with_output(arguments: Sequence[str], folder: Path) -> list[str]:
-    return [f"{a.partition('=')[0]}={folder}" if a.partition("=")[0] in OUTPUTS else a for a in arguments]
+    """The run's folder in place of the one given. NeMo-RL's own folders go into it, unless the command names others."""
+    placed = [f"{a.partition('=')[0]}={folder}" if a.partition("=")[0] in OUTPUTS else a for a in arguments]
+    if "tapo.output" not in named(arguments):
+        return placed
+    return placed + [f"{key}={folder / name}" for key, name in THEIRS.items() if key not in named(arguments)]
+
+
+def named(arguments: Sequence[str]) -> dict[str, str]:
+    """The settings among the arguments: Hydra's key=value, +key=value, ++key=value."""
+    pairs = (argument.partition("=") for argument in arguments)
+    return {key.lstrip("+"): value for key, equals, value in pairs if equals}
 
 
 # ---- the script ------------------------------------------------------------------------------------------------------
@@ -272,7 +290,9 @@ def text_of(options: argparse.Namespace, runs: Sequence[Configuration], base: Pa
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in values.items()]
     lines += [f"STEP=({shlex.join(step_options(options, base))})", "case ${SLURM_ARRAY_TASK_ID:-0} in"]
     for i, run in enumerate(runs):
+        checkpoints = Path(named(run.arguments).get("checkpointing.checkpoint_dir", run.folder / "checkpoints"))
         lines += [f"{i})", f"    export NT_RUN={shlex.quote(str(run.folder))}"]
+        lines += [f"    export NT_CHECKPOINTS={shlex.quote(str(checkpoints.resolve()))}"]
         lines += [f"    COMMAND=({shlex.join(run.arguments)})", "    ;;"]
     return "\n".join([*lines, "esac", "", (HERE / "job.sh").read_text()])
 

@@ -129,7 +129,8 @@ def unknown_keys(master: Master, source: Path | None) -> Iterable[str]:
     keys = nemo_keys(source)
     known = [*paths(keys), *ours]
     for path in unknown({k: v for k, v in master.items() if k != "tapo"}, keys):
-        yield _nearest(path, known)
+        if path not in refusals.NAMED:
+            yield _nearest(path, known)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> Iterable[str]:

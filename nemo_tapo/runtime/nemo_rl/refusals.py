@@ -66,6 +66,9 @@ SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 
 
+NAMED = frozenset(path for path, _, _ in SETTINGS)  # told by `settings`, whether a release has such a key or not
+
+
 def at(values: Any, path: str, default: Any = None) -> Any:
     """The value at a dotted path, or `default` where a section or key is missing or null."""
     for name in path.split("."):
@@ -208,8 +211,8 @@ SUPPORTED_TAGS = ("v0.7.0",)  # of nvcr.io/nvidia/nemo-rl, with which this packa
 
 def container(image: str | None) -> Iterable[str]:
     """A released NVIDIA container that this package does not know; images of one's own are not judged."""
-    name, _, tag = (image or "").partition(":")
-    if name.removeprefix("docker://").replace("#", "/") == "nvcr.io/nvidia/nemo-rl" and tag not in SUPPORTED_TAGS:
+    name, _, tag = (image or "").removeprefix("docker://").partition(":")
+    if name.replace("#", "/") == "nvcr.io/nvidia/nemo-rl" and tag not in SUPPORTED_TAGS:
         yield (
             f"container {image} is not supported: its NeMo-RL is older than v0.7.0 or unknown. Use "
             f"nvcr.io/nvidia/nemo-rl:{SUPPORTED_TAGS[-1]}, or an image of your own with a later NeMo-RL."
