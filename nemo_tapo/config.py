@@ -247,7 +247,7 @@ class FilterConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int | None = Field(None, gt=0, description="of a response; null: rollout.max_tokens")
-    keep_responses: bool = Field(False, description="also write the responses' text to samples.jsonl")
+    keep_responses: bool = Field(False, description="also keep the responses' text, in samples/")
 
 
 class JudgeConfig(Section):
@@ -398,7 +398,7 @@ def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> l
     """Every settable key below `section`, as dotted paths.
 
     Where names are the user's own (`benchmarks.NAME.path`, `extra_body.NAME`), the one that `asked` goes through
-    stands for all of them.
+    stands for all of them, or else NAME.
     """
     keys: list[str] = []
     for name, info in section.model_fields.items():
@@ -406,9 +406,10 @@ def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> l
         keys.append(path)
         inner = [t for t in (info.annotation, *get_args(info.annotation)) if isinstance(t, type)]
         model = next((t for t in inner if issubclass(t, BaseModel)), None)
-        if get_origin(info.annotation) is dict and asked.startswith(path + "."):
-            path += "." + asked.removeprefix(path + ".").split(".")[0]
-            keys.append(path if model else asked)
+        if get_origin(info.annotation) is dict:
+            through = asked.startswith(path + ".")
+            path += "." + (asked.removeprefix(path + ".").split(".")[0] if through else "NAME")
+            keys.append(asked if through and model is None else path)
         if model is not None:
             keys += known_keys(model, asked, path + ".")
     return keys

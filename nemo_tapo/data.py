@@ -116,15 +116,19 @@ class DataReport:
 
     def _check(self, name: str, found: Provenance, counts: Counter[str]) -> None:
         tolerated = TOLERATED_IN_TRAINING if name == "train" else NOT_NEEDED
-        bad = sum(count for reason, count in counts.items() if reason not in tolerated)
-        worst = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3))
-        if bad / found.rows > self.largest_share:
+        bad = Counter({reason: count for reason, count in counts.items() if reason not in tolerated})
+        if bad.total() / found.rows > self.largest_share:
             raise ValueError(
-                f"{name}: {bad} of {found.rows} rows of data were set aside ({worst}), more than "
+                f"{name}: {bad.total()} of {found.rows} rows of data were set aside ({_worst(bad)}), more than "
                 f"max_bad_rows = {self.largest_share:.1%}; see {self.folder / QUARANTINE} for each."
             )
         if 2 * (counts["answer_ungradable"] + counts["answer_missing"] + counts["answer_without_marker"]) > found.rows:
             raise ValueError(
-                f"{name}: most rows of {found.source} have no answer that can be graded ({worst}): is `answer` the "
-                f"right field? See {self.folder / QUARANTINE}."
+                f"{name}: most rows of {found.source} have no answer that can be graded ({_worst(counts)}): is "
+                f"`answer` the right field? See {self.folder / QUARANTINE}."
             )
+
+
+def _worst(counts: Counter[str]) -> str:
+    """The most frequent reasons, as "12 not_json, 3 question_missing"."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3))

@@ -29,6 +29,7 @@ from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.wire import Malformed, Reply, base_url, is_loopback, json_of, read_key, reply_of, retry_after, words_of
 
 RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
+LONGEST_BODY = 16 * 2**20  # bytes of an answer; what is longer is none, and never in memory as a whole
 LONGEST_PAUSE = 60.0  # seconds between two attempts, whatever Retry-After asks
 CHECK_SECONDS = 10.0  # a server that does not list its models within these is called down
 CHECK_ATTEMPTS = 3
@@ -244,8 +245,11 @@ class Endpoint:
         content = None if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            async with asyncio.timeout(self.cfg.timeout):
-                return await self._client.request(method, f"{self.url}/{path}", content=content, headers=headers)
+            async with (
+                asyncio.timeout(self.cfg.timeout),
+                self._client.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response,
+            ):
+                return await _whole(response)
         except TimeoutError:
             raise _Again("timeout", f"no answer in {self.cfg.timeout:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -269,6 +273,17 @@ class Endpoint:
         if names and self.model not in names:
             return f"{self.url} has no model {self.model!r}; it has {_listed(names)}: set {self.section}.model."
         return f"{self.url}/chat/completions does not exist there ({said}): correct {self.section}.url."
+
+
+async def _whole(response: httpx.Response) -> httpx.Response:
+    """The response with its body. Raises _Again for one that is too long to be an answer."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > LONGEST_BODY:
+            raise _Again("malformed", f"its answer is longer than {LONGEST_BODY // 2**20} MiB")
+    headers = {name: value for name, value in response.headers.items() if name in ("content-type", "retry-after")}
+    return httpx.Response(response.status_code, headers=headers, content=bytes(body))
 
 
 def _pause(first: float, attempt: int, wanted: float) -> float:

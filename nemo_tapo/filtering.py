@@ -1,14 +1,12 @@
 """`nemo-tapo filter`: the training queries that the model answers sometimes right and sometimes wrong.
 
-Section 4.1 of arXiv 2606.18844 keeps those with an accuracy in [0.125, 0.875]. Every sample goes to samples.jsonl as
-it comes, so a filter that was stopped or killed goes on; seeds come from names, so it ends as an undisturbed one.
+Section 4.1 of arXiv 2606.18844 keeps those with an accuracy in [0.125, 0.875]. Every sample goes to the disk as it
+comes, so a filter that was stopped or killed goes on; seeds come from names, so it ends as an undisturbed one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.base import concurrently
 from nemo_tapo.config import DatasetConfig, FilterConfig, RunConfig, TaskConfig
-from nemo_tapo.samplefile import SampleFile, json_line, model_digest
+from nemo_tapo.datasets.sets import TRAIN
+from nemo_tapo.evaluation.evaluate import digest
+from nemo_tapo.evaluation.samples import Sample, Store, read
+from nemo_tapo.evaluation.stage import identity
+from nemo_tapo.report.jsonl import finite
 from nemo_tapo.seeding import seed_from
 from nemo_tapo.types import Query, Request, SetAside
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from nemo_tapo.report.progress import Stage
     from nemo_tapo.stages import Session
 
-SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
+SAMPLES, SUMMARY = "samples", "summary.json"
 KEPT, TOO_EASY, TOO_HARD, FAILED = CLASSES = ("kept", "too_easy", "too_hard", "failed")
+MANY_CUT = 0.1  # share of responses cut off from which on the user is told: their queries look harder than they are
 UNGRADED = frozenset({"timeout", "error"})  # outcomes of the verifier that leave open whether a response is right
 
 
@@ -40,11 +43,11 @@ class Sampled:
     tokens: int = 0
     truncated: int = 0
 
-    def take(self, row: Mapping[str, Any]) -> None:
-        """A sample, as it stands in the file."""
-        self.outcomes[row["index"]] = row["outcome"]
-        self.tokens += row["tokens"]
-        self.truncated += row["truncated"]
+    def take(self, sample: Sample) -> None:
+        """A sample that was missing."""
+        self.outcomes[sample.index] = sample.outcome
+        self.tokens += sample.tokens
+        self.truncated += sample.truncated
 
     @property
     def accuracy(self) -> Fraction:
@@ -81,27 +84,26 @@ async def filter_queries(session: Session) -> str:
     settings, max_tokens = cfg.filter, cfg.filter.max_tokens or cfg.rollout.max_tokens
     queries = session.train_queries(max_tokens)
     sampled = {q.uid: Sampled(q, [None] * settings.samples) for q in queries}
-    file = SampleFile(session.output / SAMPLES, made_with(cfg, queries, max_tokens))
-    try:
-        for row in file.read():
-            sampled[row["uid"]].take(row)
-        total = len(queries) * settings.samples
-        stage = session.progress.stage("filtering", total, "sample", done=file.lines)
-        await sample(session, list(sampled.values()), file, stage, max_tokens)
-    finally:
-        file.close()
+    with Store(session.output / SAMPLES, made_with(cfg, queries, max_tokens)) as store:
+        there = store.done(TRAIN)
+        for one in read(store.path(TRAIN)):
+            if one.index < settings.samples:
+                sampled[one.uid].take(one)
+        done = sum(index < settings.samples for _, _, index in there)
+        stage = session.progress.stage("filtering", len(queries) * settings.samples, "sample", done=done)
+        await sample(session, list(sampled.values()), store, stage, max_tokens)
     return write_result(session, list(sampled.values()), max_tokens)
 
 
-async def sample(session: Session, sampled: Sequence[Sampled], file: SampleFile, stage: Stage, max_tokens: int) -> None:
+async def sample(session: Session, sampled: Sequence[Sampled], store: Store, stage: Stage, max_tokens: int) -> None:
     """Fills in what is missing. Twice as many requests as the engine runs at once are under way, never all of them."""
-    settings, least, most = session.cfg.filter, *bounds(session.cfg.filter)
+    settings, (least, most) = session.cfg.filter, bounds(session.cfg.filter)
     missing = ((s, i) for s in sampled for i, outcome in enumerate(s.outcomes) if outcome is None)
-    done: Counter[str] = Counter()
+    classes = Counter(s.place(least, most) for s in sampled if None not in s.outcomes)
 
     async def ask() -> None:
         for one, index in missing:  # shared: each takes the next
-            session.stop.check(f"{file.path} holds {file.lines} samples")
+            session.stop.check(f"{stage.done} of {stage.total} samples are in {store.folder}")
             request = Request(
                 uid=f"{one.query.uid}/{index}",
                 prompt_ids=one.query.prompt_ids,
@@ -112,22 +114,27 @@ async def sample(session: Session, sampled: Sequence[Sampled], file: SampleFile,
             )
             completion = await session.tools.generator.generate(request)
             grade = await session.tools.grade(one.query, completion.text)
-            row = {
-                "uid": one.query.uid,
-                "index": index,
-                "outcome": grade.outcome,
-                "tokens": len(completion.token_ids),
-                "truncated": completion.truncated,
-            }
-            file.append(row | {"response": completion.text} if settings.keep_responses else row)
-            one.take(row)
+            taken = Sample(
+                benchmark=TRAIN,
+                uid=one.query.uid,
+                run=0,
+                index=index,
+                text=completion.text if settings.keep_responses else "",
+                tokens=len(completion.token_ids),
+                truncated=completion.truncated,
+                outcome=grade.outcome,
+                reward=grade.reward,
+                answer=grade.answer,
+            )
+            store.add(taken)
+            one.take(taken)
             if None not in one.outcomes:
-                done[one.place(least, most)] += 1
-                stage.note(", ".join(f"{done[name]} {name.replace('_', ' ')}" for name in CLASSES if done[name]))
+                classes[one.place(least, most)] += 1
+                stage.note(", ".join(f"{classes[name]} {name.replace('_', ' ')}" for name in CLASSES if classes[name]))
             stage.advance()
 
     await concurrently(ask() for _ in range(min(2 * session.cfg.local.max_num_seqs, stage.total or 1)))
-    session.stop.check(f"{file.path} holds {file.lines} samples")
+    session.stop.check(f"{stage.done} of {stage.total} samples are in {store.folder}")
 
 
 def bounds(settings: FilterConfig) -> tuple[Fraction, Fraction]:
@@ -137,18 +144,18 @@ def bounds(settings: FilterConfig) -> tuple[Fraction, Fraction]:
 
 def made_with(cfg: RunConfig, queries: Sequence[Query], max_tokens: int) -> dict[str, Any]:
     """Everything that decides the samples. The bounds do not: with others the same samples are sorted anew."""
-    digest = hashlib.sha256()
-    for query in queries:
-        digest.update(f"{query.uid}\x1f{query.answer}\x1f".encode("utf-8", "replace"))
-        digest.update(array("q", query.prompt_ids).tobytes())
+    f = cfg.filter
     return {
-        "samples": cfg.filter.samples,
-        "temperature": cfg.filter.temperature,
-        "top_p": cfg.filter.top_p,
-        "max_tokens": max_tokens,
+        "model": identity(cfg.model.path),
         "seed": cfg.seed,
-        "model": model_digest(cfg.model.path),
-        "prompts": digest.hexdigest()[:16],
+        "filter": {
+            "temperature": f.temperature,
+            "top_p": f.top_p,
+            "max_tokens": max_tokens,
+            "keep_responses": f.keep_responses,
+        },
+        "queries": digest([(q.uid, q.answer, q.prompt_ids) for q in queries]),
+        "samples": f.samples,
     }
 
 
@@ -167,7 +174,7 @@ def write_result(session: Session, sampled: Sequence[Sampled], max_tokens: int) 
         rows[FAILED].append(aside_row(aside))
         reasons[aside.reason] += 1
     for name in CLASSES:
-        _replace(output / f"{name}.jsonl", (json_line(row) for row in rows[name]))
+        _replace(output / f"{name}.jsonl", (_line(row) for row in rows[name]))
     counts = {name: len(rows[name]) for name in CLASSES}
     assert sum(counts.values()) == found.rows, (counts, found.rows)
     kept = output / f"{KEPT}.jsonl"
@@ -185,8 +192,18 @@ def write_result(session: Session, sampled: Sequence[Sampled], max_tokens: int) 
         "train_on_it": train_on(kept, cfg.task),
     }
     _replace(output / SUMMARY, [(json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode()])
-    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    return f"{found.rows} queries: {told}; see {output / SUMMARY}\nto train on the kept: {summary['train_on_it']}"
+    return told(summary, output / SUMMARY)
+
+
+def told(summary: Mapping[str, Any], path: Path) -> str:
+    """The counts in words, and what to know before training on the kept."""
+    counts = ", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in CLASSES)
+    lines = [f"{summary['rows']} queries: {counts}; see {path}"]
+    cut, responses, most = summary["truncated"], sum(summary["outcomes"].values()), summary["settings"]["max_tokens"]
+    if cut > MANY_CUT * responses:
+        lines.append(f"{cut} of {responses} responses were cut off at {most} tokens: filter.max_tokens allows more")
+    lines.append(f"to train on the kept: {summary['train_on_it']}" if summary[KEPT] else "no query was kept")
+    return "\n".join(lines)
 
 
 def train_on(kept: Path, task: TaskConfig) -> str:
@@ -226,6 +243,11 @@ def result_row(one: Sampled, as_read: Mapping[str, Any]) -> dict[str, Any]:
 def aside_row(aside: SetAside) -> dict[str, Any]:
     """A row that was never sampled."""
     return {"id": aside.uid, "problem": aside.question, "reason": aside.reason, "detail": aside.detail}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """One line of JSON. Data sets hold dates and bytes; they are written as their text."""
+    return (json.dumps(finite(row), ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
 
 
 def _replace(path: Path, lines: Iterable[bytes]) -> None:

@@ -49,7 +49,7 @@ def read(cfg: DatasetConfig, name: str, key: str) -> Loaded:
     check_rows(cfg, opened, key)
     for field, setting in ((cfg.question, "question"), (cfg.answer, "answer"), (cfg.uid, "uid")):
         if field is not None:
-            require_field(opened, field, f"{key}.{setting}")
+            require_field(opened, field, key, setting)
     found = [example(record, cfg, f"{name}-{number}") for number, record in enumerate(opened.rows)]
     return Loaded(
         tuple(e for e in found if isinstance(e, Example)),
@@ -89,20 +89,25 @@ def check_rows(cfg: DatasetConfig, opened: Opened, key: str) -> None:
         )
 
 
-def require_field(opened: Opened, field: str, setting: str) -> None:
+def require_field(opened: Opened, field: str, key: str, setting: str) -> None:
     """Raises ValueError, naming the fields that are there, if no row has `field`. Single rows may lack it."""
     rows = [row for row in opened.rows if not isinstance(row, Broken)]
     if not rows:
         first = opened.rows[0]
         assert isinstance(first, Broken)
-        raise ValueError(f"{opened.words}: no row can be read; the first: {first.reason}, {first.detail}.")
+        raise ValueError(
+            f"{key}: {opened.words} is not JSON Lines, a JSON array or Parquet: no row can be read; the first: "
+            f"{first.reason}, {first.detail}."
+        )
     if any(field in row for row in rows):
         return
     there = list(rows[0])
     usual = {"question": "problem", "problem": "question"}.get(field)
     near = [usual] if usual in there else difflib.get_close_matches(field, there, n=1, cutoff=0.5)
     meant = f"; did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"{setting}: no row of {opened.words} has a field '{field}'; they have {', '.join(there)}{meant}")
+    raise ValueError(
+        f"{key}.{setting}: no row of {opened.words} has a field '{field}'; they have {', '.join(there)}{meant}"
+    )
 
 
 def example(record: Record, cfg: DatasetConfig, numbered: str) -> Example | SetAside:

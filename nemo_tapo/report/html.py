@@ -143,7 +143,7 @@ def _evaluation(evaluations: Mapping[str, Any]) -> str:
     table = _table(("Qwen3-8B, percent", "pass@1", "pass@2", "pass@3", "pass@4", "pass@5"), reference)
     told = "".join(f'<p class="meaning">{escape(line)}</p>' for line in lines)
     return (
-        own + told + f"<details><summary>The paper's own numbers, for orientation (Table 1)</summary>{table}</details>"
+        told + own + f"<details><summary>The paper's own numbers, for orientation (Table 1)</summary>{table}</details>"
     )
 
 

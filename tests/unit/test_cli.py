@@ -54,6 +54,7 @@ def train(folder: Path) -> list[str]:
     ("arguments", "sentence"),
     [
         (["tapo.n_poss=3"], "did you mean 'tapo.n_pos'?"),
+        (["task.mathematics.benchmark.b.path=x"], "did you mean 'task.mathematics.benchmarks.NAME.path'?"),
         (["rollout.samples_per_query=5"], "is more than rollout.samples_per_query = 5"),
         (["--config", "nothing.yaml"], "no config file nothing.yaml"),
         (["steps=x"], "steps: Input should be a valid integer"),

@@ -151,7 +151,9 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     assert "gzip file is damaged" in sentence(tmp_path / "cut.gz")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
     assert "Parquet file is damaged" in sentence(tmp_path / "cut.parquet")
-    assert "no row can be read; the first: not_json" in sentence(write(tmp_path / "prose.txt", "hello", "world"))
+    prose = sentence(write(tmp_path / "prose.csv", "problem,answer", "1+1,2"))
+    assert prose.startswith("task.mathematics.train: ") and "no row can be read; the first: not_json, line 1" in prose
+    assert "JSON Lines, a JSON array or Parquet" in prose
     assert "not UTF-8" in sentence(write(tmp_path / "binary.bin", bytes(range(128, 256))))
 
 

@@ -89,6 +89,14 @@ def test_what_another_attempt_may_mend_is_tried_again_and_counted(name: str) -> 
     assert endpoint.retries == {name.split(",")[0]: 2}
 
 
+def test_a_body_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_tapo.endpoint.LONGEST_BODY", 2**20)
+    endless = Answer(200, b" " * 2**20 * 8, {"Content-Length": str(2**40)})
+    with scripted([endless, completion("x" * 2**19), completion("4")]) as server:
+        replies, endpoint = run(chats(server, timeout=20))
+    assert len(replies[0].text) == 2**19 and endpoint.retries == {"malformed": 1}
+
+
 def test_a_stall_is_cut_off_and_tried_again() -> None:
     with scripted([Answer(stall=30), completion("4")]) as server:
         (reply,), endpoint = run(chats(server, timeout=0.3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,11 @@ import pytest
 from nemo_tapo.cli import main
 from nemo_tapo.filtering import FAILED, KEPT, TOO_EASY, TOO_HARD, Sampled, exactly, result_row
 from nemo_tapo.load import load
-from nemo_tapo.samplefile import SampleFile, model_digest
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Query
 
 FILES = ("kept", "too_easy", "too_hard", "failed")
+SAMPLES = "samples/train"
 QUERY = Query("q", "47+38=?", "85")
 
 
@@ -77,56 +78,6 @@ def test_a_kept_row_has_the_default_names_and_loses_nothing() -> None:
         "level": 2, "id_as_read": 7, "accuracy": 0.5, "outcomes": ["right", "wrong"], "mean_tokens": 5.0,
         "truncated": 1,
     }  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------- the file of samples
-
-
-def filled(path: Path, made_with: dict[str, Any], rows: int) -> bytes:
-    file = SampleFile(path, made_with)
-    assert list(file.read()) == []
-    for i in range(rows):
-        file.append({"i": i, "text": "ü" * 10})
-    file.close()
-    return path.read_bytes()
-
-
-def test_a_file_cut_anywhere_goes_on_where_its_last_whole_line_ends(tmp_path: Path) -> None:
-    path, made_with = tmp_path / "samples.jsonl", {"seed": 0, "model": "m"}
-    whole = filled(path, made_with, 3)
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        file = SampleFile(path, made_with)
-        there = [row["i"] for row in file.read()]
-        assert there == list(range(max(whole[:cut].count(b"\n") - 1, 0)))
-        for i in range(len(there), 3):
-            file.append({"i": i, "text": "ü" * 10})
-        file.close()
-        assert path.read_bytes() == whole
-
-
-def test_other_settings_and_damage_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    whole = filled(path, {"seed": 0, "model": "m"}, 3)
-    with pytest.raises(ValueError, match=r"samples\.jsonl was sampled with another model \('m', now 'n'\)"):
-        list(SampleFile(path, {"seed": 0, "model": "n"}).read())
-    assert path.read_bytes() == whole
-    path.write_bytes(whole.replace(b'{"i": 1', b'{"i" 1'))
-    with pytest.raises(ValueError, match=r"line 3 is damaged"):
-        list(SampleFile(path, {"seed": 0, "model": "m"}).read())
-
-
-def test_models_are_told_apart_by_their_weights(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    weights = bytearray(3 * 2**20)
-    digests = set()
-    for change in (None, 0, len(weights) - 1):
-        changed = bytearray(weights)
-        if change is not None:
-            changed[change] = 1
-        (tmp_path / "model.safetensors").write_bytes(changed)
-        digests.add(model_digest(tmp_path))
-    assert len(digests) == 3
 
 
 # ----------------------------------------------------------------------------- the command, on the scripted runtime
@@ -225,7 +176,7 @@ def test_counts_sum_up_and_rows_are_where_their_accuracy_says(whole: tuple[Path,
     for name in FILES[:3]:  # as in the data
         assert [row["id"] for row in rows[name]] == sorted((row["id"] for row in rows[name]), key=order.index)
     # the scripted policy writes each sample by its own seed, so nothing but the samples themselves can say this:
-    samples = rows_of(output, "samples")[1:]
+    samples = rows_of(output, SAMPLES)
     assert len({(row["uid"], row["index"]) for row in samples}) == 60 * 8 == len(samples)
     assert Counter(row["outcome"] for row in samples) == summary["outcomes"]
 
@@ -243,7 +194,7 @@ def test_the_kept_file_is_a_training_set(whole: tuple[Path, Path]) -> None:
 
 def test_sigkill_and_resume_give_the_same_files(whole: tuple[Path, Path], tmp_path: Path) -> None:
     data, output = whole
-    samples = tmp_path / "out" / "samples.jsonl"
+    samples = tmp_path / "out" / "samples" / "train.jsonl"
     one_by_one = ("task.mathematics.train.uid=name", "local.max_num_seqs=1")  # slower, so that it is killed on its way
     counts: list[int] = []
     for least in (20, 200):
@@ -252,7 +203,7 @@ def test_sigkill_and_resume_give_the_same_files(whole: tuple[Path, Path], tmp_pa
         process.send_signal(signal.SIGKILL)
         process.communicate()
         counts.append(samples.read_bytes().count(b"\n"))
-    assert counts[0] < 1 + 60 * 8  # killed on its way indeed
+    assert counts[0] < 60 * 8  # killed on its way indeed
     before = samples.read_bytes()
     done = call(data, tmp_path / "out", *one_by_one)
     assert done.returncode == 0, done.stderr
@@ -262,33 +213,61 @@ def test_sigkill_and_resume_give_the_same_files(whole: tuple[Path, Path], tmp_pa
 
 def test_other_bounds_sort_the_same_samples_anew(whole: tuple[Path, Path], tmp_path: Path) -> None:
     data, output = whole
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "samples.jsonl").write_bytes((output / "samples.jsonl").read_bytes())
+    shutil.copytree(output / "samples", tmp_path / "out" / "samples")
     named = "task.mathematics.train.uid=name"
     done = call(data, tmp_path / "out", named, "filter.min_accuracy=0.25", "filter.max_accuracy=0.75")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == (output / "samples.jsonl").read_bytes()
+    assert rows_of(tmp_path / "out", SAMPLES) == rows_of(output, SAMPLES)
     expected = [row["id"] for row in rows_of(output, "kept") if row["outcomes"].count("right") in range(2, 7)]
     assert [row["id"] for row in rows_of(tmp_path / "out", "kept")] == expected
-    for change, what in ((["seed=1"], "seed"), (["filter.samples=4"], "samples"), (["filter.top_p=0.9"], "top_p")):
-        refused = call(data, tmp_path / "out", named, *change)
+    for change, what in (
+        ("seed=1", "seed: 0 -> 1"),
+        ("filter.top_p=0.9", "filter.top_p: 1.0 -> 0.9"),
+        ("filter.keep_responses=true", "filter.keep_responses: false -> true"),
+        ("model.path=assets/tiny-coldstart", "model.weights: "),
+    ):
+        refused = call(data, tmp_path / "out", named, change)
         assert refused.returncode == 2
-        assert f"was sampled with another {what}" in refused.stderr
+        assert f"holds samples of other settings ({what}" in refused.stderr
     problems(tmp_path / "other.jsonl", 59)
     refused = call(tmp_path / "other.jsonl", tmp_path / "out", named)
-    assert (refused.returncode, "another prompts" in refused.stderr) == (2, True)
+    assert (refused.returncode, "settings (queries: " in refused.stderr) == (2, True)
+
+
+def test_fewer_samples_are_the_first_and_more_go_on(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    data, output = whole
+    shutil.copytree(output / "samples", tmp_path / "out" / "samples")
+    named = "task.mathematics.train.uid=name"
+    eight = {row["id"]: row["outcomes"] for name in FILES[:3] for row in rows_of(output, name)}
+    for count in (4, 10):
+        done = call(data, tmp_path / "out", named, f"filter.samples={count}")
+        assert done.returncode == 0, done.stderr
+        found = {row["id"]: row["outcomes"] for name in FILES[:3] for row in rows_of(tmp_path / "out", name)}
+        assert all(len(found[uid]) == count and found[uid][:8] == eight[uid][:count] for uid in eight)
+    assert len(rows_of(tmp_path / "out", SAMPLES)) == 60 * 10
+    call(data, tmp_path / "ten", named, "filter.samples=10")
+    assert results(tmp_path / "out") == results(tmp_path / "ten")
+
+
+def test_many_responses_cut_off_and_nothing_kept_are_told(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    data, _ = whole
+    done = call(data, tmp_path, "rollout.max_tokens=4")
+    assert (done.returncode, (tmp_path / "kept.jsonl").read_text()) == (0, "")
+    assert "480 of 480 responses were cut off at 4 tokens" in done.stdout
+    assert "no query was kept" in done.stdout and "to train on" not in done.stdout
 
 
 def test_sigterm_keeps_the_samples(whole: tuple[Path, Path], tmp_path: Path) -> None:
     data, _ = whole
-    samples = tmp_path / "out" / "samples.jsonl"
+    samples = tmp_path / "out" / "samples" / "train.jsonl"
     process = start(data, tmp_path / "out", "local.max_num_seqs=1")
     wait_for_lines(samples, 3, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    held = len(samples.read_text().splitlines()) - 1
-    assert f"stopped by SIGTERM; {samples} holds {held} samples. The same command goes on from there." in errors
+    held = len(samples.read_text().splitlines())
+    told = f"stopped by SIGTERM; {held} of 480 samples are in {samples.parent}. The same command goes on from there."
+    assert told in errors
 
 
 def test_the_generated_task_is_filtered_too(tmp_path: Path) -> None:
@@ -299,7 +278,7 @@ def test_the_generated_task_is_filtered_too(tmp_path: Path) -> None:
     assert "task.name=mathematics" in summary["train_on_it"]
     problem = rows_of(tmp_path / "out", "kept")[0]
     assert str(arithmetic.parse_question(problem["problem"]).answer) == problem["answer"]
-    assert "\\boxed{" in rows_of(tmp_path / "out", "samples")[1]["response"]
+    assert "\\boxed{" in rows_of(tmp_path / "out", SAMPLES)[0]["text"]
 
 
 def test_bad_data_ends_before_anything_starts(tmp_path: Path) -> None:

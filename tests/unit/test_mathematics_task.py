@@ -159,6 +159,13 @@ def test_which_share_of_bad_rows_stops_a_run(tmp_path: Path, name: str, reason: 
     assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == count  # also of a refused set
 
 
+def test_only_faults_are_named_as_what_stops_a_run(tmp_path: Path) -> None:
+    """Doubles and missing answers are tolerated, and then not among the reasons either."""
+    found = Provenance("x.jsonl", 100, (*aside("duplicate", 40), *aside("answer_missing", 5), *aside("not_json", 2)))
+    with pytest.raises(ValueError, match=r"train: 2 of 100 rows of data were set aside \(2 not_json\), more than"):
+        DataReport(tmp_path, 0.01).add("train", found, 53, 0, [])
+
+
 # ------------------------------------------------------------------------------------------------------------ --dry-run
 
 
