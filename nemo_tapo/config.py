@@ -11,276 +11,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-Positive = Field(gt=0)
+from nemo_tapo.sections import (
+    CheckpointConfig,
+    ColdStartConfig,
+    EvaluationConfig,
+    FilterConfig,
+    JudgeConfig,
+    LocalConfig,
+    LossConfig,
+    ModelConfig,
+    OpsdConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RolloutConfig,
+    Section,
+    TapoConfig,
+    TaskConfig,
+)
 
-
-class Section(BaseModel):
-    """A group of settings: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
-
-
-class ArithmeticConfig(Section):
-    """The generated task (nemo_tapo/tasks/arithmetic.py)."""
-
-    min_operations: int = Field(2, ge=1, description="shortest training chain")
-    max_operations: int = Field(4, ge=1, description="longest training chain")
-    train_queries: int = Field(4096, gt=0, description="size of the training set")
-    held_out_queries: int = Field(256, gt=0, le=1000, description="test problems, never in any training data")
-
-
-class DatasetConfig(Section):
-    """Rows of a local file or of a Hugging Face data set, and the names of its fields."""
-
-    path: Path | None = Field(None, description="a JSONL, JSON or Parquet file of this machine, .gz or not")
-    hub: str | None = Field(None, description="a Hugging Face data set, owner/name; or a local copy of its repository")
-    revision: str | None = Field(None, description="commit of `hub`: with a branch the rows may change under a run")
-    configs: tuple[str, ...] = Field((), description="configurations of `hub`, one after the other; none: its only one")
-    split: str = Field("train", description="split of `hub`")
-    question: str = Field("problem", description="field of the problem's text")
-    answer: str = Field("answer", description="field of the gold answer")
-    answer_after: str | None = Field(None, description="the answer is what follows the last of these: '####' of GSM8K")
-    uid: str | None = Field(None, description="field of the row's name; null: its number")
-    rows: int | None = Field(None, gt=0, description="rows the data set must have; another count is an error")
-    licence: str | None = Field(None, description="as the publisher states it; shown when the data is read")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DatasetConfig:
-        if self.path is not None and self.hub is not None:
-            raise ValueError("path and hub are both given; set the one that is not meant to null.")
-        if self.path is None and self.hub is None:
-            raise ValueError("no data: set path to a file or hub to a Hugging Face data set.")
-        return self
-
-
-class VerifierConfig(Section):
-    """Grading of mathematical answers in processes that can be killed."""
-
-    workers: int = Field(2, ge=1, description="processes")
-    deadline: float = Field(2.0, gt=0, le=2, description="seconds one answer may take before it counts as timeout")
-    cache: int = Field(100_000, ge=0, description="(gold, answer) verdicts kept in memory")
-
-
-class MathematicsConfig(Section):
-    """Problems with a checkable final answer, read from data sets (nemo_tapo/tasks/mathematics.py)."""
-
-    train: DatasetConfig | None = Field(None, description="training queries")
-    benchmarks: dict[str, DatasetConfig] = Field(default_factory=dict, description="evaluation sets by name")
-    prompt: str = Field(
-        "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
-        description="what the user says; {question} is the only field, other braces are text",
-    )
-    exclude_benchmarks: bool = Field(False, description="set training queries aside that also stand in a benchmark")
-    verifier: VerifierConfig = VerifierConfig()
-
-    @model_validator(mode="after")
-    def _prompt_asks(self) -> MathematicsConfig:
-        if "{question}" not in self.prompt:
-            raise ValueError("prompt has no {question}: every query would be the same.")
-        if "train" in self.benchmarks:
-            raise ValueError("a benchmark cannot be called train.")
-        return self
-
-
-class TaskConfig(Section):
-    """Where queries come from and how responses are graded."""
-
-    name: Literal["arithmetic", "mathematics", "nemo_rl"] = Field(
-        "arithmetic", description="nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime only"
-    )
-    arithmetic: ArithmeticConfig = ArithmeticConfig()
-    mathematics: MathematicsConfig = MathematicsConfig()
-
-
-class EndpointConfig(Section):
-    """A model behind an OpenAI-compatible server (`/v1/chat/completions`)."""
-
-    url: str | None = Field(None, description="base, as http://127.0.0.1:8000/v1")
-    model: str | None = Field(None, description="the name under which the server serves it; null: its only one")
-    key_env: str | None = Field(None, description="environment variable with the key; null: the server wants none")
-    concurrency: int = Field(32, ge=1, description="requests in flight")
-    timeout: float = Field(300, gt=0, description="seconds of one attempt")
-    attempts: int = Field(6, ge=1, description="of one request, with growing pauses, before it is given up")
-    pause: float = Field(1.0, gt=0, description="seconds before the second attempt; doubles with every further one")
-    extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="fields of every request's body, over our own; null leaves a field out"
-    )
-
-
-class ModelConfig(Section):
-    """The policy."""
-
-    path: Path = Field(Path("assets/tiny-base"), description="a Hugging Face directory of a Qwen3 model")
-    max_length: int = Field(512, gt=1, description="longest row and longest synthesis prompt + answer, tokens")
-    enable_thinking: bool = Field(False, description="passed to the chat template")
-
-
-class RolloutConfig(Section):
-    """Sampling of the K responses (Algorithm 1, lines 3 to 7)."""
-
-    queries_per_step: int = Field(32, gt=0, description="P")
-    samples_per_query: int = Field(8, gt=0, description="K")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(96, gt=0, description="longest response")
-    logprobs: Literal["first_step", "always", "never"] = Field(
-        "first_step", description="when the engine reports log-probabilities, to be compared with the actor's"
-    )
-
-
-class TapoConfig(Section):
-    """The method's own settings (section 3) and the ablation switches (Tables 3, 4, 5)."""
-
-    n_pos: int = Field(2, ge=1, description="Eq. 3: fewest correct rollouts of an eligible query")
-    n_neg: int = Field(4, ge=1, description="Eq. 3: fewest incorrect rollouts of an eligible query")
-    m_max: int = Field(4, ge=1, description="most constructions a query")
-    weight: float = Field(1.0, ge=0, alias="lambda", description="Eq. 6: weight of the reflection term")
-    decoupled: bool = Field(True, description="Table 4: constructed trajectories form a group of their own")
-    negatives: bool = Field(True, description="Table 4: keep constructed trajectories with reward 0")
-    suppression: bool = Field(True, description="Table 4: OOD token suppression, Eq. 7")
-    w_min: float = Field(0.01, ge=0, description="Eq. 7: smallest token weight")
-    w_max: float = Field(10.0, gt=0, description="Eq. 7: largest token weight")
-    full_reconstruction: bool = Field(False, description="Table 3: ask for a whole new solution, anchor nothing")
-    uniform_group: Literal["zero", "reward"] = Field(
-        "zero", description="advantage of a reflection group of equal rewards: 0 as Eq. 5, or the reward"
-    )
-    reflection_baseline: Literal["constructed", "with_originals"] = Field(
-        "constructed", description="whose rewards enter the reflection group's mean and deviation"
-    )
-    prompt: str | None = Field(
-        None, description="synthesis prompt with {question}, {wrong}, {reference}; null: the task's own"
-    )
-    max_tokens: int = Field(192, gt=0, description="longest answer to the synthesis prompt")
-    temperature: float = Field(1.0, gt=0, description="of the synthesis")
-    leak_words: tuple[str, ...] = Field(
-        ("reference", "correct solution"), description="a reconstruction with one of these is dropped as a leak"
-    )
-    min_kept_share: float = Field(0.0, ge=0, le=1, description="least share of the wrong response preserved")
-
-
-class LossConfig(Section):
-    """The clipped surrogate (Eq. 2, 6, 8)."""
-
-    clip_low: float = Field(0.2, ge=0, le=1, description="ratio clipped below at 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, description="ratio clipped above at 1 + clip_high")
-    token_mean: bool = Field(False, description="divide each term by its tokens, not row by row")
-    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy (k3 estimate)")
-    kl_rows: int = Field(64, ge=0, description="original rows on which KL is reported when it is not penalised")
-    advantage_eps: float = Field(1e-6, ge=0, description="added to the deviation, Eq. 1")
-    updates_per_batch: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
-
-
-class OptimizerConfig(Section):
-    """AdamW (or Muon) and its schedule."""
-
-    name: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: the layers' matrices by torch.optim.Muon, the rest by AdamW; needs local.tp = 1"
-    )
-    muon_lr: float = Field(0.02, gt=0, description="of the matrices under muon; follows the same schedule")
-    lr: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0, description="global L2 norm")
-    warmup_steps: int = Field(10, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="end of the cosine, as a share of lr")
-
-
-class PretrainConfig(Section):
-    """`nemo-tapo pretrain`: a tiny base from nothing (generated tasks only)."""
-
-    steps: int = Field(3000, gt=0)
-    examples_per_step: int = Field(64, gt=0)
-    early_steps: int = Field(200, ge=0, description="first steps, mostly of repetition, from which copying is learned")
-    mistake_rate: float = Field(0.7, ge=0, le=1, description="how often the corpus forgets a carry or borrow")
-    hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    intermediate_size: int = 384
-    optimizer: OptimizerConfig = OptimizerConfig(
-        name="muon", lr=3e-3, betas=(0.9, 0.98), warmup_steps=30, weight_decay=0.01, min_lr_ratio=0.02
-    )
-
-
-class ColdStartConfig(Section):
-    """Section 3.2: teach the synthesis prompt before RL."""
-
-    queries: int = Field(1024, gt=0, description="queries sampled from the base")
-    samples_per_query: int = Field(8, gt=0)
-    corrections_per_query: int = Field(1, gt=0, description="most wrong responses corrected; 1 in the paper")
-    sft_examples: int = Field(1000, ge=0, description="query -> correct or corrective response, at most")
-    corrective_share: float = Field(0.25, ge=0, le=1, description="of the SFT examples that are corrective")
-    ift_examples: int = Field(3000, ge=0, description="synthesis prompt -> analysis and reconstruction, at most")
-    epochs: float = Field(3.0, gt=0)
-    examples_per_step: int = Field(64, gt=0)
-    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4, warmup_steps=50)
-
-
-class EvaluationConfig(Section):
-    """pass@k on the held-out problems, plain single-pass generation."""
-
-    endpoint: EndpointConfig = EndpointConfig()  # with a url: the served model is evaluated, nothing is started here
-    samples: int = Field(5, gt=0, description="n responses a problem and run")
-    runs: int = Field(16, gt=0, description="independent runs with their own seeds, averaged")
-    temperature: float = Field(0.6, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_tokens: int = Field(96, gt=0)
-    problems: int | None = Field(None, description="only the first so many; null: all")
-    synthesis_queries: int | None = Field(
-        None,
-        ge=0,
-        description="held-out queries on which synthesis is measured, K each; null: 64 for TAPO on the generated task, "
-        "else none. Not measured through an endpoint",
-    )
-
-
-class FilterConfig(Section):
-    """`nemo-tapo filter`: which queries are neither too easy nor too hard for the model."""
-
-    samples: int = Field(8, gt=0, description="responses a query")
-    min_accuracy: float = Field(0.125, ge=0, le=1, description="kept from here on")
-    max_accuracy: float = Field(0.875, ge=0, le=1, description="kept up to here")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int | None = Field(None, gt=0, description="of a response; null: rollout.max_tokens")
-    keep_responses: bool = Field(False, description="also keep the responses' text, in samples/")
-
-
-class JudgeConfig(Section):
-    """DSR and ERR (section 4.3): a stronger model classifies responses."""
-
-    endpoint: EndpointConfig = EndpointConfig()
-    cache: Path = Field(Path("runs/judge-cache"), description="verdicts by content, shared by all runs")
-    temperature: float = Field(0.0, ge=0, description="of the first try; further ones sample at 0.6 or more")
-    max_tokens: int = Field(2048, gt=0, description="of a verdict, its reasoning included")
-    tries: int = Field(3, ge=1, description="answers asked for before a response counts as unparsable")
-
-
-class LocalConfig(Section):
-    """Ray, Megatron-core over gloo and vLLM on this machine's CPU."""
-
-    tp: int = Field(1, ge=1, description="tensor parallel ranks")
-    pp: int = Field(1, ge=1, description="pipeline parallel ranks")
-    dp: int = Field(1, ge=1, description="data parallel ranks")
-    threads: int = Field(2, ge=1, description="torch threads, divided over the ranks; also of the engine")
-    micro_batch_tokens: int = Field(2048, gt=0, description="padded tokens of one micro-batch, at most")
-    logprob_chunk: int = Field(1024, gt=0, description="tokens of one chunk of the log-probability pass")
-    kv_cache_gib: int = Field(1, ge=1)
-    max_num_seqs: int = Field(256, ge=1, description="requests the engine runs at once")
-    start_timeout: float = Field(300, gt=0, description="seconds an engine or actor may take to start")
-    call_timeout: float = Field(600, gt=0, description="seconds a single call may take before it counts as hung")
-
-
-class CheckpointConfig(Section):
-    """When state is written and how much is kept."""
-
-    every: int = Field(20, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
-    min_free_gib: float = Field(0.5, ge=0, description="a run refuses to start with less free disk")
+Part = Literal["coldstart", "before", "train", "after", "report"]
 
 
 class RunConfig(Section):
@@ -291,7 +42,13 @@ class RunConfig(Section):
     runtime: Literal["local", "scripted", "nemo_rl"] = Field(
         "local", description="nemo_rl is not set but follows from a config file with NeMo-RL's sections"
     )
-    algorithm: Literal["tapo", "grpo"] = "tapo"
+    algorithm: Literal["tapo", "grpo", "opsd", "reflective_sft"] = Field(
+        "tapo", description="reflective_sft: maximum likelihood on TAPO's correct constructions (Table 3)"
+    )
+    parts: tuple[Part, ...] = Field(
+        ("coldstart", "before", "train", "after", "report"),
+        description="what `nemo-tapo run` does, in this order; without coldstart it starts from model.path",
+    )
     pipeline: Literal["overlapped", "barrier"] = Field(
         "overlapped", description="synthesise a query as soon as its own rollouts are graded, or after all"
     )
@@ -305,6 +62,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     rollout: RolloutConfig = RolloutConfig()
     tapo: TapoConfig = TapoConfig()
+    opsd: OpsdConfig = OpsdConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -318,7 +76,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         K, t = self.rollout.samples_per_query, self.tapo
-        if self.algorithm == "tapo" and t.n_pos + t.n_neg > K:
+        if self.constructs and t.n_pos + t.n_neg > K:
             raise ValueError(
                 f"tapo.n_pos + tapo.n_neg = {t.n_pos + t.n_neg} is more than rollout.samples_per_query = {K}: "
                 "no query can have that many right and wrong rollouts. Raise samples_per_query or lower one of them."
@@ -337,12 +95,17 @@ class RunConfig(Section):
         return self
 
     @property
+    def constructs(self) -> bool:
+        """Whether the algorithm makes micro-reflective trajectories."""
+        return self.algorithm in ("tapo", "reflective_sft")
+
+    @property
     def synthesis_queries(self) -> int:
         """evaluation.synthesis_queries, resolved."""
         asked = self.evaluation.synthesis_queries
         if asked is not None:
             return asked
-        return 64 if self.algorithm == "tapo" and self.task.name == "arithmetic" else 0
+        return 64 if self.constructs and self.task.name == "arithmetic" else 0
 
     def fingerprint(self, *sections: str) -> dict[str, Any]:
         """The settings that decide the numbers of a stage, flat: a checkpoint is resumed only with the same ones.

@@ -139,13 +139,18 @@ class PolicyObjective:
         weights: Tensor,
     ) -> Metrics:
         with torch.no_grad():
-            constructed = batch.constructed[:, None].float()
-            original, reflected = mask * (1 - constructed), mask * constructed
+            nothing = torch.zeros_like(batch.constructed)
+            supervised = nothing if batch.supervised is None else batch.supervised
+            rollouts = ~(batch.constructed | supervised)
+            original, reflected = mask * rollouts[:, None].float(), mask * batch.constructed[:, None].float()
             out: Metrics = {
                 "loss": float(share.sum()),
-                "loss/original": float(share[~batch.constructed].sum()),
+                "loss/original": float(share[rollouts].sum()),
                 "loss/reflection": float(share[batch.constructed].sum()),
             }
+            if batch.supervised is not None:
+                out["loss/ift"] = float(share[supervised].sum())
+                masked_mean(out, "nll/ift", -logp, mask * supervised[:, None].float())
             masked_mean(out, "entropy", entropy, original)
             masked_mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
             masked_mean(out, "clip_fraction", clipped, mask)

@@ -26,7 +26,7 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
 
     r, t, local = cfg.rollout, cfg.tapo, cfg.local
     rollouts = r.queries_per_step * r.samples_per_query
-    most = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.algorithm == "tapo" else 0
+    most = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.constructs else 0
     lines = [f"output: {cfg.output} ({'goes on with what is there' if cfg.output.is_dir() else 'new'})"]
     served = cfg.evaluation.endpoint.url if command == "evaluate" else None
     ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_tapo.config import TapoConfig
 from nemo_tapo.equations.selection import Zone, zone
 from nemo_tapo.report.progress import Progress, Stage
 from nemo_tapo.report.records import (
@@ -17,6 +16,7 @@ from nemo_tapo.report.records import (
     trajectory_record,
 )
 from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.sections import TapoConfig
 from nemo_tapo.types import Construction, Experience, Row, UpdateResult
 
 

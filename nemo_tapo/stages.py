@@ -16,10 +16,10 @@ from typing import Any
 from nemo_tapo import checkpoint
 from nemo_tapo.algorithms.base import Tools, concurrently
 from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.make import make_algorithm
 from nemo_tapo.algorithms.sft import SFT
-from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.coldstart import build
-from nemo_tapo.config import OptimizerConfig, RunConfig
+from nemo_tapo.config import RunConfig
 from nemo_tapo.data import DataReport, QueryOrder, with_prompts
 from nemo_tapo.evaluation.stage import evaluate_only, evaluation
 from nemo_tapo.filtering import filter_queries
@@ -27,6 +27,7 @@ from nemo_tapo.pretrain import corpus_rows
 from nemo_tapo.record import RunRecorder
 from nemo_tapo.report.progress import Progress, Stage
 from nemo_tapo.runtime.interface import Runtime
+from nemo_tapo.sections import OptimizerConfig
 from nemo_tapo.stop import Stop
 from nemo_tapo.tasks.interface import Task
 from nemo_tapo.train import Plan, train
@@ -202,21 +203,21 @@ async def reinforce(session: Session, model: Path) -> None:
         optimizer=cfg.optimizer,
         loss=cfg.loss,
         reflection_weight=cfg.tapo.weight,
+        example_weight=cfg.tapo.ift_weight,
         temperature=cfg.rollout.temperature,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
         fingerprint=rl_fingerprint(cfg),
         engine_gap_bound=cfg.engine_gap_bound,
     )
-    kind = TAPO if cfg.algorithm == "tapo" else GRPO
-    algorithm = kind(cfg, session.tools)
+    algorithm = make_algorithm(cfg, session.tools)
     recorder = RunRecorder(
         session.output,
         session.progress,
         cfg.algorithm.upper(),
         cfg.steps,
         session.runtime.tokenizer,
-        cfg.tapo if cfg.algorithm == "tapo" else None,
+        cfg.tapo if cfg.constructs else None,
         cfg.trajectories_per_step,
     )
     try:
@@ -228,13 +229,20 @@ async def reinforce(session: Session, model: Path) -> None:
 
 
 async def main_job(session: Session) -> None:
-    """Cold start, evaluation before, TAPO, evaluation after, report."""
-    cold = await coldstart(session, session.output / "coldstart")
-    await session.hand_over()
-    await evaluation(session, "before", cold)
-    await reinforce(session, cold)
-    await evaluation(session, "after", session.output / MODEL, against="before")
-    report(session.output, session.progress)
+    """Cold start, evaluation before, RL, evaluation after, report; or those of them that `parts` names."""
+    parts, model = session.cfg.parts, session.cfg.model.path
+    if "coldstart" in parts:
+        model = await coldstart(session, session.output / "coldstart")
+        await session.hand_over()
+    if "before" in parts:
+        await evaluation(session, "before", model)
+    if "train" in parts:
+        await reinforce(session, model)
+        model = session.output / MODEL
+    if "after" in parts:
+        await evaluation(session, "after", model, against="before" if "before" in parts else None)
+    if "report" in parts:
+        report(session.output, session.progress)
 
 
 async def train_only(session: Session) -> None:

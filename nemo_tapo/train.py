@@ -23,9 +23,9 @@ import torch
 
 from nemo_tapo import checkpoint
 from nemo_tapo.algorithms.base import Algorithm
-from nemo_tapo.config import LossConfig, OptimizerConfig
 from nemo_tapo.equations.batching import collate
 from nemo_tapo.runtime.interface import Runtime, RuntimeFailure
+from nemo_tapo.sections import LossConfig, OptimizerConfig
 from nemo_tapo.stop import Stop
 from nemo_tapo.types import Batch, Experience, Kind, Query, Row, UpdateResult
 
@@ -39,6 +39,7 @@ class Plan:
     optimizer: OptimizerConfig
     loss: LossConfig
     reflection_weight: float = 1.0  # lambda of Eq. 6
+    example_weight: float = 1.0  # of the likelihood term
     temperature: float = 1.0  # of the rollouts
     sample: bool = True  # False: supervised; the engine is left alone
     checkpoint_every: int = 20
@@ -158,7 +159,7 @@ def require_same(found: checkpoint.Checkpoint, fingerprint: dict[str, Any]) -> N
 def parts(rows: Sequence[Row], plan: Plan) -> Iterator[list[Row]]:
     """The rows of each update: all of them, or `updates_per_batch` runs of whole queries of about equal size."""
     count = plan.loss.updates_per_batch
-    if count == 1:
+    if count == 1 or not rows:
         yield list(rows)
         return
     owners = list(dict.fromkeys(query_of(row) for row in rows))
@@ -180,7 +181,7 @@ async def scored(rows: Sequence[Row], runtime: Runtime, plan: Plan, recorder: Re
     Called for every update of a step before the first one is made: pi_old is the policy that sampled. With one update
     a batch rho is 1 at every token, and no pass is spent on it.
     """
-    batch = collate(rows, runtime.tokenizer.pad_id, plan.reflection_weight, plan.loss.token_mean)
+    batch = collate(rows, runtime.tokenizer.pad_id, plan.reflection_weight, plan.loss.token_mean, plan.example_weight)
     if not plan.sample:
         return batch
     recorder.phase("scoring the reference")

@@ -34,7 +34,7 @@ class Kind(str, Enum):
 
     ORIGINAL = "original"  # a rollout of the policy
     CONSTRUCTED = "constructed"  # a micro-reflective trajectory
-    EXAMPLE = "example"  # a supervised example (pre-training, cold start)
+    EXAMPLE = "example"  # a supervised example (pre-training, cold start; the IFT term beside RL)
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,11 @@ class Construction:
     reconstruction: str = ""
     kept_chars: int = 0  # reconstruction[:kept_chars] is the wrong response's own text, token-exact
     kept_tokens: int = 0  # response_ids[:kept_tokens] are the wrong rollout's own token ids
+    valid_tokens: int = 0  # of the kept ones, those before the last step, which holds the error
     kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
     response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
+    request_ids: tuple[int, ...] = ()  # the synthesis prompt as the policy read it
+    answer_ids: tuple[int, ...] = ()  # `raw` as it was sampled
     grade: Grade | None = None
 
     @property
@@ -198,6 +201,7 @@ class Row:
     response_ids: tuple[int, ...]
     reward: float = 0.0
     advantage: float = 0.0
+    masked_tokens: int = 0  # the first so many response tokens carry no loss (tapo.prefix_loss)
     # log-probabilities of the *policy's own context* as the engine reported them; never set on constructed
     # rows: the engine sampled those in the synthesis prompt's context.
     generation_logprobs: tuple[float, ...] | None = None
@@ -226,6 +230,7 @@ class Batch:
     advantages: Tensor  # [B] float32
     loss_coef: Tensor  # [B] float32: weight of each of the row's tokens, normaliser included (Eq. 6, 1/T)
     constructed: Tensor  # [B] bool: OTS applies (Eq. 7)
+    supervised: Tensor | None = None  # [B] bool: examples beside rollouts (tapo.ift_weight); None: no such rows
     prev_logprobs: Tensor | None = None  # [B, S] nats, log pi_old; None: rho = 1, taken from the forward itself
     reference_policy_logprobs: Tensor | None = None  # [B, S] nats
     reference_mask: Tensor | None = None  # [B] float32: rows whose reference log-probabilities are known

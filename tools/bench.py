@@ -144,8 +144,7 @@ async def steps(model: Path, repeats: int) -> None:
 async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, float]]:
     """Three steps; the first warms up and is left out."""
     from nemo_tapo.algorithms.base import Tools
-    from nemo_tapo.algorithms.grpo import GRPO
-    from nemo_tapo.algorithms.tapo import TAPO
+    from nemo_tapo.algorithms.make import make_algorithm
     from nemo_tapo.data import QueryOrder, with_prompts
     from nemo_tapo.stop import Stop
     from nemo_tapo.tasks.generated import ArithmeticTask
@@ -155,12 +154,11 @@ async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, flo
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     queries, _ = with_prompts(task.train_queries()[:512], runtime.tokenizer, cfg.model.max_length)
     order = QueryOrder(queries, cfg.rollout.queries_per_step, cfg.seed)
-    kind = TAPO if cfg.algorithm == "tapo" else GRPO
     memory = Memory()
     await runtime.actor.set_reference()
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, cfg.tapo.weight, checkpoint_every=10**6)
-        algorithm = kind(cfg, Tools(runtime.generator, runtime.tokenizer, task))
+        algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
         await train(plan, algorithm, runtime, order.queries, memory, Stop())
     return memory.metrics[1:]
 

@@ -18,6 +18,7 @@ from nemo_tapo.equations import reflection
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
 from nemo_tapo.equations.selection import Zone, select_pairs, zone
 from nemo_tapo.seeding import seed_from
+from nemo_tapo.tasks.interface import Task
 from nemo_tapo.types import REFLECTED_SUFFIX, Construction, Experience, Group, Kind, Pair, Request, Row
 
 
@@ -54,7 +55,7 @@ class TAPO(GRPO):
             )
             rows += self.original_rows(group, original)
             rows += [self.constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
-        return rows
+        return rows + self.instruction_rows(experience)
 
     def constructed_row(self, construction: Construction, advantage: float) -> Row:
         """The reconstruction as an answer to the query itself: the policy's own context, not the synthesis prompt."""
@@ -67,7 +68,22 @@ class TAPO(GRPO):
             response_ids=construction.response_ids,
             reward=construction.reward,
             advantage=advantage,
+            masked_tokens=reflection.tokens_without_loss(construction, self.cfg.tapo.prefix_loss),
         )
+
+    def instruction_rows(self, experience: Experience) -> list[Row]:
+        """Synthesis prompt -> the policy's own right answer, with advantage 1: at ratio 1 that is likelihood.
+
+        Empty unless `tapo.ift_weight` asks for them. The cold start calls this format IFT (section 3.2).
+        """
+        if not self.cfg.tapo.ift_weight:
+            return []
+        right = [c for c in experience.constructions if c.dropped is None and c.reward > 0]
+        rows = [
+            Row(f"ift-{c.pair.uid}", f"ift-{c.pair.uid}", Kind.EXAMPLE, c.request_ids, c.answer_ids, c.reward, 1.0)
+            for c in right
+        ]
+        return [row for row in rows if row.length <= self.cfg.model.max_length]
 
     def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """GRPO's counters and the fate of every query, pair and group."""
@@ -92,8 +108,14 @@ class TAPO(GRPO):
             "tapo/mixed_groups": mixed,
             "tapo/single_groups": alone,
             "tapo/uniform_groups": uniform,
+            "tapo/ift_rows": sum(row.kind is Kind.EXAMPLE for row in rows),
             "tapo/uniform_share": uniform / len(rewards) if rewards else 0.0,
         }
+
+
+def synthesis_template(cfg: RunConfig, task: Task) -> str:
+    """The prompt that asks for a construction: the run's own, else the task's for the kind that is asked for."""
+    return cfg.tapo.prompt or (task.full_prompt if cfg.tapo.full_reconstruction else task.synthesis_prompt)
 
 
 class Synthesis:
@@ -101,8 +123,7 @@ class Synthesis:
 
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         self.cfg, self.tools = cfg, tools
-        default = reflection.FULL_PROMPT if cfg.tapo.full_reconstruction else tools.task.synthesis_prompt
-        self.template = cfg.tapo.prompt or default
+        self.template = synthesis_template(cfg, tools.task)
         self.rules = reflection.ReflectionRules(
             leak_words=cfg.tapo.leak_words,
             min_kept_share=cfg.tapo.min_kept_share,
@@ -124,6 +145,7 @@ class Synthesis:
         )
         completion = await self.tools.generator.generate(request)
         construction = reflection.construct(pair, completion, self.tools.tokenizer, self.rules)
+        construction = replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
         if construction.dropped is not None:
             return construction
         grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)

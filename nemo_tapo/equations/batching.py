@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,41 +12,55 @@ from torch import Tensor
 from nemo_tapo.types import Batch, Kind, Row
 
 
-def loss_coefficients(rows: Sequence[Row], reflection_weight: float, token_mean: bool) -> list[float]:
+def loss_coefficients(
+    rows: Sequence[Row], reflection_weight: float, token_mean: bool, example_weight: float = 1.0
+) -> list[float]:
     """The weight of each of a row's tokens, so that a plain sum over all tokens is Eq. 6.
 
-    Row mean (default): original rows 1 / (N_orig T), constructed rows lambda / (N_ref T), T the row's own tokens.
-    Token mean: 1 / (all original tokens), lambda / (all constructed tokens).
-    Each term is divided by its own rows or tokens, so constructed rows never dilute the original term. Rows of
-    Kind.EXAMPLE count as originals. Rows without tokens weigh nothing.
+    Row mean (default): original rows 1 / (N_orig T), constructed rows lambda / (N_ref T), T the row's own tokens,
+    `masked_tokens` among them. Token mean: 1 / (all original tokens), lambda / (all constructed tokens).
+    Examples are a third term of the same form, of weight `example_weight`.
+    Each term is divided by its own rows or tokens, so constructed rows never dilute the original term. Rows without
+    tokens weigh nothing.
     """
-    rows_of: Counter[bool] = Counter()  # keyed by "is constructed": the two terms of Eq. 6
-    tokens_of: Counter[bool] = Counter()
+    weights = {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: reflection_weight, Kind.EXAMPLE: example_weight}
+    rows_of: Counter[Kind] = Counter()
+    tokens_of: Counter[Kind] = Counter()
     for row in rows:
-        rows_of[row.kind is Kind.CONSTRUCTED] += 1
-        tokens_of[row.kind is Kind.CONSTRUCTED] += len(row.response_ids)
+        rows_of[row.kind] += 1
+        tokens_of[row.kind] += len(row.response_ids)
     coefficients = []
     for row in rows:
-        term, length = row.kind is Kind.CONSTRUCTED, len(row.response_ids)
-        weight = reflection_weight if term else 1.0
-        count = tokens_of[term] if token_mean else rows_of[term] * length
-        coefficients.append(weight / count if length else 0.0)
+        length = len(row.response_ids)
+        count = tokens_of[row.kind] if token_mean else rows_of[row.kind] * length
+        coefficients.append(weights[row.kind] / count if length else 0.0)
     return coefficients
 
 
-def collate(rows: Sequence[Row], pad_id: int, reflection_weight: float = 1.0, token_mean: bool = False) -> Batch:
-    """Rows to a Batch, right-padded to the longest. Row order is kept.
+def collate(
+    rows: Sequence[Row],
+    pad_id: int,
+    reflection_weight: float = 1.0,
+    token_mean: bool = False,
+    example_weight: float = 1.0,
+) -> Batch:
+    """Rows to a Batch, right-padded to the longest. Row order is kept. For the weights see `loss_coefficients`.
 
-    Raises AssertionError for no rows at all: the loop never asks for that.
+    No rows at all (no construction was right, say) give one row that is in no loss: the update has gradient 0.
     """
-    assert rows, "a batch needs at least one row"
+    if not rows:
+        empty = collate([Row("nothing", "nothing", Kind.EXAMPLE, (pad_id,), (pad_id,))], pad_id)
+        return replace(empty, sample_mask=torch.zeros(1))
     lengths = torch.tensor([row.length for row in rows])
     shape = (len(rows), int(lengths.max()))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     token_mask = torch.zeros(shape)
     for i, row in enumerate(rows):
         input_ids[i, : row.length] = torch.tensor(row.prompt_ids + row.response_ids, dtype=torch.long)
-        token_mask[i, len(row.prompt_ids) : row.length] = 1.0
+        token_mask[i, len(row.prompt_ids) + row.masked_tokens : row.length] = 1.0
+    kinds = {row.kind for row in rows}
+    mixed = Kind.EXAMPLE in kinds and len(kinds) > 1
+    coefficients = loss_coefficients(rows, reflection_weight, token_mean, example_weight)
     generation, known = _generation_logprobs(rows, shape)
     return Batch(
         input_ids=input_ids,
@@ -53,8 +68,9 @@ def collate(rows: Sequence[Row], pad_id: int, reflection_weight: float = 1.0, to
         token_mask=token_mask,
         sample_mask=torch.ones(len(rows)),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
-        loss_coef=torch.tensor(loss_coefficients(rows, reflection_weight, token_mean), dtype=torch.float32),
+        loss_coef=torch.tensor(coefficients, dtype=torch.float32),
         constructed=torch.tensor([row.kind is Kind.CONSTRUCTED for row in rows]),
+        supervised=torch.tensor([row.kind is Kind.EXAMPLE for row in rows]) if mixed else None,
         generation_logprobs=generation,
         generation_mask=known,
     )

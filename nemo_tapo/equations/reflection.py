@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from nemo_tapo.runtime.interface import Tokenizer
 from nemo_tapo.types import Completion, Construction, Pair
@@ -209,6 +210,21 @@ def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: R
         reconstruction=text,
         kept_chars=chars,
         kept_tokens=kept,
+        valid_tokens=tokens_before_last_step(text[:chars], ids[:kept], tokenizer),
         kept_share=share,
         response_ids=ids,
     )
+
+
+def tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """How many of `ids`, whose text is `kept`, lie wholly before its last line. A line is a step of the reasoning."""
+    return _tokens_within(ids, kept[: kept.rstrip("\n").rfind("\n") + 1], tokenizer)
+
+
+def tokens_without_loss(construction: Construction, prefix_loss: Literal["all", "none", "error_step_only"]) -> int:
+    """How many of a construction's first tokens carry no loss, under `tapo.prefix_loss`.
+
+    The paper's Eq. 8 sums over every token, the kept wrong prefix among them (`all`: 0). `none` leaves the kept prefix
+    out; `error_step_only` leaves out what stands before its last step, which holds the error.
+    """
+    return {"all": 0, "none": construction.kept_tokens, "error_step_only": construction.valid_tokens}[prefix_loss]

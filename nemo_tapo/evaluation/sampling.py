@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Protocol
 
-from nemo_tapo.config import EvaluationConfig, RunConfig
+from nemo_tapo.config import RunConfig
 from nemo_tapo.endpoint import Endpoint
 from nemo_tapo.evaluation.samples import Sample
 from nemo_tapo.runtime.interface import Generator
+from nemo_tapo.sections import EvaluationConfig
 from nemo_tapo.seeding import seed_from
 from nemo_tapo.stop import Stop
 from nemo_tapo.types import Grade, Query, Request

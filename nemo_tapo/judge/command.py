@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_tapo.checkpoint import make_folder
-from nemo_tapo.config import JudgeConfig
+from nemo_tapo.sections import JudgeConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_tapo.algorithms.base import concurrently
-from nemo_tapo.config import JudgeConfig
 from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointError, EndpointRefused
 from nemo_tapo.judge.cache import Cache, key_of
 from nemo_tapo.judge.prompt import messages
 from nemo_tapo.judge.verdict import Unparsable, Verdict, parse
 from nemo_tapo.report.progress import Progress
+from nemo_tapo.sections import JudgeConfig
 from nemo_tapo.seeding import seed_from
 
 # What may become of a response. Only the first yields a verdict; the others leave it out of both rates.

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from nemo_tapo.checkpoint import Store
-from nemo_tapo.config import OptimizerConfig, RunConfig
+from nemo_tapo.config import RunConfig
 from nemo_tapo.errors import RuntimeFailure as RuntimeFailure
 from nemo_tapo.objective import Objective
+from nemo_tapo.sections import OptimizerConfig
 from nemo_tapo.tasks.interface import Task
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 

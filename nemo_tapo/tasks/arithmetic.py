@@ -35,10 +35,9 @@ MISTAKE_RATE = 0.6  # of the texts that teach skills; the solutions' own is `pre
 HELD_OUT_SIZE = 1000
 _HELD_OUT_SEED = 20_260_618
 
-SYNTHESIS_PROMPT = (
-    "Question:\n{question}\nWrong answer:\n{wrong}\nRight answer:\n{reference}\n"
-    "Find the first mistake, then correct it."
-)
+_MATERIAL = "Question:\n{question}\nWrong answer:\n{wrong}\nRight answer:\n{reference}\n"
+SYNTHESIS_PROMPT = _MATERIAL + "Find the first mistake, then correct it."
+FULL_PROMPT = _MATERIAL + "Find the first mistake, then answer the question."  # nothing is kept (Table 3)
 
 _QUESTION = re.compile(r"([0-9]+)((?:\n[a-h]: [+-][0-9]+)+)")
 _STEP = re.compile(r"([a-h]): ([0-9]+)([+-])([0-9]+)=(-?[0-9]+)")
@@ -310,6 +309,13 @@ def correction(task: Problem, wrong_response: str, seed: int = 0) -> Correction 
     right = task.lines[found.step :]
     reconstruction = [*lines[: found.line + 1], turn + right[0], *right[1:]]
     return Correction(marked(task, wrong_response), "\n".join(reconstruction))
+
+
+def full_correction(task: Problem, wrong_response: str) -> Correction | None:
+    """The oracle's analysis, and a whole right solution that keeps nothing (Table 3); None as for `correction`."""
+    if diagnose(task, wrong_response) is None:
+        return None
+    return Correction(marked(task, wrong_response), "\n".join(task.lines))
 
 
 def marked(task: Problem, response: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_tapo.config import ArithmeticConfig
 from nemo_tapo.grading.boxed import last_boxed
+from nemo_tapo.sections import ArithmeticConfig
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Grade, Provenance, Query
 
@@ -15,6 +15,7 @@ class ArithmeticTask:
     """Chains of two-digit additions and subtractions; see arithmetic.py for the mistake its corpus teaches."""
 
     synthesis_prompt = arithmetic.SYNTHESIS_PROMPT
+    full_prompt = arithmetic.FULL_PROMPT
 
     def __init__(self, cfg: ArithmeticConfig, seed: int) -> None:
         self.cfg, self.seed = cfg, seed

@@ -12,6 +12,7 @@ class Task(Protocol):
     """Where queries come from and how responses are graded."""
 
     synthesis_prompt: str  # template with {question}, {wrong}, {reference}
+    full_prompt: str  # the same for a whole new solution (tapo.full_reconstruction, Table 3)
 
     def train_queries(self) -> Sequence[Query]:
         """The training set, in a fixed order; `prompt_ids` still empty."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemo_tapo.config import TaskConfig
+from nemo_tapo.sections import TaskConfig
 from nemo_tapo.tasks.interface import Task
 
 

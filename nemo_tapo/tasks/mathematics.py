@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nemo_tapo.config import DatasetConfig, MathematicsConfig
 from nemo_tapo.datasets import screen
 from nemo_tapo.datasets.read import Example, Loaded, read
 from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
-from nemo_tapo.equations.reflection import PROMPT
+from nemo_tapo.equations.reflection import FULL_PROMPT, PROMPT
 from nemo_tapo.grading.verifier import Verifier
+from nemo_tapo.sections import DatasetConfig, MathematicsConfig
 from nemo_tapo.types import Grade, Provenance, Query
 
 
 class MathematicsTask:
     """Sets are read when they are first asked for, screened once, and then kept."""
 
-    synthesis_prompt = PROMPT
+    synthesis_prompt, full_prompt = PROMPT, FULL_PROMPT
 
     def __init__(self, cfg: MathematicsConfig) -> None:
         """Raises nothing; starts nothing before there is something to read or to grade."""

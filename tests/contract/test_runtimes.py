@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.config import OptimizerConfig, validate
+from nemo_tapo.config import validate
 from nemo_tapo.equations.batching import collate
 from nemo_tapo.objective import PolicyObjective
 from nemo_tapo.runtime.interface import Runtime
 from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+from nemo_tapo.sections import OptimizerConfig
 from nemo_tapo.stop import Stop
 from nemo_tapo.types import Batch, Kind, Request, Row
 

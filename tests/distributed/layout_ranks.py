@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_tapo.config import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.batching import collate
 from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.objective import PolicyObjective, reduce_metrics
 from nemo_tapo.runtime.local.actor import deal, filled, gather
 from nemo_tapo.runtime.local.worker import MegatronWorker
+from nemo_tapo.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.types import Batch, Kind, Row
 
 VOCAB = 61  # odd: padded under TP = 2

@@ -169,3 +169,12 @@ def test_synthesis_prompt_and_what_needs_no_correction() -> None:
     )
     assert A.correction(CHAIN, wrong) is not None
     assert A.correction(CHAIN, RIGHT) is None
+
+
+def test_the_full_correction_keeps_nothing_and_is_right() -> None:
+    task = A.parse_question("47\na: +38\nb: -19")
+    fixed = A.full_correction(task, "a: 47+38=75\nb: 75-19=56\n\\boxed{56}")
+    assert fixed is not None
+    assert fixed.analysis == "a: 47+38=75 is wrong, the carry was forgotten"
+    assert fixed.reconstruction == "a: 47+38=85\nb: 85-19=66\n\\boxed{66}"
+    assert A.full_correction(task, fixed.reconstruction) is None

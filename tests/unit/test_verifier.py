@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_tapo.config import VerifierConfig
 from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.grading import pool, worker
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
+from nemo_tapo.sections import VerifierConfig
 from nemo_tapo.types import Grade
 
 SLOW = ("x^3+x=2", r"\boxed{x^{100}+3x+1=0}")  # sympy solves for longer than any deadline here
@@ -412,7 +412,7 @@ def program(body: str) -> subprocess.Popen[str]:
     """A process of its own group that grades, prints its verifier's process ids and then does `body`."""
     text = f"""
 import asyncio, os, signal, sys, time
-from nemo_tapo.config import VerifierConfig
+from nemo_tapo.sections import VerifierConfig
 from nemo_tapo.grading.verifier import Verifier
 verifier = Verifier(VerifierConfig(workers=2))
 assert asyncio.run(verifier.grade("0", r"\\boxed{{z=0}}")).outcome == "right"
@@ -472,7 +472,7 @@ def test_a_broken_installation_is_named(make: Make, tmp_path: Path, monkeypatch:
 def test_nothing_is_imported_or_started_for_integers() -> None:
     text = r"""
 import asyncio, sys
-from nemo_tapo.config import VerifierConfig
+from nemo_tapo.sections import VerifierConfig
 from nemo_tapo.grading.verifier import Verifier
 import nemo_tapo.grading.command, nemo_tapo.grading.worker, nemo_tapo.grading.compare
 verifier = Verifier(VerifierConfig())

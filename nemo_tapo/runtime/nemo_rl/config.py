@@ -88,7 +88,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
         [
             *refusals.settings(master),
             *refusals.division(master, setup),
-            *refusals.lengths(setup, cfg.algorithm == "tapo", TEMPLATE_TOKENS),
+            *refusals.lengths(setup, cfg.constructs, TEMPLATE_TOKENS),
             *refusals.container(block.get("container")),
             *_conflicts(master, cfg, setup),
         ]
@@ -191,7 +191,7 @@ def _conflicts(master: Master, cfg: RunConfig, setup: Setup) -> Iterable[str]:
         )
     if cfg.steps >= NO_END:
         yield f"grpo.max_num_steps = {cfg.steps} means 'until the epochs are over'; this loop counts steps: set it."
-    if cfg.algorithm == "tapo" and cfg.tapo.temperature != cfg.rollout.temperature:
+    if cfg.constructs and cfg.tapo.temperature != cfg.rollout.temperature:
         yield (
             f"tapo.temperature = {cfg.tapo.temperature:g}, but NeMo-RL's engine samples everything at "
             f"policy.generation.temperature = {cfg.rollout.temperature:g}: set them alike."
@@ -237,7 +237,7 @@ def _notes(master: Master, cfg: RunConfig, setup: Setup, source: Path | None) ->
     if not setup.reference:
         yield "the KL to the reference is not reported: tapo.loss.kl_rows=64 does, for a second copy of the weights"
     room = setup.max_model_len - setup.max_synthesis - TEMPLATE_TOKENS - (setup.max_row - setup.max_response)
-    if cfg.algorithm == "tapo" and room < 2 * setup.max_response:
+    if cfg.constructs and room < 2 * setup.max_response:
         yield (
             f"a pair whose two responses are together longer than about {room} tokens is dropped and counted as "
             "prompt_too_long (policy.generation.vllm_cfg.max_model_len)"

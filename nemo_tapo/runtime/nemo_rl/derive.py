@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nemo_tapo.config import CheckpointConfig, RunConfig, validate
+from nemo_tapo.config import RunConfig, validate
 from nemo_tapo.planning.setup import Assumptions, Setup, update_rows
 from nemo_tapo.runtime.nemo_rl.refusals import Master, at
+from nemo_tapo.sections import CheckpointConfig
 
 SECTIONS = ("task", "evaluation", "coldstart", "filter", "judge")  # of RunConfig, under `tapo` as they are
 SCALARS = ("algorithm", "output", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")
@@ -126,7 +127,7 @@ def make_setup(master: Master, cfg: RunConfig) -> Setup:
     offloaded = at(ranks, "optimizer.optimizer_offload_fraction", 0.0)
     if not at(ranks, "optimizer.optimizer_cpu_offload"):
         offloaded = 0.0
-    most = min(cfg.tapo.m_max, K - cfg.tapo.n_pos) if cfg.algorithm == "tapo" else 0
+    most = min(cfg.tapo.m_max, K - cfg.tapo.n_pos) if cfg.constructs else 0
     return Setup(
         nodes=master["cluster"]["num_nodes"],
         gpus_per_node=master["cluster"]["gpus_per_node"],

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_tapo.equations.reflection import PROMPT
+from nemo_tapo.equations.reflection import FULL_PROMPT, PROMPT
 from nemo_tapo.runtime.interface import Tokenizer
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.phases import asked
@@ -33,7 +33,7 @@ class Datum:
 class EnvironmentTask:
     """`Task` over NeMo-RL's processed data sets and its environment actors, by task name."""
 
-    synthesis_prompt = PROMPT
+    synthesis_prompt, full_prompt = PROMPT, FULL_PROMPT
 
     def __init__(
         self, train: Any, validation: Any, environments: Mapping[str, Any], tokenizer: Tokenizer, source: str

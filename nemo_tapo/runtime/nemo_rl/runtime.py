@@ -172,7 +172,7 @@ def prepared(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[st
         own.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
     else:
         generation["max_new_tokens"] = cfg.rollout.max_tokens
-        if cfg.algorithm == "tapo":
+        if cfg.constructs:
             require_one_temperature(cfg)
             generation["max_new_tokens"] = max(cfg.rollout.max_tokens, cfg.tapo.max_tokens)
     generation |= {f"val_{name}": generation[name] for name in ("temperature", "top_p", "top_k")}

@@ -1,0 +1,26 @@
+"""SFT on micro-reflective trajectories (Table 3 of arXiv 2606.18844): TAPO's constructions, learned by likelihood."""
+
+from __future__ import annotations
+
+from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.config import RunConfig
+from nemo_tapo.objective import LikelihoodObjective
+from nemo_tapo.types import Experience, Row
+
+
+class ReflectiveSFT(TAPO):
+    """The rollouts and constructions of TAPO at every step; of them only the right constructions are trained on.
+
+    "Uniform maximum likelihood to all tokens" (section 4.4): no advantages, no OOD token suppression, and no rows of
+    the rollouts themselves. A step without a right construction is an update with gradient 0.
+    """
+
+    def __init__(self, cfg: RunConfig, tools: Tools) -> None:
+        super().__init__(cfg, tools)
+        self.objective = LikelihoodObjective()
+
+    def rows(self, experience: Experience) -> list[Row]:
+        """One row a right construction, in query order."""
+        right = [c for c in experience.constructions if c.dropped is None and c.reward > 0]
+        return [self.constructed_row(c, advantage=1.0) for c in right]
