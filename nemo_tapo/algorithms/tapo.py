@@ -19,7 +19,7 @@ from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_u
 from nemo_tapo.equations.selection import Zone, select_pairs, zone
 from nemo_tapo.seeding import seed_from
 from nemo_tapo.tasks.interface import Task
-from nemo_tapo.types import REFLECTED_SUFFIX, Construction, Experience, Group, Kind, Pair, Request, Row
+from nemo_tapo.types import REFLECTED_SUFFIX, Completion, Construction, Experience, Group, Kind, Pair, Request, Row
 
 
 class TAPO(GRPO):
@@ -102,6 +102,7 @@ class TAPO(GRPO):
             **super().metrics(experience, rows),
             **{f"tapo/{z.value}": zones[z] for z in Zone},
             **counts,
+            "tokens/synthesised": sum(len(c.answer_ids) for c in experience.constructions),
             "tapo/rows": kept,
             "tapo/removed_negatives": counts["tapo/parsed"] - kept,  # by `negatives: false`
             "tapo/groups": len(rewards),
@@ -144,8 +145,12 @@ class Synthesis:
             temperature=self.cfg.tapo.temperature,
         )
         completion = await self.tools.generator.generate(request)
+        construction = await self.judged(pair, completion)
+        return replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
+
+    async def judged(self, pair: Pair, completion: Completion) -> Construction:
+        """An answer to the pair's synthesis prompt, whoever wrote it: parsed, anchored, and graded unless dropped."""
         construction = reflection.construct(pair, completion, self.tools.tokenizer, self.rules)
-        construction = replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
         if construction.dropped is not None:
             return construction
         grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)

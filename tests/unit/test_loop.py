@@ -112,6 +112,7 @@ def test_every_query_pair_and_row_is_accounted_for(tmp_path: Path) -> None:
         dropped = sum(metrics[f"tapo/dropped/{reason}"] for reason in DROP_REASONS)
         assert metrics["tapo/parsed"] + dropped == metrics["tapo/pairs"]
         assert metrics["tapo/correct"] <= metrics["tapo/parsed"]
+        assert metrics["tokens/synthesised"] > metrics["tapo/pairs"]
         assert metrics["rows"] == len(rows) == 48 + metrics["tapo/parsed"]
         assert sum(v for k, v in metrics.items() if k.startswith("grade/")) == 48
         groups = metrics["tapo/mixed_groups"] + metrics["tapo/single_groups"] + metrics["tapo/uniform_groups"]
