@@ -26,16 +26,17 @@ DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
 
 COMMANDS = {
     "run": "the main job: cold start, evaluation, RL, evaluation, report; goes on where it was stopped",
+    "sweep": "the runs of a table of the paper, over several seeds; skips what is done, goes on where it was stopped",
     "pretrain": "train a tiny base model on the generated task, from nothing, into <output>/hf",
     "coldstart": "build the cold-start data from the model's own samples and train on it, into <output>/hf",
-    "train": "TAPO (or algorithm=grpo) from model.path, into <output>/hf",
+    "train": "TAPO (or algorithm=grpo, opsd, reflective_sft) from model.path, into <output>/hf",
     "filter": "sample the training queries and keep those of middling difficulty, into <output>/kept.jsonl",
     "evaluate": "pass@k of a model, a checkpoint or an endpoint on the benchmarks, into <output>/evaluation.json",
     "compare": "two evaluations of the same problems, with the paired differences",
     "grade": "grade a JSONL file of {id, answer, responses}",
     "judge": "DSR and ERR of evaluated responses by a judge behind an endpoint; or its agreement with human labels",
     "plan": "what a run will hold and take (on a cluster: memory, time, disk), and whether it can; starts nothing",
-    "report": "write the plots and the HTML page of a run folder again",
+    "report": "write the plots and the HTML page of a run folder again; of a sweep's folder: its tables",
     "show": "a run's trajectories in the terminal",
 }
 OF_A_FOLDER = ("report", "show", "compare")  # take run folders instead of a config
@@ -58,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
             from nemo_tapo.grading.command import add_arguments as add_grade_arguments
 
             add_grade_arguments(sub)
+        elif name == "sweep":
+            from nemo_tapo.sweeps.command import add_arguments as add_sweep_arguments
+
+            add_sweep_arguments(sub)
         else:
             arguments_of_a_config(sub, name)
     return top
@@ -68,7 +73,9 @@ def arguments_of_a_folder(sub: argparse.ArgumentParser, name: str) -> None:
         sub.add_argument("first", type=Path, help="folder of an evaluation")
         sub.add_argument("second", type=Path, help="folder of another; differences are second minus first")
         return
-    sub.add_argument("folder", type=Path, help="a run's output folder")
+    sub.add_argument("folder", type=Path, help="a run's output folder" + (", or a sweep's" if name == "report" else ""))
+    if name == "report":
+        sub.add_argument("--table", action="append", default=[], help="of a sweep: only this one (table4); repeatable")
     if name == "show":
         sub.add_argument("--step", type=int, help="only this step (default: the last)")
         sub.add_argument("--limit", type=int, default=10, help="at most so many trajectories")
@@ -92,7 +99,12 @@ def arguments_of_a_config(sub: argparse.ArgumentParser, name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Expected failures end in one sentence on standard error."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings on both sides of an option
+        arguments.overrides += rest
     try:
         return run_command(arguments)
     except Stopped as stopped:
@@ -120,6 +132,10 @@ def run_command(arguments: argparse.Namespace) -> int:
         from nemo_tapo.grading.command import grade
 
         return grade(arguments)
+    if arguments.command == "sweep":
+        from nemo_tapo.sweeps.command import sweep
+
+        return sweep(arguments)
     if arguments.command == "judge":
         from nemo_tapo.judge.command import judge
 
@@ -136,6 +152,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(describe(cfg, "run" if arguments.command == "plan" else arguments.command))
         return DONE
     check_data(cfg, arguments.command)
+    check_coldstart(cfg, arguments.command)
     require_free(cfg.output, cfg.checkpoint.min_free_gib)
     save_config(cfg, arguments.command)
     if arguments.command == "pretrain":
@@ -161,12 +178,21 @@ def on_nemo_rl(arguments: argparse.Namespace) -> int:
     prepared(run.master, run.cfg, arguments.command)  # for its refusals
     command.require_environment(run)
     check_data(run.cfg, arguments.command)
+    check_coldstart(run.cfg, arguments.command)
     run.cfg.output.mkdir(parents=True, exist_ok=True)
     (run.cfg.output / "config.yaml").write_text(command.as_yaml(run))
     told = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
     if told is not None:
         print(told)
     return DONE
+
+
+def check_coldstart(cfg: RunConfig, command: str) -> None:
+    """Raises ValueError for a cold start that could not end well, before engines are started."""
+    if command == "coldstart" or (command == "run" and "coldstart" in cfg.parts):
+        from nemo_tapo.coldstart.stage import check
+
+        check(cfg)
 
 
 def shorthands(arguments: argparse.Namespace) -> list[str]:
@@ -187,12 +213,20 @@ def of_a_folder(arguments: argparse.Namespace) -> int:
 
         print(compare(arguments.first, arguments.second))
         return DONE
+    from nemo_tapo.report.sweep_read import is_sweep
+
     if not arguments.folder.is_dir():
         raise ValueError(f"no run folder {arguments.folder}")
     if arguments.command == "show":
         from nemo_tapo.report.terminal import show
 
         show(arguments.folder, step=arguments.step, limit=arguments.limit)
+    elif is_sweep(arguments.folder):
+        from nemo_tapo.report.sweep import report_sweep
+
+        print(report_sweep(arguments.folder, arguments.table))
+    elif arguments.table:
+        raise ValueError(f"{arguments.folder} is no folder of a sweep: it has no runs in <row>/seed-<k>.")
     else:
         from nemo_tapo.report.progress import Progress
         from nemo_tapo.stages import report

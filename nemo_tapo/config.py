@@ -87,12 +87,25 @@ class RunConfig(Section):
             raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
         if self.task.name == "nemo_rl" and self.runtime != "nemo_rl":
             raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic or mathematics.")
+        if self.algorithm == "opsd":
+            self._opsd_consistent()
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
         rows = self.rollout.queries_per_step * K
         if rows % self.loss.updates_per_batch:
             raise ValueError(f"loss.updates_per_batch does not divide the {rows} rollouts of a step.")
         return self
+
+    def _opsd_consistent(self) -> None:
+        if self.loss.kl_coef > 0:
+            raise ValueError("algorithm: opsd has no penalty on the KL to the reference; set loss.kl_coef to 0.")
+        if self.opsd.privileged == "solution" and self.task.name != "arithmetic":
+            train = self.task.mathematics.train
+            if self.task.name != "mathematics" or train is None or train.solution is None:
+                raise ValueError(
+                    "opsd.privileged = solution, but the training data names no field of solutions: set "
+                    "task.mathematics.train.solution, or opsd.privileged to rollout."
+                )
 
     @property
     def constructs(self) -> bool:

@@ -37,7 +37,7 @@ def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError(f"no config file {path}{_neighbours(path)}")
         folder, name = path.resolve().parent, path.stem
-    prefixed = [_additive(override) for override in overrides]
+    prefixed = [_additive(override, folder) for override in overrides]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
@@ -49,7 +49,7 @@ def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {str(k): v for k, v in raw.items()}
 
 
-def _additive(override: str) -> str:
+def _additive(override: str, folder: Path) -> str:
     """`a.b=1` becomes `++a.b=1`, so that a key the file leaves at its default can be set; its name is checked here."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
@@ -60,7 +60,8 @@ def _additive(override: str) -> str:
     except HydraException as error:
         raise ValueError(f"override {override!r} is not key=value: {error}") from None
     key = parsed.key_or_group
-    if parsed.package is not None:  # a group of the config folder, +data@task.mathematics.train=gsm8k
+    group = (parsed.is_add() or parsed.type is OverrideType.CHANGE) and (folder / key).is_dir()
+    if parsed.package is not None or group:  # +data@task.mathematics.train=gsm8k, +ablations=no-ots
         return override
     if key not in known_keys(RunConfig, key):
         raise ValueError(unknown_key(key))

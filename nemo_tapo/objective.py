@@ -151,17 +151,11 @@ class PolicyObjective:
             if batch.supervised is not None:
                 out["loss/ift"] = float(share[supervised].sum())
                 masked_mean(out, "nll/ift", -logp, mask * supervised[:, None].float())
-            masked_mean(out, "entropy", entropy, original)
             masked_mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
             masked_mean(out, "clip_fraction", clipped, mask)
             masked_mean(out, "tapo/ots_weight_mean", weights, reflected)
             masked_mean(out, "tapo/logprob_mean", logp, reflected)
-            if batch.reference_policy_logprobs is not None and batch.reference_mask is not None:
-                known = original * batch.reference_mask[:, None]
-                masked_mean(out, "kl_ref", k3_divergence(logp, batch.reference_policy_logprobs), known)
-            if batch.generation_logprobs is not None and batch.generation_mask is not None:
-                known = original * batch.generation_mask[:, None]
-                masked_mean(out, "engine_gap", (logp - batch.generation_logprobs).abs(), known)
+            rollout_metrics(out, batch, original, logp, entropy)
         return out
 
 
@@ -188,6 +182,19 @@ class LikelihoodObjective:
 def _within(values: Tensor, mask: Tensor, logp: Tensor) -> Tensor:
     """`values` on the response tokens; elsewhere the policy's own, so that padding makes no ratio and no gradient."""
     return torch.where(mask > 0, values, logp.detach())
+
+
+def rollout_metrics(out: Metrics, batch: Batch, mask: Tensor, logp: Tensor, entropy: Tensor) -> None:
+    """Adds what is watched on the policy's own rollouts, `mask` [b, S] being their tokens: the entropy, the KL to the
+    reference, and how far engine and actor are apart, the latter two where the batch knows the other side.
+    """
+    masked_mean(out, "entropy", entropy, mask)
+    if batch.reference_policy_logprobs is not None and batch.reference_mask is not None:
+        known = mask * batch.reference_mask[:, None]
+        masked_mean(out, "kl_ref", k3_divergence(logp, batch.reference_policy_logprobs), known)
+    if batch.generation_logprobs is not None and batch.generation_mask is not None:
+        known = mask * batch.generation_mask[:, None]
+        masked_mean(out, "engine_gap", (logp - batch.generation_logprobs).abs(), known)
 
 
 def masked_mean(out: Metrics, name: str, values: Tensor, mask: Tensor) -> None:

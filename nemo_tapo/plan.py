@@ -37,14 +37,17 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
     if command in ("run", "coldstart"):
         c = cfg.coldstart
         lines.append(
-            f"cold start: {c.queries} queries x {c.samples_per_query} samples; at most {c.sft_examples} SFT and "
-            f"{c.ift_examples} IFT examples, {c.epochs:g} epochs of {c.examples_per_step} a step, lr {c.optimizer.lr:g}"
+            f"cold start: {c.queries or 'all'} queries x {c.samples_per_query} samples, corrected by {c.writer}; at "
+            f"most {c.sft_examples} SFT and {c.ift_examples} IFT examples, {c.epochs:g} epochs of "
+            f"{c.examples_per_step} a step, lr {c.optimizer.lr:g}"
         )
     if command in ("run", "train"):
         lines.append(
             f"{cfg.algorithm}: {cfg.steps} steps of {r.queries_per_step} queries x {r.samples_per_query} rollouts = "
             f"{rollouts} rows, and at most {most} constructed rows; {cfg.loss.updates_per_batch} update(s) a step"
         )
+        if cfg.algorithm == "opsd":
+            lines.append(teacher_line(cfg))
         lines.append(
             f"tokens a step: at most {rollouts * r.max_tokens:,} sampled and {most * t.max_tokens:,} synthesised; "
             f"lr {cfg.optimizer.lr:g}, checkpoint every {cfg.checkpoint.every} steps, {cfg.checkpoint.keep} kept"
@@ -63,6 +66,20 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
             f"kept with accuracy in [{f.min_accuracy:g}, {f.max_accuracy:g}]"
         )
     return lines + preview(cfg, command)
+
+
+def teacher_line(cfg: RunConfig) -> str:
+    """Who teaches with what, and what is minimised (OPSD)."""
+    o = cfg.opsd
+    who = (
+        str(o.teacher_path)
+        if o.teacher_path
+        else {"frozen": "the initial policy", "live": "the present policy"}[o.teacher]
+    )
+    told = {"rollout": "a correct rollout of the same group", "solution": "the data's solution"}[o.privileged]
+    clip = "" if o.entry_clip is None else f", each entry at most {o.entry_clip:g} nats"
+    loss = "the sampled token alone" if o.divergence == "sampled" else f"divergence of beta {o.beta:g}{clip}"
+    return f"teacher: {who}, told {told}; {loss}"
 
 
 def model_size(path: Path) -> str:

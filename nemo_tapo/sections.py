@@ -34,6 +34,7 @@ class DatasetConfig(Section):
     question: str = Field("problem", description="field of the problem's text")
     answer: str = Field("answer", description="field of the gold answer")
     answer_after: str | None = Field(None, description="the answer is what follows the last of these: '####' of GSM8K")
+    solution: str | None = Field(None, description="field of a right solution written out (opsd.privileged: solution)")
     uid: str | None = Field(None, description="field of the row's name; null: its number")
     rows: int | None = Field(None, gt=0, description="rows the data set must have; another count is an error")
     licence: str | None = Field(None, description="as the publisher states it; shown when the data is read")
@@ -186,6 +187,14 @@ class OpsdConfig(Section):
         description="teacher's prompt with {question}, {reference}; null: the wording of the OPSD authors' version 3",
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> OpsdConfig:
+        if self.prompt is not None and "{reference}" not in self.prompt:
+            raise ValueError("prompt has no {reference}: the teacher would know no more than the student.")
+        if self.teacher_path is not None and self.teacher == "live":
+            raise ValueError("teacher_path names another model, teacher: live the present one; leave one of them out.")
+        return self
+
 
 class LossConfig(Section):
     """The clipped surrogate (Eq. 2, 6, 8)."""
@@ -236,7 +245,7 @@ class PretrainConfig(Section):
 class ColdStartConfig(Section):
     """Section 3.2: teach the synthesis prompt before RL."""
 
-    queries: int = Field(1024, gt=0, description="queries sampled from the base")
+    queries: int | None = Field(1024, gt=0, description="queries sampled from the base, the first ones; null: all")
     samples_per_query: int = Field(8, gt=0)
     writer: Literal["model", "endpoint", "oracle"] = Field(
         "oracle", description="who writes the corrections: the model itself, another one, or a generated task's oracle"
@@ -246,6 +255,12 @@ class ColdStartConfig(Section):
     sft_examples: int = Field(1000, ge=0, description="query -> correct or corrective response, at most")
     corrective_share: float = Field(0.25, ge=0, le=1, description="of the SFT examples that are corrective")
     ift_examples: int = Field(3000, ge=0, description="synthesis prompt -> analysis and reconstruction, at most")
+    drop_duplicates: bool = Field(True, description="of examples with the same tokens keep one")
+    max_length: int | None = Field(None, gt=1, description="longest example, tokens; null: model.max_length")
+    parquet: bool = Field(False, description="write examples.parquet beside examples.jsonl")
+    sft_recipe: Path | None = Field(
+        None, description="on NeMo-RL: a recipe of its SFT, to be completed with the data into <output>/sft.yaml"
+    )
     epochs: float = Field(3.0, gt=0)
     examples_per_step: int = Field(64, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4, warmup_steps=50)

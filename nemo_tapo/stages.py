@@ -6,34 +6,28 @@ stopped or killed goes on where it was: `nemo-tapo run` with the same output fol
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemo_tapo import checkpoint
-from nemo_tapo.algorithms.base import Tools, concurrently
-from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.make import make_algorithm
-from nemo_tapo.algorithms.sft import SFT
-from nemo_tapo.coldstart import build
+from nemo_tapo.coldstart.stage import coldstart, coldstart_only
 from nemo_tapo.config import RunConfig
 from nemo_tapo.data import DataReport, QueryOrder, with_prompts
 from nemo_tapo.evaluation.stage import evaluate_only, evaluation
 from nemo_tapo.filtering import filter_queries
 from nemo_tapo.pretrain import corpus_rows
 from nemo_tapo.record import RunRecorder
-from nemo_tapo.report.progress import Progress, Stage
+from nemo_tapo.report.progress import Progress
 from nemo_tapo.runtime.interface import Runtime
-from nemo_tapo.sections import OptimizerConfig
 from nemo_tapo.stop import Stop
+from nemo_tapo.supervised import MODEL, supervised
 from nemo_tapo.tasks.interface import Task
 from nemo_tapo.train import Plan, train
-from nemo_tapo.types import Group, Query, Row
-
-MODEL = "hf"
+from nemo_tapo.types import Query
 
 
 @dataclass
@@ -91,104 +85,10 @@ class Session:
         checkpoint.publish(folder, building)
 
 
-async def supervised(
-    session: Session,
-    name: str,
-    folder: Path,
-    steps: int,
-    batch: Callable[[int], Sequence[Row]],
-    optimizer: OptimizerConfig,
-    fingerprint: dict[str, Any],
-) -> None:
-    """Maximum likelihood on `batch(step)` through the same loop; leaves <folder>/hf."""
-    cfg = session.cfg
-    plan = Plan(
-        folder=folder,
-        steps=steps,
-        optimizer=optimizer,
-        loss=cfg.loss.model_copy(update={"token_mean": True, "updates_per_batch": 1, "kl_coef": 0.0}),
-        sample=False,
-        checkpoint_every=max(cfg.checkpoint.every, 50),
-        checkpoint_keep=1,
-        fingerprint=fingerprint,
-    )
-    recorder = RunRecorder(folder, session.progress, name, steps, session.runtime.tokenizer)
-    try:
-        watched = session.runtime.recorder(recorder, session.stop)
-        await train(plan, SFT(batch), session.runtime, lambda step: (), watched, session.stop)
-    finally:
-        recorder.close()
-    await session.export(folder / MODEL)
-
-
-async def coldstart(session: Session, folder: Path) -> Path:
-    """Section 3.2: returns the Hugging Face directory of the cold-start model; the actor holds it."""
-    result = folder / MODEL
-    if result.is_dir():
-        await session.runtime.actor.load_model(result)
-        return result
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "data.jsonl"
-    if not data.is_file():
-        await build_coldstart_data(session, data)
-    settings = session.cfg.coldstart
-    epochs = build.Epochs(build.read(data), settings.examples_per_step, settings.epochs, session.cfg.seed)
-    await supervised(
-        session,
-        "cold start",
-        folder,
-        epochs.steps,
-        epochs.batch,
-        settings.optimizer,
-        session.cfg.fingerprint("coldstart", "task"),
-    )
-    return result
-
-
-async def build_coldstart_data(session: Session, path: Path) -> None:
-    """Samples from the base, corrects, writes data.jsonl and its statistics."""
-    cfg, settings = session.cfg, session.cfg.coldstart
-    queries = session.train_queries()[: settings.queries]
-    stage = session.progress.stage("sampling from the base", len(queries), "queries")
-    groups = await sample_groups(session, queries, settings.samples_per_query, stage)
-    pairs = [p for g in groups for p in build.pairs_of(g, settings.corrections_per_query, cfg.seed)]
-    rejected: Counter[str] = Counter()
-    corrected = await build.oracle_corrections(pairs, session.tools, cfg.seed, rejected)
-    built = build.examples(groups, corrected, cfg, session.tools)
-    rollouts = [r for g in groups for r in g.rollouts]
-    statistics = {
-        "queries": len(groups),
-        "base_accuracy": sum(r.reward for r in rollouts) / len(rollouts),
-        "pairs": len(pairs),
-        "corrected": len(corrected),
-        **{f"rejected/{reason}": count for reason, count in sorted(rejected.items())},
-        **{f"examples/{origin}": n for origin, n in sorted(Counter(e.origin for e in built).items())},
-    }
-    path.with_name("statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
-    session.progress.message("cold-start data: " + ", ".join(f"{k} {v:.3g}" for k, v in statistics.items()))
-    build.write(path, built)
-
-
-async def sample_groups(session: Session, queries: Sequence[Query], samples: int, stage: Stage) -> list[Group]:
-    """Graded groups of the present policy, in slices so that a request to stop is heard."""
-    rollout = session.cfg.rollout.model_copy(update={"samples_per_query": samples, "logprobs": "never"})
-    algorithm = GRPO(session.cfg.model_copy(update={"rollout": rollout}), session.tools)
-
-    async def one(query: Query) -> Group:
-        group = await algorithm.rollouts(query, step=-1)
-        stage.advance(1)
-        return group
-
-    groups: list[Group] = []
-    for begin in range(0, len(queries), 128):
-        session.stop.check("sampling starts again on resume")
-        groups += await concurrently(one(query) for query in queries[begin : begin + 128])
-    return groups
-
-
 def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:
     """The settings that decide the numbers of RL: a checkpoint goes on under the same ones only."""
-    return cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer")
+    own = ("opsd",) if cfg.algorithm == "opsd" else ()
+    return cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer", *own)
 
 
 async def reinforce(session: Session, model: Path) -> None:
@@ -196,6 +96,8 @@ async def reinforce(session: Session, model: Path) -> None:
     cfg = session.cfg
     await session.runtime.actor.load_model(model)
     await session.runtime.actor.set_reference()
+    if cfg.algorithm == "opsd" and cfg.opsd.teacher_path is not None:
+        await session.runtime.actor.set_teacher(cfg.opsd.teacher_path.resolve())
     queries = QueryOrder(session.train_queries(), cfg.rollout.queries_per_step, cfg.seed)
     plan = Plan(
         folder=session.output,
@@ -205,6 +107,7 @@ async def reinforce(session: Session, model: Path) -> None:
         reflection_weight=cfg.tapo.weight,
         example_weight=cfg.tapo.ift_weight,
         temperature=cfg.rollout.temperature,
+        teacher=cfg.opsd.teacher if cfg.algorithm == "opsd" and cfg.opsd.divergence == "sampled" else None,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
         fingerprint=rl_fingerprint(cfg),
@@ -249,11 +152,6 @@ async def train_only(session: Session) -> None:
     """RL from model.path."""
     await reinforce(session, session.cfg.model.path)
     report(session.output, session.progress)
-
-
-async def coldstart_only(session: Session) -> None:
-    """The cold start alone: <output>/hf."""
-    await coldstart(session, session.output)
 
 
 def report(folder: Path, progress: Progress) -> None:
@@ -302,6 +200,7 @@ WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
     "run": (
         ("starting engines", 20),
         ("sampling from the base", 30),
+        ("correcting", 2),
         ("cold start", 150),
         ("evaluating (before)", 20),
         ("TAPO", 300),

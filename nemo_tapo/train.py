@@ -23,7 +23,9 @@ import torch
 
 from nemo_tapo import checkpoint
 from nemo_tapo.algorithms.base import Algorithm
+from nemo_tapo.distillation import TeacherKind
 from nemo_tapo.equations.batching import collate
+from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
 from nemo_tapo.runtime.interface import Runtime, RuntimeFailure
 from nemo_tapo.sections import LossConfig, OptimizerConfig
 from nemo_tapo.stop import Stop
@@ -41,6 +43,7 @@ class Plan:
     reflection_weight: float = 1.0  # lambda of Eq. 6
     example_weight: float = 1.0  # of the likelihood term
     temperature: float = 1.0  # of the rollouts
+    teacher: TeacherKind | None = None  # whose log-probabilities of the rollouts' tokens the objective needs (OPSD)
     sample: bool = True  # False: supervised; the engine is left alone
     checkpoint_every: int = 20
     checkpoint_keep: int = 2
@@ -184,6 +187,11 @@ async def scored(rows: Sequence[Row], runtime: Runtime, plan: Plan, recorder: Re
     batch = collate(rows, runtime.tokenizer.pad_id, plan.reflection_weight, plan.loss.token_mean, plan.example_weight)
     if not plan.sample:
         return batch
+    if plan.teacher is not None and batch.teacher_input_ids is not None:  # first: its rows go no further
+        recorder.phase("asking the teacher")
+        with clock("teacher"):
+            ask = runtime.actor.logprobs if plan.teacher == "live" else runtime.actor.teacher_logprobs
+            batch = with_teacher_logprobs(batch, await ask(teacher_batch(batch), plan.temperature))
     recorder.phase("scoring the reference")
     with clock("reference"):
         batch = await with_reference(batch, rows, runtime, plan)

@@ -46,6 +46,7 @@ class Query:
     answer: str  # the gold answer as the verifier wants it
     prompt_ids: tuple[int, ...] = ()  # `user_text` as the policy reads it, chat template applied
     prompt: str = ""  # the task's template filled in, where it has one
+    solution: str = ""  # a right solution written out, where the task has one (opsd.privileged: solution)
 
     @property
     def user_text(self) -> str:
@@ -181,12 +182,23 @@ class Construction:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What a teacher is told to judge one rollout by (OPSD). `left_out` is None exactly if it yields a training row."""
+
+    rollout: Rollout
+    left_out: str | None  # a reason of algorithms.opsd.LEFT_OUT_REASONS, or None
+    reference: str = ""  # the uid of the rollout that the teacher is told; "" where it is the data's solution
+    teacher_prompt_ids: tuple[int, ...] = ()  # the privileged prompt as the teacher reads it
+
+
+@dataclass(frozen=True)
 class Experience:
     """All that one step collected, in query order (never in order of arrival)."""
 
     groups: tuple[Group, ...] = ()
     constructions: tuple[Construction, ...] = ()
     examples: tuple[Row, ...] = ()  # supervised rows (Kind.EXAMPLE)
+    lessons: tuple[Lesson, ...] = ()  # one a rollout, in the order of the groups (OPSD)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -201,10 +213,11 @@ class Row:
     response_ids: tuple[int, ...]
     reward: float = 0.0
     advantage: float = 0.0
-    masked_tokens: int = 0  # the first so many response tokens carry no loss (tapo.prefix_loss)
     # log-probabilities of the *policy's own context* as the engine reported them; never set on constructed
     # rows: the engine sampled those in the synthesis prompt's context.
     generation_logprobs: tuple[float, ...] | None = None
+    masked_tokens: int = 0  # the first so many response tokens carry no loss (tapo.prefix_loss)
+    teacher_prompt_ids: tuple[int, ...] | None = None  # the teacher reads the response after these (OPSD)
 
     def __post_init__(self) -> None:
         if self.kind is Kind.CONSTRUCTED and self.generation_logprobs is not None:
@@ -236,6 +249,9 @@ class Batch:
     reference_mask: Tensor | None = None  # [B] float32: rows whose reference log-probabilities are known
     generation_logprobs: Tensor | None = None  # [B, S] nats, the engine's, original rows only
     generation_mask: Tensor | None = None  # [B] float32: rows whose generation_logprobs are known
+    teacher_input_ids: Tensor | None = None  # [B, S'] int64: the same responses after the teacher's prompts (OPSD)
+    teacher_input_lengths: Tensor | None = None  # [B] int64
+    teacher_logprobs: Tensor | None = None  # [B, S] nats of each response token, as the teacher has it
 
     @property
     def rows(self) -> int:
@@ -254,9 +270,15 @@ class Batch:
     def select(self, index: Tensor | list[int]) -> Batch:
         """The rows `index`, cut to their longest length; row order as given."""
         index = torch.as_tensor(index, dtype=torch.long)
-        width = int(self.input_lengths[index].max()) if index.numel() else 0
-        picked = {k: v[index][:, :width] if v.ndim == 2 else v[index] for k, v in self.as_dict().items()}
-        return replace(self, **picked)
+
+        def picked(name: str, value: Tensor) -> Tensor:
+            if value.ndim == 1:
+                return value[index]
+            lengths = self.teacher_input_lengths if name == "teacher_input_ids" else self.input_lengths
+            assert lengths is not None
+            return value[index][:, : int(lengths[index].max()) if index.numel() else 0]
+
+        return replace(self, **{name: picked(name, value) for name, value in self.as_dict().items()})
 
 
 @dataclass(frozen=True)

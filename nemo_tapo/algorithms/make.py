@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from nemo_tapo.algorithms.base import Algorithm, Tools
 from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.opsd import OPSD
 from nemo_tapo.algorithms.reflective_sft import ReflectiveSFT
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config import RunConfig
 
-KINDS: dict[str, type[GRPO]] = {"grpo": GRPO, "tapo": TAPO, "reflective_sft": ReflectiveSFT}
+KINDS: dict[str, type[GRPO]] = {"grpo": GRPO, "tapo": TAPO, "opsd": OPSD, "reflective_sft": ReflectiveSFT}
 
 
 def make_algorithm(cfg: RunConfig, tools: Tools) -> Algorithm:

@@ -1,50 +1,59 @@
 """Cold-start data (section 3.2 of arXiv 2606.18844): the base's own wrong responses, corrected.
 
-sample from the base -> grade -> pair wrong with right -> correct -> keep what the verifier accepts
--> SFT format (query -> corrective or correct response) + IFT format (synthesis prompt -> analysis and
-   reconstruction) -> data.jsonl
+groups -> survey (pairs wrong with right) -> corrections -> mix
+-> SFT format (query -> corrective or correct response) + IFT format (synthesis prompt -> analysis and reconstruction)
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.coldstart.data import Example, Source
 from nemo_tapo.config import RunConfig
-from nemo_tapo.equations.reflection import anchor, render
-from nemo_tapo.seeding import rng, seed_from
-from nemo_tapo.tasks import arithmetic
-from nemo_tapo.types import Group, Kind, Pair, Row
+from nemo_tapo.equations.reflection import render
+from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.seeding import rng
+from nemo_tapo.types import Construction, Group, Pair, Row
+
+MIXED, ALL_RIGHT, ALL_WRONG = FATES = ("right_and_wrong", "all_right", "all_wrong")
+CORRECT, CORRECTIVE, SYNTHESIS = ORIGINS = ("correct", "corrective", "synthesis")
 
 
-@dataclass(frozen=True)
-class Example:
-    """One supervised example, with where it came from."""
+@dataclass
+class Survey:
+    """What the groups hold, as far as the data needs it; the other responses are not kept in memory."""
 
-    uid: str
-    format: str  # "sft" or "ift"
-    origin: str  # "correct", "corrective" or "synthesis"
-    prompt: str
-    response: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-
-    def row(self) -> Row:
-        return Row(self.uid, self.uid, Kind.EXAMPLE, self.prompt_ids, self.response_ids)
+    draw: random.Random  # of the mix; goes on where the survey leaves it
+    pairs: list[Pair] = field(default_factory=list)
+    right: list[Example] = field(default_factory=list)  # one a query that was answered right
+    fates: Counter[str] = field(default_factory=Counter)  # of FATES, one a query
+    outcomes: Counter[str] = field(default_factory=Counter)  # the verifier's, one a response
+    correct: int = 0  # responses
+    truncated: int = 0  # responses
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """A pair with the writer's analysis and reconstruction, accepted by the verifier."""
+def survey(groups: Iterable[Group], cfg: RunConfig) -> Survey:
+    """One pass over the groups, in query order."""
+    found = Survey(rng(cfg.seed, "coldstart mix"))
+    for group in groups:
+        found.fates[fate(group)] += 1
+        found.outcomes.update(r.grade.outcome for r in group.rollouts)
+        found.correct += len(group.correct)
+        found.truncated += sum(r.completion.truncated for r in group.rollouts)
+        found.pairs += pairs_of(group, cfg.coldstart.corrections_per_query, cfg.seed)
+        if group.correct:
+            found.right.append(correct_example(group, found.draw.randrange(len(group.correct))))
+    return found
 
-    pair: Pair
-    analysis: str
-    reconstruction: str
+
+def fate(group: Group) -> str:
+    """Whether a query can be corrected: only one with right and wrong responses can."""
+    if group.correct and group.incorrect:
+        return MIXED
+    return ALL_RIGHT if group.correct else ALL_WRONG
 
 
 def pairs_of(group: Group, most: int, seed: int) -> list[Pair]:
@@ -56,86 +65,100 @@ def pairs_of(group: Group, most: int, seed: int) -> list[Pair]:
     return [Pair(w, draw.choice(group.correct), i) for i, w in enumerate(wrong)]
 
 
-async def oracle_corrections(pairs: Sequence[Pair], tools: Tools, seed: int, rejected: Counter[str]) -> list[Corrected]:
-    """Corrections by the generated task's own oracle; those without a locatable error or refused are counted."""
-    accepted = []
-    for pair in pairs:
-        query = pair.wrong.query
-        problem = arithmetic.parse_question(query.question)
-        fixed = arithmetic.correction(problem, pair.wrong.text, seed_from(seed, "wording", pair.uid))
-        if fixed is None:
-            rejected["no_locatable_error"] += 1
-        elif (await tools.task.grade(query, fixed.reconstruction)).reward <= 0:
-            rejected["refused_by_verifier"] += 1
-        else:
-            accepted.append(Corrected(pair, fixed.analysis, fixed.reconstruction))
-    return accepted
+@dataclass
+class Share:
+    """What became of the examples of one origin: made = duplicates + cut_off + too_long + left_over + taken."""
+
+    wished: int
+    made: int = 0
+    duplicates: int = 0  # the same tokens as another example; dropped if coldstart.drop_duplicates
+    cut_off: int = 0  # a right response that the length limit ended: it would teach not to end
+    too_long: int = 0  # beyond coldstart.max_length: never cut
+    left_over: int = 0  # more than wished
+    taken: int = 0
 
 
-def examples(groups: Sequence[Group], corrected: Sequence[Corrected], cfg: RunConfig, tools: Tools) -> list[Example]:
-    """The mix of SFT and IFT examples, shuffled by the run's seed."""
+@dataclass(frozen=True)
+class Mix:
+    """The examples in the order of the file, and what became of the others."""
+
+    examples: list[Example]
+    shares: dict[str, Share]  # by origin
+    doubles_kept: int  # where duplicates are not dropped
+
+
+def mix(found: Survey, corrected: Sequence[Construction], template: str, cfg: RunConfig, tokenizer: Tokenizer) -> Mix:
+    """The wished mix of SFT and IFT examples, or what there is of it, shuffled by the run's seed."""
     settings = cfg.coldstart
-    draw = rng(cfg.seed, "coldstart mix")
-    ift = [ift_example(c, cfg, tools) for c in corrected]
-    corrective = [corrective_example(c, tools) for c in corrected]
-    right = [correct_example(group, draw.randrange(len(group.correct)), tools) for group in groups if group.correct]
-    wanted = round(settings.sft_examples * settings.corrective_share)
-    sft = _take(corrective, wanted, draw) + _take(right, settings.sft_examples - wanted, draw)
-    mixed = _take(ift, settings.ift_examples, draw) + sft
-    fitting = [e for e in mixed if len(e.prompt_ids) + len(e.response_ids) <= cfg.model.max_length]
-    draw.shuffle(fitting)
-    return fitting
+    corrective = round(settings.sft_examples * settings.corrective_share)
+    wished = {
+        CORRECT: settings.sft_examples - corrective,
+        CORRECTIVE: corrective,
+        SYNTHESIS: settings.ift_examples,
+    }
+    pools = {
+        CORRECT: found.right,
+        CORRECTIVE: [corrective_example(c) for c in corrected],
+        SYNTHESIS: [ift_example(c, template, tokenizer) for c in corrected],
+    }
+    longest = settings.max_length or cfg.model.max_length
+    shares = {origin: Share(wished[origin], len(pools[origin])) for origin in ORIGINS}
+    seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    doubles = 0
+    for origin, pool in pools.items():
+        usable = []
+        for example in pool:
+            tokens = (example.prompt_ids, example.response_ids)
+            double = tokens in seen
+            seen.add(tokens)
+            if double and settings.drop_duplicates:
+                shares[origin].duplicates += 1
+            elif example.response_ids[-1] != tokenizer.eos_id:
+                shares[origin].cut_off += 1
+            elif example.length > longest:
+                shares[origin].too_long += 1
+            else:
+                doubles += double
+                usable.append(example)
+        pools[origin] = usable
+    taken: dict[str, list[Example]] = {}
+    for origin in (CORRECTIVE, CORRECT, SYNTHESIS):  # the order of the draws
+        pool, share = pools[origin], shares[origin]
+        taken[origin] = found.draw.sample(pool, min(share.wished, len(pool)))
+        share.taken = len(taken[origin])
+        share.left_over = len(pool) - share.taken
+    mixed = [*taken[SYNTHESIS], *taken[CORRECTIVE], *taken[CORRECT]]
+    found.draw.shuffle(mixed)
+    return Mix(mixed, shares, doubles)
 
 
-def _take(pool: list[Example], count: int, draw: random.Random) -> list[Example]:
-    """`count` of the pool, or all of it."""
-    return draw.sample(pool, min(count, len(pool)))
-
-
-def ift_example(c: Corrected, cfg: RunConfig, tools: Tools) -> Example:
+def ift_example(c: Construction, template: str, tokenizer: Tokenizer) -> Example:
     """Synthesis prompt -> `<analysis>`, `<reconstruction>`: teaches the form and the analysis."""
-    prompt = render(cfg.tapo.prompt or tools.task.synthesis_prompt, c.pair)
-    answer = f"<analysis>{c.analysis}</analysis>\n<reconstruction>{c.reconstruction}</reconstruction>"
-    ids = (*tools.tokenizer.encode(answer), tools.tokenizer.eos_id)
-    return Example(f"ift-{c.pair.uid}", "ift", "synthesis", prompt, answer, tools.tokenizer.chat(prompt), ids)
+    prompt, wrong = render(template, c.pair), c.pair.wrong.text
+    lead = wrong[: len(wrong) - len(wrong.lstrip("\n"))]  # which the prompt does not show
+    shown = c.reconstruction.removeprefix(lead)
+    answer = f"<analysis>{c.analysis}</analysis>\n<reconstruction>{shown}</reconstruction>"
+    ids = (*tokenizer.encode(answer), tokenizer.eos_id)
+    return Example(f"ift-{c.pair.uid}", "ift", SYNTHESIS, prompt, answer, tokenizer.chat(prompt), ids, source_of(c))
 
 
-def corrective_example(c: Corrected, tools: Tools) -> Example:
+def corrective_example(c: Construction) -> Example:
     """Query -> the reconstruction as a plain answer, its kept prefix the rollout's own tokens."""
     query = c.pair.wrong.query
-    ids, _, _ = anchor(c.reconstruction, c.pair.wrong.text, c.pair.wrong.completion.token_ids, tools.tokenizer)
-    uid = f"sft-{c.pair.uid}"
-    return Example(uid, "sft", "corrective", query.question, c.reconstruction, query.prompt_ids, ids)
+    uid, source = f"sft-{c.pair.uid}", source_of(c)
+    return Example(uid, "sft", CORRECTIVE, query.user_text, c.reconstruction, query.prompt_ids, c.response_ids, source)
 
 
-def correct_example(group: Group, which: int, tools: Tools) -> Example:
+def correct_example(group: Group, which: int) -> Example:
     """Query -> one of the base's own right responses."""
     rollout, query = group.correct[which], group.query
-    ids = rollout.completion.token_ids
-    return Example(f"sft-{rollout.uid}", "sft", "correct", query.question, rollout.text, query.prompt_ids, ids)
+    ids, source = rollout.completion.token_ids, Source(query.uid, rollout.uid)
+    return Example(f"sft-{rollout.uid}", "sft", CORRECT, query.user_text, rollout.text, query.prompt_ids, ids, source)
 
 
-def write(path: Path, built: Sequence[Example]) -> None:
-    """data.jsonl, under its name only when whole."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as handle:
-        for example in built:
-            handle.write(json.dumps(asdict(example)) + "\n")
-    temporary.replace(path)
-
-
-def read(path: Path) -> list[Example]:
-    """The inverse of `write`. Raises ValueError naming the line that does not parse."""
-    built = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            raw = json.loads(line)
-            example = Example(**raw)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no cold-start example: {error}") from None
-        prompt_ids, response_ids = tuple(example.prompt_ids), tuple(example.response_ids)
-        built.append(replace(example, prompt_ids=prompt_ids, response_ids=response_ids))
-    return built
+def source_of(c: Construction) -> Source:
+    pair = c.pair
+    return Source(pair.wrong.query.uid, pair.wrong.uid, pair.reference.uid, c.kept_tokens, c.kept_share)
 
 
 class Epochs:
@@ -144,7 +167,10 @@ class Epochs:
     def __init__(self, built: Sequence[Example], per_step: int, epochs: float, seed: int) -> None:
         """Raises ValueError if there is no example at all."""
         if not built:
-            raise ValueError("there is no cold-start example: the base got no query both right and wrong.")
+            raise ValueError(
+                "there is no cold-start example: nothing was answered right, or coldstart.sft_examples and "
+                "ift_examples ask for none."
+            )
         self.built, self.seed = list(built), seed
         self.per_step = min(per_step, len(built))
         self.steps_per_epoch = len(built) // self.per_step

@@ -30,6 +30,7 @@ class Example:
     question: str
     answer: str
     row: Mapping[str, Any]  # as read
+    solution: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ def read(cfg: DatasetConfig, name: str, key: str) -> Loaded:
     """
     opened = open_source(cfg, key)
     check_rows(cfg, opened, key)
-    for field, setting in ((cfg.question, "question"), (cfg.answer, "answer"), (cfg.uid, "uid")):
+    for field, setting in (
+        (cfg.question, "question"),
+        (cfg.answer, "answer"),
+        (cfg.uid, "uid"),
+        (cfg.solution, "solution"),
+    ):
         if field is not None:
             require_field(opened, field, key, setting)
     found = [example(record, cfg, f"{name}-{number}") for number, record in enumerate(opened.rows)]
@@ -126,7 +132,8 @@ def example(record: Record, cfg: DatasetConfig, numbered: str) -> Example | SetA
         fault = "without_marker" if not marker else None if answer.strip() else "missing"
     if fault is not None:
         return SetAside(uid, f"answer_{fault}", question=question)
-    return Example(uid, question, answer.strip(), record)
+    solution = "" if cfg.solution is None else text_of(record.get(cfg.solution), numbers=False)[0]
+    return Example(uid, question, answer.strip(), record, solution)
 
 
 def text_of(value: Any, numbers: bool = True) -> tuple[str, str | None]:

@@ -62,6 +62,7 @@ def collate(
     mixed = Kind.EXAMPLE in kinds and len(kinds) > 1
     coefficients = loss_coefficients(rows, reflection_weight, token_mean, example_weight)
     generation, known = _generation_logprobs(rows, shape)
+    teacher_ids, teacher_lengths = _teacher_rows(rows, pad_id)
     return Batch(
         input_ids=input_ids,
         input_lengths=lengths,
@@ -73,6 +74,8 @@ def collate(
         supervised=torch.tensor([row.kind is Kind.EXAMPLE for row in rows]) if mixed else None,
         generation_logprobs=generation,
         generation_mask=known,
+        teacher_input_ids=teacher_ids,
+        teacher_input_lengths=teacher_lengths,
     )
 
 
@@ -85,6 +88,18 @@ def _generation_logprobs(rows: Sequence[Row], shape: tuple[int, int]) -> tuple[T
             values[i, len(row.prompt_ids) : row.length] = torch.tensor(row.generation_logprobs)
             known[i] = 1.0
     return values, known
+
+
+def _teacher_rows(rows: Sequence[Row], pad_id: int) -> tuple[Tensor | None, Tensor | None]:
+    """Each response after its teacher's prompt, and the lengths; (None, None) where nobody is taught."""
+    texts = [row.teacher_prompt_ids + row.response_ids for row in rows if row.teacher_prompt_ids is not None]
+    if not texts:
+        return None, None
+    assert len(texts) == len(rows), "either every row has a teacher or none"
+    ids = torch.full((len(rows), max(map(len, texts))), pad_id, dtype=torch.long)
+    for i, text in enumerate(texts):
+        ids[i, : len(text)] = torch.tensor(text, dtype=torch.long)
+    return ids, torch.tensor([len(text) for text in texts])
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -106,16 +106,19 @@ class Store:
     def done(self, benchmark: str) -> set[tuple[str, int, int]]:
         """Keys of the samples that are there; cuts a half-written last line off."""
         path = self.path(benchmark)
-        if path.is_file():
-            _cut_torn_line(path)
+        cut_torn_line(path)
         return {sample.key for sample in read(path)}
 
     def add(self, sample: Sample) -> None:
         """Handed to the system when this returns: the process may be killed. Raises DiskFull."""
-        file = self._files.get(sample.benchmark)
+        self.append(sample.benchmark, asdict(sample))
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """`add` for rows of another kind; each kind has a file `name` of its own."""
+        file = self._files.get(name)
         if file is None:
-            file = self._files[sample.benchmark] = self.path(sample.benchmark).open("ab", buffering=0)
-        rest = memoryview(encode(asdict(sample)))
+            file = self._files[name] = self.path(name).open("ab", buffering=0)
+        rest = memoryview(encode(row))
         try:
             while rest:  # a disk that fills up takes a part, and refuses the next
                 rest = rest[file.write(rest) :]
@@ -134,7 +137,10 @@ class Store:
             file.close()
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
+    """Cuts off what a killed process left of a line; a file that is not there stays so."""
+    if not path.is_file():
+        return
     with path.open("rb+") as file:
         size = end = file.seek(0, 2)
         while end > 0:  # backwards, a block at a time: a response may be long

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from nemo_tapo.config import RunConfig
 from nemo_tapo.endpoint import Endpoint
@@ -19,6 +19,7 @@ from nemo_tapo.types import Grade, Query, Request
 HEARD_WITHIN = 0.5  # seconds after which what is under way is dropped, when a stop was requested
 
 Verify = Callable[[Query, str], Awaitable[Grade]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,27 @@ async def take(
     is requested: what is under way then is dropped, and sampled again the next time. The first failure ends all and is
     raised.
     """
+
+    async def work(job: Job) -> None:
+        keep(await _one(job, sampler, verify, seed))
+
+    await at_once(jobs, work, sampler.in_flight, stop)
+
+
+async def at_once(jobs: Iterable[T], work: Callable[[T], Awaitable[None]], most: int, stop: Stop) -> None:
+    """`work` on every job, at most `most` under way. When `stop` is requested it returns and drops what is under way.
+
+    The first failure ends all and is raised.
+    """
     queue = iter(jobs)  # shared: whoever is free takes the next
-    workers = [asyncio.ensure_future(_work(queue, sampler, verify, seed, keep, stop)) for _ in range(sampler.in_flight)]
+
+    async def one_after_the_other() -> None:
+        for job in queue:
+            if stop.requested:
+                return
+            await work(job)
+
+    workers = [asyncio.ensure_future(one_after_the_other()) for _ in range(most)]
     left = set(workers)
     try:
         while left and not stop.requested:
@@ -125,13 +145,6 @@ async def take(
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-
-
-async def _work(
-    queue: Iterator[Job], sampler: Sampler, verify: Verify, seed: int, keep: Callable[[Sample], None], stop: Stop
-) -> None:
-    while not stop.requested and (job := next(queue, None)) is not None:
-        keep(await _one(job, sampler, verify, seed))
 
 
 async def _one(job: Job, sampler: Sampler, verify: Verify, seed: int) -> Sample:

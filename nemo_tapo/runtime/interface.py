@@ -78,6 +78,9 @@ class Actor(Protocol):
     async def set_reference(self) -> None:
         """The present weights become the frozen reference policy."""
 
+    async def set_teacher(self, path: Path) -> None:
+        """Frozen weights of a Hugging Face directory of the same architecture teach (OPSD); else the reference does."""
+
     async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
         """Forward, loss, backward, one optimizer step."""
 
@@ -89,6 +92,9 @@ class Actor(Protocol):
 
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The same under the reference policy."""
+
+    async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """The same under the frozen teacher."""
 
     async def weights(self) -> Any:
         """A handle on the full weights, Hugging Face names, for `Generator.update_weights`."""

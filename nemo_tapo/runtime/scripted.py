@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nemo_tapo.distillation import DivergenceObjective, taught_logits
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.objective import Objective, next_token_scores, reduce_metrics
 from nemo_tapo.runtime.own import OwnServices
@@ -72,6 +73,7 @@ class ScriptedActor:
         self.model = nn.Sequential(nn.Embedding(vocab_size, width), nn.Tanh(), nn.Linear(width, vocab_size))
         self.vocab = VocabShard(0, vocab_size)
         self.reference = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.teacher: dict[str, Tensor] | None = None
 
     async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
         self.settings, self.steps_done = optimizer, 0
@@ -88,9 +90,17 @@ class ScriptedActor:
     async def set_reference(self) -> None:
         self.reference = {k: v.clone() for k, v in self.model.state_dict().items()}
 
+    async def set_teacher(self, path: Path) -> None:
+        """Weights that `export` wrote."""
+        self.teacher = load_file(path / "model.safetensors")
+
     async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
         self.optimizer.zero_grad()
-        loss, metrics, streams = objective(self.model(batch.input_ids), batch, self.vocab)
+        logits = self.model(batch.input_ids)
+        if isinstance(objective, DivergenceObjective):
+            loss, metrics, streams = objective(logits, batch, self.vocab, self._taught(batch, objective))
+        else:
+            loss, metrics, streams = objective(logits, batch, self.vocab)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
@@ -99,13 +109,27 @@ class ScriptedActor:
             float(loss.detach()), float(norm), self.settings.lr, reduce_metrics([metrics]), streams.get("weights")
         )
 
+    def _taught(self, batch: Batch, objective: DivergenceObjective) -> Tensor | None:
+        if batch.teacher_input_ids is None:
+            return None
+        with torch.no_grad():
+            weights = self.model.state_dict() if objective.teacher == "live" else self.teacher or self.reference
+            logits = torch.func.functional_call(self.model, weights, batch.teacher_input_ids)
+            return taught_logits(logits, batch)
+
     async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         with torch.no_grad():
             return self._scores(self.model(batch.input_ids), batch, temperature)
 
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        return self._scores_under(self.reference, batch, temperature)
+
+    async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        return self._scores_under(self.teacher or self.reference, batch, temperature)
+
+    def _scores_under(self, weights: dict[str, Tensor], batch: Batch, temperature: float) -> Tensor:
         with torch.no_grad():
-            logits = torch.func.functional_call(self.model, self.reference, batch.input_ids)
+            logits = torch.func.functional_call(self.model, weights, batch.input_ids)
             return self._scores(logits, batch, temperature)
 
     def _scores(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:

@@ -23,7 +23,7 @@ class ArithmeticTask:
     def train_queries(self) -> Sequence[Query]:
         """`train_queries` different problems, drawn from the run's seed."""
         drawn = arithmetic.problems(self.cfg.train_queries, self.seed, self.cfg.min_operations, self.cfg.max_operations)
-        return [Query(f"train-{i}", p.question, p.answer) for i, p in enumerate(drawn)]
+        return [Query(f"train-{i}", p.question, p.answer, solution="\n".join(p.lines)) for i, p in enumerate(drawn)]
 
     def benchmarks(self) -> Mapping[str, Sequence[Query]]:
         """The first `held_out_queries` of the fixed test problems; the same for every seed, in no training data."""

@@ -54,7 +54,11 @@ class MathematicsTask:
         self.verifier.close()
 
     def _queries(self, loaded: Loaded) -> list[Query]:
-        return [Query(e.uid, e.question, e.answer, prompt=fill(self.cfg.prompt, e.question)) for e in loaded.examples]
+        prompt = self.cfg.prompt
+        return [
+            Query(e.uid, e.question, e.answer, prompt=fill(prompt, e.question), solution=e.solution)
+            for e in loaded.examples
+        ]
 
     def _screened(self, name: str, cfg: DatasetConfig) -> Loaded:
         if name not in self._sets:

@@ -1,10 +1,15 @@
-"""A driver for test_loop.py: TAPO through NeMo-RL on CPUs, as `nemo-tapo train` runs it. Arguments: folder, steps."""
+"""A driver for tests: TAPO through NeMo-RL on CPUs, as `nemo-tapo train` runs it.
+
+Arguments: folder, steps; and settings of `nemo_parts.run_config` as JSON, if others are meant.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import nemo_parts as parts
 
@@ -14,10 +19,10 @@ from nemo_tapo.stages import Session, reinforce
 from nemo_tapo.stop import Stop
 
 
-async def main(folder: Path, steps: int) -> None:
+async def main(folder: Path, steps: int, changes: dict[str, Any]) -> None:
     from nemo_tapo.report.progress import Progress
 
-    cfg = parts.run_config(folder, steps=steps)
+    cfg = parts.run_config(folder, steps=steps, **changes)
     stop = Stop()
     with parts.on_cpus(folder) as factory, Progress() as progress:
         runtime = await NemoRLRuntime.start(parts.master_config(folder, steps), cfg, policy_factory=factory)
@@ -34,6 +39,6 @@ async def main(folder: Path, steps: int) -> None:
 if __name__ == "__main__":
     here = cluster.start(parts.CPUS)
     try:
-        asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+        asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), json.loads((sys.argv[3:] or ["{}"])[0])))
     finally:
         cluster.stop(here)

@@ -55,7 +55,19 @@ def test_nemo_rls_own_validation_is_off() -> None:
     assert (grpo["val_period"], grpo["val_at_start"], grpo["val_at_end"]) == (0, False, False)
 
 
-@pytest.mark.parametrize("command", ["run", "coldstart", "pretrain"])
+def test_a_cold_start_samples_as_rl_does_and_from_the_model_that_is_named() -> None:
+    master = {**MASTER, "checkpointing": {"checkpoint_dir": "results/run"}}
+    one = {"output": "runs/x", "coldstart": {"writer": "model"}}
+    own = prepared(master, settings(**one), "coldstart")
+    assert own["policy"]["generation"]["max_new_tokens"] == 800  # of a synthesis
+    assert own["checkpointing"]["checkpoint_dir"] == "runs/x/evaluation/no-checkpoints"
+    with pytest.raises(ValueError, match=r"tapo\.temperature = 0\.7"):
+        prepared(master, settings(**one, tapo={"temperature": 0.7}), "coldstart")
+    served = settings(coldstart={"writer": "endpoint"}, tapo={"temperature": 0.7, "max_tokens": 800})
+    assert prepared(master, served, "coldstart")["policy"]["generation"]["max_new_tokens"] == 300
+
+
+@pytest.mark.parametrize("command", ["run", "pretrain"])
 def test_commands_with_two_optimizers_are_refused(command: str) -> None:
     with pytest.raises(ValueError, match=f"`nemo-tapo {command}` does not run on NeMo-RL"):
         prepared(MASTER, settings(), command)

@@ -10,6 +10,7 @@ import torch
 
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages
 from nemo_tapo.equations.suppression import suppression_weights
+from nemo_tapo.report.paper import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5
 
 K = 8
 CASES = [(right, m, good) for right in range(1, K) for m in range(1, 5) for good in range(1, m + 1)]
@@ -82,3 +83,43 @@ def test_the_upper_bound_of_the_weights_is_rarely_met() -> None:
     entropy = torch.tensor([math.log(10.0) - 1e-6, math.log(10.0) + 1.0], dtype=torch.float64)
     weights = suppression_weights(torch.zeros(2, dtype=torch.float64), entropy, 0.01, 10.0)
     assert weights.tolist() == pytest.approx([10.0 * math.exp(-1e-6), 10.0])
+
+
+def test_the_tables_are_shares_of_480_samples() -> None:
+    """30 problems x 16 runs: the printed pass@k are "any of the first k of 5", counted, not the unbiased estimate."""
+    printed = [v for rows in TABLE_1.values() for row in rows.values() for v in row]
+    printed += [v for table in (TABLE_3, TABLE_4, TABLE_5) for row in table.values() for v in row]
+    assert len(printed) == 219
+    off = [v for v in printed if abs(v * 4.8 - round(v * 4.8)) > 0.005 * 4.8 + 1e-9]
+    assert off == [31.52, 68.45]  # pass@2 of the base, pass@4 of it with thinking, both on AIME 2024
+
+
+def test_the_differences_of_table_2() -> None:
+    """All but one of the printed differences are those of the printed rates."""
+    grpo, tapo, printed = (TABLE_2[name] for name in ("Cold-start + GRPO", "Cold-start + TAPO", "Δ"))
+    wrong = [
+        (rate, round(b - a, 1), told)
+        for rate in ("DSR", "ERR")
+        for a, b, told in zip(grpo[rate], tapo[rate], printed[rate], strict=True)
+        if round(b - a, 1) != told
+    ]
+    assert wrong == [("DSR", 22.4, 22.3)]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "better", "worse", "told"),
+    [  # section 4.2, in words
+        ("AIME 2024", "Cold-start + TAPO", "Cold-start + GRPO", 9.58),
+        ("AIME 2024", "Cold-start + TAPO", "Cold-start + OPSD", 4.79),
+        ("AIME 2025", "Cold-start + TAPO", "Cold-start + GRPO", 0.00),
+        ("AIME 2025", "Cold-start + TAPO", "Cold-start + OPSD", 3.55),
+        ("HMMT 2025", "Cold-start + TAPO", "Cold-start + GRPO", 2.71),
+        ("HMMT 2025", "Cold-start + TAPO", "Cold-start + OPSD", 7.29),
+        ("AIME 2024", "Qwen3-8B-Instruct + TAPO", "Qwen3-8B-Instruct + GRPO", 8.54),
+        ("AIME 2025", "Qwen3-8B-Instruct + GRPO", "Qwen3-8B-Instruct + TAPO", 0.83),
+        ("HMMT 2025", "Qwen3-8B-Instruct + GRPO", "Qwen3-8B-Instruct + TAPO", 2.29),
+    ],
+)
+def test_the_differences_of_table_1(benchmark: str, better: str, worse: str, told: float) -> None:
+    rows = TABLE_1[benchmark]
+    assert rows[better][0] - rows[worse][0] == pytest.approx(told, abs=1e-9)

@@ -96,6 +96,10 @@ class LocalActor:
         """The present weights become the frozen reference policy."""
         await self._call("set_reference")
 
+    async def set_teacher(self, path: Path) -> None:
+        """Weights of a Hugging Face directory teach instead of the reference policy's; ValueError if sizes differ."""
+        await self._call("set_teacher", path=path)
+
     async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
         """Forward, loss, backward, one optimizer step.
 
@@ -120,6 +124,10 @@ class LocalActor:
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """The same under the reference policy."""
         return await self._logprobs(batch, "get_reference_policy_logprobs", "reference_logprobs", temperature)
+
+    async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """The same under the frozen teacher."""
+        return await self._logprobs(batch, "get_teacher_logprobs", "teacher_logprobs", temperature)
 
     async def weights(self) -> Any:
         """A Ray reference to {Hugging Face name: tensor}: they go from rank 0 to whoever gets it, not through here."""
@@ -252,7 +260,9 @@ def filled(batch: Batch, share: Sequence[int], rows: int) -> Batch:
     if not missing:
         return part
     added = {k: torch.cat([v, v.new_zeros(missing, *v.shape[1:])]) for k, v in part.as_dict().items()}
-    added["input_lengths"][-missing:] = min(2, part.input_ids.shape[1])
+    for ids, lengths in (("input_ids", "input_lengths"), ("teacher_input_ids", "teacher_input_lengths")):
+        if lengths in added:
+            added[lengths][-missing:] = min(2, added[ids].shape[1])
     return replace(part, **added)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,31 @@ def read_info(path: Path) -> ModelInfo:
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
         max_length=config["max_position_embeddings"],
     )
+
+
+def require_same_kind(model: Path, teacher: Path) -> None:
+    """Raises ValueError unless `teacher` can stand in for `model`: the same architecture, sizes and token ids."""
+    own, other = read_info(model), read_info(teacher)
+    names = [f.name for f in fields(own) if f.name != "max_length" and getattr(own, f.name) != getattr(other, f.name)]
+    for name in names:
+        raise ValueError(
+            f"opsd.teacher_path: {teacher} is another architecture than {model}: {name} is {getattr(other, name)} "
+            f"instead of {getattr(own, name)}. The teacher has to have the policy's."
+        )
+    if _token_ids(model) != _token_ids(teacher):
+        raise ValueError(
+            f"opsd.teacher_path: the tokenizer of {teacher} is not that of {model}. The teacher reads the policy's own "
+            "tokens, so it has to have the same."
+        )
+
+
+def _token_ids(path: Path) -> Any:
+    """What of tokenizer.json decides the ids of a text."""
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{path} has no tokenizer.json, so its tokens cannot be compared.")
+    whole = json.loads(file.read_text())
+    return [whole.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
 
 
 def _refuse_unknown(config: dict[str, Any], file: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from nemo_tapo.config import RunConfig
 from nemo_tapo.runtime.interface import Generator
 from nemo_tapo.runtime.local import cluster as ray_cluster
+from nemo_tapo.runtime.local import hf
 from nemo_tapo.runtime.local.actor import LocalActor, start_actor
 from nemo_tapo.runtime.local.engine import EngineInfo, VllmEngine, engine_environment
 from nemo_tapo.runtime.local.generator import LocalGenerator
@@ -52,6 +53,8 @@ class LocalRuntime(OwnServices):
         Raises ValueError if `model.path` is no model, RuntimeFailure if a process does not come up.
         """
         cfg = with_absolute_model(cfg)
+        if cfg.algorithm == "opsd" and cfg.opsd.teacher_path is not None:
+            hf.require_same_kind(cfg.model.path, cfg.opsd.teacher_path)
         progress("starting Ray")
         cluster = ray_cluster.start()
         parts: list[asyncio.Task[Any]] = []

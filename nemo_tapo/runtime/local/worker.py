@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_tapo.distillation import DivergenceObjective, TeacherKind
 from nemo_tapo.equations.batching import micro_batches
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.errors import RuntimeFailure
@@ -58,6 +60,7 @@ class MegatronWorker:
         self.model = model.build_model(self.info, local.tp, local.pp)
         self.parameters = model.named_parameters(self.model)
         self._reference: State | None = None
+        self._teacher: State | None = None  # other weights than the reference's, where a teacher was given
         self._updater: Any = None
         self.load_model(self.model_path)
 
@@ -88,30 +91,56 @@ class MegatronWorker:
 
     def load_model(self, path: str | Path) -> None:
         """Weights from a Hugging Face directory; ValueError if its sizes are not this model's."""
+        self._set_weights(self._weights_of(path))
+
+    def _weights_of(self, path: str | Path) -> State:
         path = Path(path)
         shape = hf.read_info(path).shape
         if shape != self.info.shape:
             raise ValueError(f"{path} is another model than {self.model_path}: {shape} instead of {self.info.shape}.")
-        self._set_weights(hf.read_weights(path))
+        return hf.read_weights(path)
 
     def _set_weights(self, full: Mapping[str, Tensor]) -> None:
-        shard = split(full, self.info.shape, self.place)
-        assert shard.keys() == self.parameters.keys(), "weights.py and Megatron disagree about names"
+        shard = self._shard(full)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(shard[name])
+
+    def _shard(self, full: Mapping[str, Tensor]) -> State:
+        shard = split(full, self.info.shape, self.place)
+        assert shard.keys() == self.parameters.keys(), "weights.py and Megatron disagree about names"
+        return shard
 
     def set_reference(self) -> None:
         """The present weights become the frozen reference policy."""
         self._reference = {name: p.detach().clone() for name, p in self.parameters.items()}
 
+    def set_teacher(self, path: str | Path) -> None:
+        """Weights of a Hugging Face directory teach instead of the reference policy's; ValueError as `load_model`."""
+        self._teacher = {name: tensor.clone() for name, tensor in self._shard(self._weights_of(path)).items()}
+
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
         assert self._reference is not None, "set_reference comes before reference log-probabilities"
+        with self._as(self._reference):
+            yield
+
+    @contextmanager
+    def _as_teacher(self, kind: TeacherKind) -> Iterator[None]:
+        if kind == "live":
+            yield
+            return
+        weights = self._teacher or self._reference
+        assert weights is not None, "set_reference or set_teacher comes before a frozen teacher"
+        with self._as(weights):
+            yield
+
+    @contextmanager
+    def _as(self, weights: State) -> Iterator[None]:
         own = {name: p.data for name, p in self.parameters.items()}
         try:
             for name, parameter in self.parameters.items():
-                parameter.data = self._reference[name]
+                parameter.data = weights[name]
             yield
         finally:
             for name, parameter in self.parameters.items():
@@ -158,6 +187,13 @@ class MegatronWorker:
         with self._as_reference():
             return {"reference_logprobs": self._logprobs(data, micro_batch_size, temperature)}
 
+    def get_teacher_logprobs(
+        self, *, data: Data, micro_batch_size: int | None = None, temperature: float = 1.0
+    ) -> dict[str, Tensor]:
+        """{"teacher_logprobs": [B, S] nats}, the same under the frozen teacher."""
+        with self._as_teacher("frozen"):
+            return {"teacher_logprobs": self._logprobs(data, micro_batch_size, temperature)}
+
     def _logprobs(self, data: Data, micro_batch_size: int | None, temperature: float) -> Tensor:
         from nemo_tapo.runtime.local import schedule
 
@@ -197,19 +233,27 @@ class MegatronWorker:
         Raises RuntimeFailure, and changes nothing, if the loss or the gradient is not finite.
         """
         from nemo_tapo.runtime.local import schedule
+        from nemo_tapo.runtime.local.teaching import teacher_logits
 
         batch = Batch.from_dict(data)
         if gbs is not None and gbs != batch.rows * self.local.dp:
             raise ValueError(f"gbs = {gbs}, but the call holds {batch.rows * self.local.dp} rows: a call is one step.")
         plan = self._plan(batch, mbs)
+        parts = [batch.select(rows) for rows in plan]
+        told: Iterator[Tensor | None] = iter(())
+        if isinstance(loss_fn, DivergenceObjective):
+            told = teacher_logits(self.model, parts, partial(self._as_teacher, loss_fn.teacher), self.place.pp)
 
         def score(logits: Tensor, part: Batch) -> tuple[Tensor, tuple[Metrics, Tensor | None]]:
-            loss, metrics, streams = loss_fn(logits, part, self.vocab)
+            if isinstance(loss_fn, DivergenceObjective):
+                loss, metrics, streams = loss_fn(logits, part, self.vocab, next(told))
+            else:
+                loss, metrics, streams = loss_fn(logits, part, self.vocab)
             return loss, (metrics, streams.get("weights"))
 
         if not eval_mode:
             self.model.zero_grad_buffer()
-        reports = schedule.run(self.model, [batch.select(rows) for rows in plan], score, forward_only=eval_mode)
+        reports = schedule.run(self.model, parts, score, forward_only=eval_mode)
         own = sum(metrics["loss"] for metrics, _ in reports) if self.place.tp_rank == 0 else 0.0
         loss, norm, rate = self._updater.step(own) if not eval_mode else (_summed(own), 0.0, 0.0)
         weights = [w for _, w in reports if w is not None]
@@ -222,7 +266,10 @@ class MegatronWorker:
     def _plan(self, batch: Batch, rows: int | None) -> list[list[int]]:
         if rows is not None:
             return [list(range(i, min(i + rows, batch.rows))) for i in range(0, batch.rows, rows)]
-        return micro_batches(batch.input_lengths.tolist(), self.local.micro_batch_tokens)
+        lengths = batch.input_lengths
+        if batch.teacher_input_lengths is not None:
+            lengths = torch.maximum(lengths, batch.teacher_input_lengths)
+        return micro_batches(lengths.tolist(), self.local.micro_batch_tokens)
 
     def _from_last_stage(self, report: Any) -> Any:
         """What the last pipeline stage knows, on every stage."""

@@ -98,6 +98,10 @@ class NemoActor:
         """The reference is policy.model_name, loaded with the policy if the KL is penalised."""
         assert not self._updates, "NeMo-RL's reference is the model a run starts from"
 
+    async def set_teacher(self, path: Path) -> None:
+        """NeMo-RL keeps one frozen copy, the reference: ValueError for any other teacher."""
+        raise ValueError(f"the NeMo-RL runtime has no second frozen model; leave opsd.teacher_path = {path} out.")
+
     async def load(self, path: Path) -> None:
         """Weights and optimizer were loaded when the policy was made; ValueError if that was from another folder."""
         if path != self._loaded:
@@ -132,9 +136,13 @@ class NemoActor:
         if not self._has_reference:
             raise ValueError(
                 "no reference model was loaded: neither loss_fn.reference_policy_kl_penalty nor tapo.loss.kl_rows is "
-                "above 0."
+                "above 0, and the algorithm is not opsd."
             )
         return await self._scores(batch, temperature, self._policy.get_reference_policy_logprobs, "reference_logprobs")
+
+    async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """The same: the teacher is the reference policy."""
+        return await self.reference_logprobs(batch, temperature)
 
     async def _scores(self, batch: Batch, temperature: float, call: Callable[[Any], Any], key: str) -> Tensor:
         assert temperature == self._shape.temperature, "the workers score at policy.generation.temperature"

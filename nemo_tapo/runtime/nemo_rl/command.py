@@ -23,6 +23,7 @@ SHOWN = (
     "model",
     "rollout",
     "tapo",
+    "opsd",
     "loss",
     "optimizer",
     "checkpoint",

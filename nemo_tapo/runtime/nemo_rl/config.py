@@ -2,9 +2,9 @@
 
     policy, grpo, loss_fn, data, env, cluster, ...   NeMo-RL's, kept as they are: its tools read them
     tapo:
-      algorithm: tapo | grpo
+      algorithm: tapo | grpo | opsd | reflective_sft
       n_pos, n_neg, m_max, lambda, ...               TapoConfig's keys
-      task, evaluation, output, pipeline, ...        RunConfig's keys
+      task, opsd, evaluation, output, pipeline, ...  RunConfig's keys
       rollout: {logprobs}  loss: {updates_per_batch, advantage_eps, kl_rows}
       plan: {gpu: H100, ...}  container: ...         what `nemo-tapo plan` assumes
 
@@ -28,6 +28,7 @@ from nemo_tapo.runtime.nemo_rl.derive import DERIVED, OWN, PARTS, SCALARS, SECTI
 from nemo_tapo.runtime.nemo_rl.known_keys import known_keys as nemo_keys
 from nemo_tapo.runtime.nemo_rl.known_keys import paths, unknown
 from nemo_tapo.runtime.nemo_rl.refusals import Master, at
+from nemo_tapo.runtime.nemo_rl.sft import is_sft
 from nemo_tapo.runtime.nemo_rl.source import HOW, compose, find_source
 
 SECTIONED = ("tapo", "policy", "grpo", "loss_fn", "cluster", "checkpointing")
@@ -36,7 +37,9 @@ CHECKED_ELSEWHERE = (  # below these stand names of the user's own
     "tapo.task.mathematics.benchmarks.",
     "tapo.judge.endpoint.extra_body.",
     "tapo.evaluation.endpoint.extra_body.",
+    "tapo.coldstart.endpoint.extra_body.",
 )
+COLDSTART = "`nemo-tapo coldstart` with coldstart.sft_recipe=<this file> makes the data and completes it."
 TEMPLATE_TOKENS = 512  # room for the synthesis prompt's own words
 
 
@@ -76,6 +79,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     if not path.is_file():
         raise ValueError(f"no config file {path}")
     master = compose(path, overrides)
+    if is_sft(master):
+        raise ValueError(f"{path} is a recipe of NeMo-RL's SFT, which its own examples/run_sft.py runs: {COLDSTART}")
     _raise(f"section {name} is not a mapping" for name in SECTIONED if not isinstance(master.get(name, {}), Mapping))
     source = find_source()
     _raise(unknown_keys(master, source))
@@ -90,6 +95,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
             *refusals.division(master, setup),
             *refusals.lengths(setup, cfg.constructs, TEMPLATE_TOKENS),
             *refusals.container(block.get("container")),
+            *refusals.algorithm(master, cfg),
             *_conflicts(master, cfg, setup),
         ]
     )
@@ -234,7 +240,7 @@ def _notes(master: Master, cfg: RunConfig, setup: Setup, source: Path | None) ->
     yield "grpo.max_num_epochs is not used: the run ends after grpo.max_num_steps, queries are dealt out in epochs"
     if cfg.task.name != "nemo_rl":
         yield f"data and env are not used: queries and verifier are tapo.task ({cfg.task.name})"
-    if not setup.reference:
+    if not (cfg.loss.kl_coef or cfg.loss.kl_rows):
         yield "the KL to the reference is not reported: tapo.loss.kl_rows=64 does, for a second copy of the weights"
     room = setup.max_model_len - setup.max_synthesis - TEMPLATE_TOKENS - (setup.max_row - setup.max_response)
     if cfg.constructs and room < 2 * setup.max_response:

@@ -12,8 +12,8 @@ from nemo_tapo.planning.setup import Assumptions, Setup, update_rows
 from nemo_tapo.runtime.nemo_rl.refusals import Master, at
 from nemo_tapo.sections import CheckpointConfig
 
-SECTIONS = ("task", "evaluation", "coldstart", "filter", "judge")  # of RunConfig, under `tapo` as they are
-SCALARS = ("algorithm", "output", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")
+SECTIONS = ("task", "opsd", "evaluation", "coldstart", "filter", "judge")  # of RunConfig, under `tapo` as they are
+SCALARS = ("algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")
 PARTS = {"rollout": ("logprobs",), "loss": ("updates_per_batch", "advantage_eps", "kl_rows")}
 OWN = ("plan", "container")
 DERIVED = {  # RunConfig's key -> NeMo-RL's
@@ -108,6 +108,11 @@ def assumptions(block: Mapping[str, Any]) -> Assumptions:
         raise ValueError("\n".join(lines)) from None
 
 
+def keeps_reference(cfg: RunConfig) -> bool:
+    """Whether a frozen copy of the initial policy is needed: its KL is penalised or reported, or it teaches."""
+    return cfg.loss.kl_coef > 0 or cfg.loss.kl_rows > 0 or cfg.algorithm == "opsd"
+
+
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +157,7 @@ def make_setup(master: Master, cfg: RunConfig) -> Setup:
         engine_tp=at(generation, "vllm_cfg.tensor_parallel_size", 1),
         engine_pp=at(generation, "vllm_cfg.pipeline_parallel_size", 1),
         engine_memory=at(generation, "vllm_cfg.gpu_memory_utilization", 0.9),
-        reference=cfg.loss.kl_coef > 0 or cfg.loss.kl_rows > 0,
+        reference=keeps_reference(cfg),
         queries=P,
         samples=K,
         most_constructed=P * most,

@@ -28,10 +28,13 @@ TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
 # What our objective's modules are made of; workers need nothing else of this package (see ship_by_value).
 TRAVELLING = (
     "nemo_tapo.types",
+    "nemo_tapo.distillation",
     "nemo_tapo.objective",
+    "nemo_tapo.equations.divergence",
     "nemo_tapo.equations.importance",
     "nemo_tapo.equations.loss",
     "nemo_tapo.equations.suppression",
+    "nemo_tapo.equations.teacher",
     "nemo_tapo.equations.vocab",
     "nemo_tapo.runtime.nemo_rl.loss",
 )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nemo_tapo.config import RunConfig
 from nemo_tapo.planning.setup import Setup
 from nemo_tapo.planning.shapes import ModelShape
 
@@ -91,6 +92,29 @@ def settings(master: Master) -> Iterable[str]:
             f"checkpointing.metric_name = {metric!r}: this loop does not validate while it trains, so no checkpoint "
             "would have it. Set it to null (the newest are kept) or to a train: metric."
         )
+
+
+def algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
+    """What of the algorithms NeMo-RL's workers cannot do: they hand the loss one policy's log-probabilities."""
+    if cfg.tapo.ift_weight > 0 and cfg.constructs:
+        yield (
+            f"tapo.ift_weight = {cfg.tapo.ift_weight:g} is not supported: its rows come on top of the rows of an "
+            "update, whose number NeMo-RL fixes when it starts. Set it to 0, or use the local runtime."
+        )
+    if cfg.algorithm != "opsd":
+        return
+    if cfg.opsd.divergence != "sampled":
+        yield (
+            f"tapo.opsd.divergence = {cfg.opsd.divergence} is not supported: it needs the teacher's logits over the "
+            "whole vocabulary beside the student's. Set it to sampled, or use the local runtime."
+        )
+    if cfg.opsd.teacher != "frozen" or cfg.opsd.teacher_path is not None:
+        yield (
+            "a teacher other than the model that the run starts from is not supported: NeMo-RL keeps that one frozen "
+            "copy. Set tapo.opsd.teacher to frozen and leave tapo.opsd.teacher_path out."
+        )
+    if at(master, "loss_fn.use_importance_sampling_correction"):
+        yield "loss_fn.use_importance_sampling_correction: OPSD's loss has no importance ratio; set it to false."
 
 
 def division(master: Master, setup: Setup) -> Iterable[str]:

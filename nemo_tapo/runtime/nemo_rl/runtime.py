@@ -23,6 +23,7 @@ from nemo_tapo.config import RunConfig
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape
 from nemo_tapo.runtime.nemo_rl.checkpoints import NemoCheckpoints, newest
+from nemo_tapo.runtime.nemo_rl.derive import keeps_reference
 from nemo_tapo.runtime.nemo_rl.environment import environment_task
 from nemo_tapo.runtime.nemo_rl.export import Converter
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
@@ -37,7 +38,7 @@ from nemo_tapo.tasks.make import make_task
 from nemo_tapo.train import Recorder, require_same
 
 Status = Callable[[str], None]
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "coldstart")
 
 
 class NemoRLRuntime:
@@ -161,18 +162,19 @@ def prepared(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[st
     if command not in COMMANDS:
         raise ValueError(
             f"`nemo-tapo {command}` does not run on NeMo-RL, which builds one optimizer a job; "
-            f"{' and '.join(COMMANDS)} do."
+            "train, evaluate and coldstart do."
         )
     own = copy.deepcopy(dict(master))
     generation = own["policy"]["generation"]
+    if command != "train":
+        # NeMo-RL's setup takes a folder's newest checkpoint in place of policy.model_name: here there shall be none.
+        own.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
     if command == "evaluate":
         wanted = cfg.evaluation
         generation |= {"temperature": wanted.temperature, "top_p": wanted.top_p, "max_new_tokens": wanted.max_tokens}
-        # NeMo-RL's setup takes a folder's newest checkpoint in place of policy.model_name: here there shall be none.
-        own.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
     else:
         generation["max_new_tokens"] = cfg.rollout.max_tokens
-        if cfg.constructs:
+        if cfg.constructs if command == "train" else cfg.coldstart.writer == "model":
             require_one_temperature(cfg)
             generation["max_new_tokens"] = max(cfg.rollout.max_tokens, cfg.tapo.max_tokens)
     generation |= {f"val_{name}": generation[name] for name in ("temperature", "top_p", "top_k")}
@@ -184,11 +186,6 @@ def prepared(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[st
 def make_policy(make: Callable[..., Any], reference: bool, **given: Any) -> Any:
     """NeMo-RL's Policy; it would keep a reference model for a penalty alone, not for a report."""
     return make(**{**given, "init_reference_model": reference})
-
-
-def keeps_reference(cfg: RunConfig) -> bool:
-    """Whether the KL to the reference policy is penalised or reported."""
-    return cfg.loss.kl_coef > 0 or cfg.loss.kl_rows > 0
 
 
 def require_one_temperature(cfg: RunConfig) -> None:

@@ -1,0 +1,97 @@
+"""OPSD: on-policy self-distillation (arXiv 2601.18734). The model, told a correct solution, teaches itself.
+
+GRPO's loop, queries, rollouts and seeds. Where GRPO asks the verifier how good a rollout is, the teacher reads the
+question with a correct solution (`Lesson`), is forced along the rollout, and the student is drawn towards what the
+teacher would have said at each token. The authors sample one response a problem; K are kept here, so that runs compare.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.config import RunConfig
+from nemo_tapo.distillation import DivergenceObjective, SampledObjective
+from nemo_tapo.equations.divergence import DivergenceRules
+from nemo_tapo.seeding import rng
+from nemo_tapo.types import Experience, Group, Lesson, Query, Rollout, Row
+
+# The teacher's prompt after the authors' third version (Figure 2 of arXiv 2601.18734, their transition sentence).
+PROMPT = (
+    "Problem: {question}\n\nHere is a reference solution to this problem:\n"
+    "=== Reference Solution Begin ===\n{reference}\n=== Reference Solution End ===\n\n"
+    "After reading the reference solution above, make sure you truly understand the reasoning behind each step; do not "
+    "copy or paraphrase it. Now, using your own words and independent reasoning, derive the same final answer to the "
+    "problem above.\n"
+    "Please reason step by step, and put your final answer within \\boxed{}."
+)
+
+# Why a rollout is not taught.
+NONE_CORRECT = "none_correct"  # no rollout of the group is right
+ONLY_ITSELF = "only_itself"  # the only right one is the one that would be taught
+NO_SOLUTION = "no_solution"  # the data has none for this query
+PROMPT_TOO_LONG = "prompt_too_long"  # the privileged prompt and the response exceed model.max_length
+LEFT_OUT_REASONS = (NONE_CORRECT, ONLY_ITSELF, NO_SOLUTION, PROMPT_TOO_LONG)
+
+
+class OPSD(GRPO):
+    """On-policy self-distillation."""
+
+    def __init__(self, cfg: RunConfig, tools: Tools) -> None:
+        super().__init__(cfg, tools)
+        settings, temperature = cfg.opsd, cfg.rollout.temperature
+        self.template = settings.prompt or PROMPT
+        if settings.divergence == "sampled":
+            self.objective = SampledObjective(temperature)
+        else:
+            rules = DivergenceRules(settings.beta, settings.entry_clip, temperature)
+            self.objective = DivergenceObjective(rules, settings.teacher)
+
+    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+        """GRPO's rollouts, and what the teacher is told about each."""
+        experience = await super().experience(step, queries)
+        lessons = (self.lesson(r, group, step) for group in experience.groups for r in group.rollouts)
+        return replace(experience, lessons=tuple(lessons))
+
+    def lesson(self, rollout: Rollout, group: Group, step: int) -> Lesson:
+        """The privileged prompt for one rollout, or why there is none. Depends on seed, step, uid and the group alone.
+
+        The teacher is never told the very rollout that it is to judge.
+        """
+        reference, text = "", rollout.query.solution
+        if self.cfg.opsd.privileged == "rollout":
+            others = [other for other in group.correct if other.index != rollout.index]
+            if not others:
+                return Lesson(rollout, ONLY_ITSELF if group.correct else NONE_CORRECT)
+            chosen = rng(self.cfg.seed, "opsd", step, rollout.uid).choice(others)
+            reference, text = chosen.uid, chosen.text
+        elif not text.strip():
+            return Lesson(rollout, NO_SOLUTION)
+        prompt_ids = self.tools.tokenizer.chat(privileged_prompt(self.template, rollout.query.question, text))
+        if len(prompt_ids) + len(rollout.completion.token_ids) > self.cfg.model.max_length:
+            return Lesson(rollout, PROMPT_TOO_LONG, reference)
+        return Lesson(rollout, None, reference, prompt_ids)
+
+    def rows(self, experience: Experience) -> list[Row]:
+        """One row a rollout that is taught; a reward has no part in it, so the advantage is 0."""
+        prompts = {each.rollout.uid: each.teacher_prompt_ids for each in experience.lessons if each.left_out is None}
+        rows = [row for group in experience.groups for row in self.original_rows(group, [0.0] * len(group.rollouts))]
+        return [replace(row, teacher_prompt_ids=prompts[row.uid]) for row in rows if row.uid in prompts]
+
+    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+        """GRPO's counters; rollouts = rows + the sum over `opsd/left_out/<reason>`."""
+        left_out = Counter(lesson.left_out for lesson in experience.lessons)
+        return {
+            **super().metrics(experience, rows),
+            "opsd/rollouts": len(experience.lessons),
+            "opsd/rows": left_out[None],
+            **{f"opsd/left_out/{reason}": left_out[reason] for reason in LEFT_OUT_REASONS},
+        }
+
+
+def privileged_prompt(template: str, question: str, reference: str) -> str:
+    """The template filled in. Every other brace is text: LaTeX is full of them."""
+    return reference.strip("\n").join(part.replace("{question}", question) for part in template.split("{reference}"))
