@@ -27,6 +27,7 @@ Target = Path | str | IO[bytes]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")
 DROP_PREFIX = "tapo/dropped/"
+LOW, HIGH = "/low", "/high"  # behind a key: the ends of the band over seeds
 ZONES = {"tapo/eligible": "eligible (ZPD)", "tapo/mastered": "mastered", "tapo/beyond": "beyond"}
 PAIRS = {"tapo/pairs": "pairs selected", "tapo/parsed": "parsed, not dropped", "tapo/correct": "correct"}
 GROUPS = {"tapo/groups": "all", "tapo/mixed_groups": "mixed rewards"}
@@ -56,19 +57,37 @@ def figure3(runs: Mapping[str, Metrics], path: Target, window: int | None = None
     """Figure 3: six panels, the runs overlaid; a PNG, written to `path` (a file name or an open binary file).
 
     window: steps of the rolling mean; None takes a tenth of the longest run, between 1 and the paper's 40.
+    Metrics of several seeds, from `over_seeds`, have a band about their mean.
     Raises ValueError if there is no run or the window is below 1.
     """
     if not runs:
         raise ValueError("figure 3 needs at least one run.")
     width = _window(window, max(len(metrics) for metrics in runs.values()))
-    with _drawing(path, dark) as figure:
+    with drawing(path, dark) as figure:
         grid = figure.subplots(2, 3)
         for axes, panel in zip(grid.flat, FIGURE3, strict=True):
             _draw_panel(axes, panel, runs, width)
         if len(runs) > 1:
             handles, labels = grid.flat[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper center", ncols=min(len(runs), 4), frameon=False)
-        _caption(figure, f"Thick lines: rolling mean over {_steps(width)}; thin lines: each step, unsmoothed.")
+        several = any(LOW in key for metrics in runs.values() for row in metrics for key in row)
+        bands = " Bands: lowest to highest seed." if several else ""
+        _caption(figure, f"Thick lines: rolling mean over {_steps(width)}; thin lines: each step, unsmoothed.{bands}")
+
+
+def over_seeds(runs: Sequence[Metrics]) -> list[dict[str, float]]:
+    """Several seeds' metrics as one: of Figure 3's keys the mean at every step that all of them have, and the ends of
+    the band, `<key>/low` and `<key>/high`. A single seed has no band."""
+    rows: dict[int, dict[str, float]] = {}
+    for key in (panel.key for panel in FIGURE3):
+        found = [dict(zip(*series(metrics, key), strict=True)) for metrics in runs]
+        for step in sorted(set.intersection(*map(set, found))) if found else ():
+            values = [float(of[step]) for of in found]
+            row = rows.setdefault(int(step), {"step": float(step)})
+            row[key] = sum(values) / len(values)
+            if len(runs) > 1:
+                row |= {key + LOW: min(values), key + HIGH: max(values)}
+    return [rows[step] for step in sorted(rows)]
 
 
 def construction_figure(metrics: Metrics, path: Target, window: int | None = None, dark: bool = False) -> None:
@@ -78,7 +97,7 @@ def construction_figure(metrics: Metrics, path: Target, window: int | None = Non
     """
     width = _window(window, len(metrics))
     reasons = sorted({key for row in metrics for key, value in row.items() if key.startswith(DROP_PREFIX) and value})
-    with _drawing(path, dark) as figure:
+    with drawing(path, dark) as figure:
         zones, pairs, drops, groups = figure.subplots(2, 2).flat
         _stack(zones, metrics, ZONES)
         _label(zones, "Where the queries lie (Eq. 3)", "queries a step")
@@ -129,7 +148,7 @@ def _window(window: int | None, steps: int) -> int:
 
 
 def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], window: int) -> None:
-    drawn = False
+    drawn = banded = False
     for index, (name, metrics) in enumerate(runs.items()):
         steps, values = series(metrics, panel.key)
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
@@ -142,11 +161,16 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], window: i
             axes.plot(steps, values, color=colour, alpha=0.4, linewidth=0.8)
         alone = "o" if len(steps) == 1 else ""
         axes.plot(steps, mean, color=colour, linestyle=style, linewidth=2, marker=alone)
-        if panel.spread:
+        (_, low), (_, high) = (series(metrics, panel.key + end) for end in (LOW, HIGH))
+        if len(low) == len(steps):
+            ends = rolling(low, window)[0], rolling(high, window)[0]
+            axes.fill_between(steps, *ends, color=colour, alpha=0.18, linewidth=0)
+            banded = True
+        elif panel.spread:
             axes.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
     if not drawn:
         _nothing(axes, f"{panel.key} was not recorded")
-    _label(axes, panel.title, panel.unit, legend=False)
+    _label(axes, panel.title, panel.unit.replace(" ± 1 rolling std", "") if banded else panel.unit, legend=False)
 
 
 def _lines(axes: Axes, metrics: Metrics, keys: Mapping[str, str], window: int) -> None:
@@ -248,7 +272,7 @@ def _theme(dark: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _drawing(target: Target, dark: bool) -> Iterator[Figure]:
+def drawing(target: Target, dark: bool = False, size: tuple[float, float] = (13, 7.4)) -> Iterator[Figure]:
     """An empty figure in the light or the dark theme, on its own canvas; written to `target` at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -257,7 +281,7 @@ def _drawing(target: Target, dark: bool) -> Iterator[Figure]:
     if isinstance(target, (str, Path)):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_theme(dark)):
-        figure = Figure(figsize=(13, 7.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(target, format="png", dpi=110)

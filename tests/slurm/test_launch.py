@@ -183,3 +183,40 @@ def test_a_sweep_is_one_element_a_combination(tmp_path: Path) -> None:
     assert len(set(folders)) == 6
     assert all(folder.startswith(f"output={tmp_path}/s/00") for folder in folders)
     assert commands(dry(tmp_path, "--sweep", "seed=7", "--", "train", "output=s"))[2:] == ["seed=7"]
+
+
+def listed(folder: Path, *lines: str) -> str:
+    (folder / "list.jsonl").write_text("".join(line + "\n" for line in lines))
+    return str(folder / "list.jsonl")
+
+
+def test_a_list_gives_each_element_its_own_settings_and_folder(tmp_path: Path) -> None:
+    file = listed(
+        tmp_path,
+        '["algorithm=grpo", "seed=0", "output=runs/s/grpo/seed-0"]',
+        '["tapo.suppression=false", "seed=1", "output=runs/s/no-ots/seed-1"]',
+    )
+    script = dry(tmp_path, "--list", file, "--", "run", "--config", str(CONFIG), "output=runs/s", "steps=3")
+    assert "#SBATCH --array=0-1" in script
+    first, second = commands(script), commands(script, 1)
+    assert first[:2] == second[:2] == ["run", "--config"]
+    assert first[3:] == ["steps=3", "algorithm=grpo", "seed=0", f"output={tmp_path}/runs/s/grpo/seed-0"]
+    assert second[3:] == ["steps=3", "tapo.suppression=false", "seed=1", f"output={tmp_path}/runs/s/no-ots/seed-1"]
+    assert f"export NT_RUN={tmp_path}/runs/s/no-ots/seed-1" in script
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["not JSON"], "line 1 is not a JSON array of settings"),
+        (['["output=s/a"]', '["seed=1"]'], "line 2 is not a JSON array of settings with an output="),
+        (['["output=elsewhere/a"]'], "is not below"),
+        (['["output=s/a"]', '["output=s/a", "seed=1"]'], "two runs have the same output"),
+        ([], "has 0 runs"),
+    ],
+)
+def test_a_bad_list_is_one_sentence(tmp_path: Path, lines: list[str], sentence: str) -> None:
+    done = launch(tmp_path, "--dry-run", "--list", listed(tmp_path, *lines), "--", "run", "output=s")
+    assert done.returncode == 2, done.stdout
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -11,7 +11,8 @@ from nemo_tapo.config import RunConfig
 from nemo_tapo.load import load
 from nemo_tapo.runtime.nemo_rl import command
 from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
-from nemo_tapo.runtime.nemo_rl.source import HOW, find_source
+from nemo_tapo.runtime.nemo_rl.sft import completed, is_sft
+from nemo_tapo.runtime.nemo_rl.source import HOW, compose, find_source
 from nemo_tapo.sections import DatasetConfig
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +20,12 @@ CONFIGS = ROOT / "examples" / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 BASES = {"tapo_math_megatron"}  # inherited by recipes; names no GPUs of its own
 CLUSTER = [path for path in RUNS if is_nemo_rl(path)]
-RECIPES = [path for path in CLUSTER if path.stem not in BASES]
+SFT = [path for path in CLUSTER if path.stem.startswith("sft-")]  # of NeMo-RL's own SFT, which trains the cold start
+COLDSTART = [path for path in CLUSTER if path.stem.startswith("coldstart-")]
+RECIPES = [path for path in CLUSTER if path.stem not in BASES and path not in SFT + COLDSTART]
 FRAGMENTS = sorted((CONFIGS / "data").glob("*.yaml"))
+SWEEPS = [path for name in ("sweeps", "ablations") for path in (CONFIGS / name).glob("*.yaml")]  # test_sweep_expand.py
+PRESETS = sorted((CONFIGS / "opsd").glob("*.yaml"))  # loaded by test_opsd.py
 
 
 def need_source() -> None:
@@ -29,7 +34,7 @@ def need_source() -> None:
 
 
 def test_every_yaml_is_of_a_kind_that_is_checked() -> None:
-    known = {*RUNS, *FRAGMENTS}
+    known = {*RUNS, *FRAGMENTS, *PRESETS, *SWEEPS}
     assert set(CONFIGS.rglob("*.y*ml")) == known
     assert len(RECIPES) >= 10
 
@@ -81,6 +86,41 @@ def test_the_grpo_twin_differs_in_the_algorithm_alone(path: Path) -> None:
     assert other.cfg.algorithm == "grpo" and other.setup.update_rows == other.setup.originals
     same = {"algorithm": "tapo", "output": one.cfg.output}
     assert other.cfg.model_copy(update=same) == one.cfg
+
+
+@pytest.mark.parametrize("path", SFT, ids=lambda p: p.stem)
+def test_sft_recipes(path: Path) -> None:
+    """They are NeMo-RL's: this package's commands refuse them, and say who runs them."""
+    need_source()
+    master = compose(path)
+    assert is_sft(master)
+    with pytest.raises(ValueError, match=r"is a recipe of NeMo-RL's SFT, which its own examples/run_sft\.py runs"):
+        command.checked(path)
+    _, _, size, place, *_ = path.stem.split("-")
+    assert size in master["policy"]["model_name"].lower().replace("-", "")
+    assert place == f"{master['cluster']['num_nodes']}n{master['cluster']['gpus_per_node']}g"
+    assert path.stem in master["checkpointing"]["checkpoint_dir"] and path.stem in master["logger"]["log_dir"]
+    assert master["data"]["default"]["prompt_file"] is None  # the prompts are whole
+    assert not master["policy"]["tokenizer"]["chat_template_kwargs"]["enable_thinking"]
+
+
+@pytest.mark.parametrize("path", COLDSTART, ids=lambda p: p.stem)
+def test_coldstart_recipes_have_the_papers_settings(path: Path) -> None:
+    """Sections 3.2 and 4.1 of arXiv 2606.18844; the SFT recipe that they name is completed with the same numbers."""
+    need_source()
+    cfg = command.checked(path).cfg
+    c = cfg.coldstart
+    assert (c.queries, c.corrections_per_query, c.sft_examples, c.ift_examples) == (None, 1, 30_000, 15_000)
+    assert (c.epochs, c.optimizer.lr, c.optimizer.warmup_steps, c.optimizer.schedule) == (3, 5e-6, 50, "cosine")
+    assert path.stem in str(cfg.output) and c.writer == "model"
+    assert c.sft_recipe is not None and c.sft_recipe.name in {p.name for p in SFT}
+    theirs = compose(ROOT / c.sft_recipe)
+    done = completed(cfg, cfg.output, 45_000, c.max_length or 0)
+    optimizer, scheduler = (done["policy"]["megatron_cfg"][name] for name in ("optimizer", "scheduler"))
+    assert (optimizer["lr"], scheduler["lr_warmup_iters"], scheduler["lr_decay_style"]) == (5e-6, 50, "cosine")
+    assert done["sft"]["max_num_steps"] == theirs["sft"]["max_num_steps"] == 3 * (45_000 // 64)
+    assert theirs["policy"]["megatron_cfg"]["scheduler"] == scheduler
+    assert Path(theirs["data"]["train"]["data_path"]).absolute() == Path(done["data"]["train"]["data_path"])
 
 
 def test_32b_on_one_node_is_refused_with_the_class_that_breaks_it() -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -76,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--chain", type=int, default=100, help="requeue until done, at most so many allocations (default %(default)s)")
     add("--start-minutes", type=float, default=30, help="a node not up by then ends the job (default %(default)s)")
     add("--sweep", action="append", default=[], metavar="KEY=A,B,C", help="a job array over the values; repeatable")
+    add("--list", metavar="FILE", help="a job array over its lines: JSON arrays of settings, each with its own output=")
     add("--at-once", type=int, help="elements of the array that may run at a time")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="any other, as qos=high; repeatable")
     add("--dry-run", action="store_true", help="print the script, submit nothing")
@@ -98,7 +100,7 @@ def launch(options: argparse.Namespace) -> int:
     submission = base / "slurm" / time.strftime("submit-%Y%m%d-%H%M%S")
     config, snapshot_of_config = config_in(submission, options.arguments)
     arguments = [str(config) if config and a == config_argument(options.arguments) else a for a in options.arguments]
-    runs = configurations(arguments, base, options.sweep)
+    runs = configurations(arguments, base, options.sweep, options.list)
     script = text_of(options, runs, base, submission)
     if options.dry_run:
         print(script)
@@ -172,7 +174,7 @@ def output_folder(arguments: Sequence[str]) -> Path:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in OUTPUTS and value:
-            return Path(value).resolve()
+            return Path(value.strip("\"'")).resolve()
     raise Bad("add output=FOLDER (tapo.output=FOLDER with a file of NeMo-RL's): code and logs are kept there too.")
 
 
@@ -229,8 +231,14 @@ def commit() -> str:
 # ---- configurations --------------------------------------------------------------------------------------------------
 
 
-def configurations(arguments: Sequence[str], base: Path, sweep: Sequence[str]) -> list[Configuration]:
-    """One run, or one for each combination of the swept values, in folders <output>/000-key-value-..."""
+def configurations(
+    arguments: Sequence[str], base: Path, sweep: Sequence[str], listed: str | None = None
+) -> list[Configuration]:
+    """One run, one for each combination of the swept values, in folders <output>/000-key-value-..., or those listed."""
+    if listed is not None:
+        if sweep:
+            raise Bad("--list and --sweep exclude each other.")
+        return list_of(arguments, base, Path(listed))
     axes = [axis(text) for text in sweep]
     if axes and (shared := named(arguments).keys() & THEIRS):
         raise Bad(f"{min(shared)} would be one folder for the whole sweep: leave it out, and each run has its own.")
@@ -244,6 +252,28 @@ def configurations(arguments: Sequence[str], base: Path, sweep: Sequence[str]) -
         label = re.sub(r"[^\w.+-]+", "-", ",".join(overrides))[:80].strip("-")  # "=" and "," mean something to Hydra
         folder = base / f"{i:03d}-{label}"
         runs.append(Configuration(folder, [*with_output(arguments, folder), *overrides]))
+    return runs
+
+
+def list_of(arguments: Sequence[str], base: Path, path: Path) -> list[Configuration]:
+    """A run a line, as `nemo-tapo sweep ... --list FILE` writes them: its settings instead of the output given."""
+    if not path.is_file():
+        raise Bad(f"no list {path}.")
+    shared = [argument for argument in arguments if argument.partition("=")[0] not in OUTPUTS]
+    runs = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            settings = json.loads(line)
+            folder = output_folder(settings)
+        except (ValueError, AttributeError, TypeError, Bad):
+            raise Bad(f"{path}: line {number} is not a JSON array of settings with an output= among them.") from None
+        if base not in folder.parents:  # that is where code and logs are kept, and what a container sees
+            raise Bad(f"{path}: line {number}: its output {folder} is not below {base}.")
+        runs.append(Configuration(folder, [*shared, *with_output(settings, folder)]))
+    if not 0 < len(runs) <= MOST:
+        raise Bad(f"{path} has {len(runs)} runs; a job array has 1 to {MOST}.")
+    if len({run.folder for run in runs}) < len(runs):
+        raise Bad(f"{path}: two runs have the same output.")
     return runs
 
 
