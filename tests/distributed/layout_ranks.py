@@ -98,7 +98,7 @@ def gradient(worker: MegatronWorker, tokens: int) -> dict[str, Any]:
     report = worker.train(own_share(worker, batch), OBJECTIVE)
     parts = [part for parts in together(worker, batch, report["metrics"]) for part in parts]
     return {
-        "gradients": worker.export_full("gradients"),
+        "gradients": copied(worker.export_full("gradients")),
         "loss": report["loss"],
         "norm": report["grad_norm"],
         "lr": report["lr"],
