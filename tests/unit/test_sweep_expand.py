@@ -29,6 +29,7 @@ OPSD = {
 }  # fmt: skip
 NO_OTS, NO_NEGATIVES, NO_DAE = {"tapo.suppression": False}, {"tapo.negatives": False}, {"tapo.decoupled": False}
 GRPO = {"algorithm": "grpo"}
+FULL = "runs/coldstart-full/hf"
 TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "table1": [("coldstart", {}), ("opsd", OPSD), ("grpo", GRPO), ("tapo", {})],
     "table1-direct": [
@@ -39,6 +40,11 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "table3": [
         ("coldstart", {}), ("grpo", GRPO), ("reflective-sft", {"algorithm": "reflective_sft"}),
         ("full-reconstruction", {"tapo.full_reconstruction": True}), ("tapo", {}),
+    ],
+    "table3-tiny": [
+        ("coldstart", {}), ("grpo", GRPO), ("reflective-sft", {"algorithm": "reflective_sft"}),
+        ("coldstart-full", {"model.path": FULL}),
+        ("full-own-coldstart", {"model.path": FULL, "tapo.full_reconstruction": True}), ("tapo", {}),
     ],
     "table4": [
         ("coldstart", {}), ("no-dae-no-ots-no-negatives", NO_DAE | NO_OTS | NO_NEGATIVES),
@@ -90,7 +96,7 @@ def test_a_row_sets_what_it_names_and_nothing_else(table: str) -> None:
         of = of | (
             {"model.path": "assets/tiny-base"} if name.startswith("base") and name != "baseline-with-originals" else {}
         )
-        before = name in ("coldstart", "base")
+        before = name in ("coldstart", "coldstart-full", "base")
         of = of | {"output": f"runs/sweep/{name}/seed-0", "parts": ["before"] if before else ["train", "after"]}
         a, b = flat(plain), flat(job)
         differ = {key for key in a if a[key] != b[key]}
