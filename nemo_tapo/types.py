@@ -180,6 +180,11 @@ class Construction:
     def reward(self) -> float:
         return self.grade.reward if self.grade else 0.0
 
+    @property
+    def correct(self) -> bool:
+        """Whether it yields a row whose answer the verifier accepts."""
+        return self.dropped is None and self.reward > 0
+
 
 @dataclass(frozen=True)
 class Lesson:

@@ -22,5 +22,4 @@ class ReflectiveSFT(TAPO):
 
     def rows(self, experience: Experience) -> list[Row]:
         """One row a right construction, in query order."""
-        right = [c for c in experience.constructions if c.dropped is None and c.reward > 0]
-        return [self.constructed_row(c, advantage=1.0) for c in right]
+        return [self.constructed_row(c, advantage=1.0) for c in experience.constructions if c.correct]

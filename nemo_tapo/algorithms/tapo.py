@@ -78,10 +78,10 @@ class TAPO(GRPO):
         """
         if not self.cfg.tapo.ift_weight:
             return []
-        right = [c for c in experience.constructions if c.dropped is None and c.reward > 0]
         rows = [
             Row(f"ift-{c.pair.uid}", f"ift-{c.pair.uid}", Kind.EXAMPLE, c.request_ids, c.answer_ids, c.reward, 1.0)
-            for c in right
+            for c in experience.constructions
+            if c.correct
         ]
         return [row for row in rows if row.length <= self.cfg.model.max_length]
 
@@ -164,7 +164,7 @@ def construction_counts(constructions: Sequence[Construction]) -> dict[str, floa
     counts: dict[str, float] = {
         "tapo/pairs": len(constructions),
         "tapo/parsed": len(parsed),
-        "tapo/correct": sum(c.reward > 0 for c in parsed),
+        "tapo/correct": sum(c.correct for c in parsed),
         **{f"tapo/dropped/{reason}": dropped[reason] for reason in reflection.DROP_REASONS},
     }
     if parsed:

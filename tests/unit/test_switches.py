@@ -73,10 +73,6 @@ def differing(a: Batch, b: Batch) -> set[str]:
     }
 
 
-def without(row: Row, **fields: Any) -> Row:
-    return replace(row, **fields)
-
-
 def test_lambda_scales_the_coefficients_of_constructed_rows(paper: Any) -> None:
     algorithm, _, rows, batch = made(configured(**{"lambda": 0.25}))
     assert rows == paper[2]
@@ -87,8 +83,8 @@ def test_lambda_scales_the_coefficients_of_constructed_rows(paper: Any) -> None:
 
 def test_without_dae_groups_and_advantages_change(paper: Any) -> None:
     algorithm, experience, rows, batch = made(configured(decoupled=False))
-    assert [without(r, group="", advantage=0.0) for r in rows] == [
-        without(r, group="", advantage=0.0) for r in paper[2]
+    assert [replace(r, group="", advantage=0.0) for r in rows] == [
+        replace(r, group="", advantage=0.0) for r in paper[2]
     ]
     assert {row.group for row in rows} == {group.query.uid for group in experience.groups}
     assert algorithm.objective == paper[0].objective
@@ -99,7 +95,7 @@ def test_without_negatives_constructed_rows_of_reward_0_are_gone(paper: Any) -> 
     algorithm, _, rows, _ = made(configured(negatives=False))
     kept = [r for r in paper[2] if r.kind is Kind.ORIGINAL or r.reward > 0]
     assert 0 < len(kept) < len(paper[2])
-    assert [without(r, advantage=0.0) for r in rows] == [without(r, advantage=0.0) for r in kept]
+    assert [replace(r, advantage=0.0) for r in rows] == [replace(r, advantage=0.0) for r in kept]
     originals = [r for r in rows if r.kind is Kind.ORIGINAL]
     assert originals == [r for r in paper[2] if r.kind is Kind.ORIGINAL], "the rollouts' own advantages stay"
     assert algorithm.objective == paper[0].objective
@@ -233,7 +229,7 @@ def test_reflective_sft_learns_the_right_constructions_of_the_same_rollouts(pape
     assert experience.groups == paper[1].groups
     assert experience.constructions == paper[1].constructions
     right = [r for r in paper[2] if r.kind is Kind.CONSTRUCTED and r.reward > 0]
-    assert [without(r, advantage=0.0) for r in rows] == [without(r, advantage=0.0) for r in right]
+    assert [replace(r, advantage=0.0) for r in rows] == [replace(r, advantage=0.0) for r in right]
     assert algorithm.objective == LikelihoodObjective()
 
 
