@@ -20,6 +20,15 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(compose(path, overrides))
 
 
+def load_either(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a file of either kind, this package's or NeMo-RL's with a `tapo:` block. Raises as `load`."""
+    from nemo_tapo.runtime.nemo_rl import config as nemo_rl
+
+    if path is not None and nemo_rl.is_nemo_rl(path):
+        return nemo_rl.load(path, overrides).cfg
+    return load(path, overrides)
+
+
 def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """File and overrides as one plain mapping, not yet validated."""
     from hydra import compose as hydra_compose

@@ -31,9 +31,10 @@ def judge(arguments: argparse.Namespace) -> int:
 
     The problems are those that the first evaluation's own config.yaml names; those of --config if it has none.
     """
-    from nemo_tapo.judge.responses import config_of, load_config
+    from nemo_tapo.judge.responses import config_of
+    from nemo_tapo.load import load_either
 
-    cfg = load_config(arguments.config, [*settings_among(arguments), *arguments.overrides])
+    cfg = load_either(arguments.config, [*settings_among(arguments), *arguments.overrides])
     if arguments.agreement:
         _agreement(arguments, cfg.judge)
         return 0

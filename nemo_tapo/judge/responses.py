@@ -69,24 +69,16 @@ def require_same_problems(models: Sequence[Answered]) -> None:
 
 def config_of(folder: Path) -> RunConfig | None:
     """The configuration that an evaluation was made with, as stored beside it or in its run; None if it is not."""
+    from nemo_tapo.load import load_either
+
     store = find(folder)
     found = [path for path in (store / "config.yaml", store.parent.parent / "config.yaml") if path.is_file()]
     if not found:
         return None
     try:
-        return load_config(found[0])
+        return load_either(found[0])
     except ValueError as error:
         raise ValueError(f"{found[0]}: {error}") from None
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a file of either kind, this package's or NeMo-RL's with a `tapo:` block."""
-    from nemo_tapo.load import load
-    from nemo_tapo.runtime.nemo_rl import config as nemo_rl
-
-    if path is not None and nemo_rl.is_nemo_rl(path):
-        return nemo_rl.load(path, overrides).cfg
-    return load(path, overrides)
 
 
 def questions(cfg: RunConfig, answered: Answered) -> dict[Problem, tuple[str, str]]:

@@ -175,6 +175,7 @@ def first_jobs(asked: Asked, choices: Sequence[Choice]) -> tuple[list[Job], list
 
 def make_job(asked: Asked, choice: Choice) -> Job:
     """The row's run at the first seed. Raises ValueError if it cannot be."""
+    from nemo_tapo.load import load_either
     from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
 
     cluster, row, seed = is_nemo_rl(asked.config), choice.row, asked.seeds[0]
@@ -185,7 +186,7 @@ def make_job(asked: Asked, choice: Choice) -> Job:
     folder = folder_of(asked.output, row.name, seed)
     told = (written(key, value, cluster) for key, value in settings.items())
     overrides = (*choice.variant.overrides, *told, *place(folder, seed, cluster))
-    cfg = resolved(asked.config, overrides, cluster)
+    cfg = load_either(asked.config, overrides)
     if cfg.model.enable_thinking and "model.enable_thinking" in choice.own and not can_think(cfg.model.path):
         raise ValueError(f"the chat template of {cfg.model.path} knows no thinking.")
     return Job(row, seed, folder, overrides, cfg)
@@ -209,14 +210,6 @@ def place(folder: Path, seed: int, cluster: bool) -> tuple[str, ...]:
         return ours
     theirs = {"checkpointing.checkpoint_dir": "checkpoints", "logger.log_dir": "logs"}
     return (*ours, *(f"{key}={_text(str(folder / name))}" for key, name in theirs.items()))
-
-
-def resolved(config: Path, overrides: Sequence[str], cluster: bool) -> RunConfig:
-    """The settings of a run, checked as the run itself will check them."""
-    from nemo_tapo.load import load
-    from nemo_tapo.runtime.nemo_rl import config as nemo_rl
-
-    return nemo_rl.load(config, overrides).cfg if cluster else load(config, overrides)
 
 
 def can_think(model: Path) -> bool:

@@ -96,13 +96,13 @@ def differences(job: Job) -> list[str]:
 
 def stored(folder: Path) -> RunConfig | None:
     """The settings that the folder's run was started with."""
-    from nemo_tapo.judge.responses import load_config
+    from nemo_tapo.load import load_either
 
     path = folder / CONFIG
     if not path.is_file():
         return None
     try:
-        return load_config(path)
+        return load_either(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
