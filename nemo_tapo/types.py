@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REFLECTED_SUFFIX = "_reflected"  # section 3.4: group `<uid>` keeps the rollouts, `<uid>_reflected` the constructions
 
@@ -274,6 +274,8 @@ class Batch:
 
     def select(self, index: Tensor | list[int]) -> Batch:
         """The rows `index`, cut to their longest length; row order as given."""
+        import torch
+
         index = torch.as_tensor(index, dtype=torch.long)
 
         def picked(name: str, value: Tensor) -> Tensor:

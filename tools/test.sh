@@ -2,11 +2,13 @@
 # Runs the tests, fast ones first: pure code, then gloo ranks, then Ray + Megatron + vLLM, then jobs on Slurm. Stops at
 # the first kind that fails. Arguments: files or folders instead of all.
 #
+# Of the unit and the end-to-end tests TEST_WORKERS (2) run side by side: most of them wait for a process.
+#
 # The contract tests ask NeMo-RL itself. They run where NEMO_RL_SRC names its checkout, in an environment made by
 # tools/nemo_rl_env.sh, whose Python NEMO_RL_PYTHON names; otherwise they are left out, and a line says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-VENV=${VENV:-.venv}
+VENV=${VENV:-.venv} WORKERS=${TEST_WORKERS:-2}
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
 pytest() { # exit code 5: nothing collected there, not a failure of a part
@@ -34,5 +36,10 @@ fi
 for part in tests/unit tests/contract tests/golden tests/distributed tests/e2e tests/slurm; do
     [ -n "$(find "$part" -name 'test_*.py' 2>/dev/null)" ] || continue
     echo "== $part"
-    if [ "$part" = tests/contract ]; then contract "$part"; else pytest "$part"; fi || exit $?
+    case $part in
+        tests/contract) contract "$part" ;;
+        tests/unit) pytest "$part" -n "$WORKERS" --dist worksteal ;;
+        tests/e2e) pytest "$part" -n "$WORKERS" --dist loadfile ;; # a file's tests share a run
+        *) pytest "$part" ;;
+    esac || exit $?
 done

@@ -55,13 +55,14 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("zpd-2-2-4", {"tapo.n_pos": 2, "tapo.n_neg": 2, "tapo.m_max": 4}), ("tapo", {}),
         ("zpd-1-5-3", {"tapo.n_pos": 1, "tapo.n_neg": 5, "tapo.m_max": 3}),
     ],
+    "conditions": [("coldstart", {}), ("grpo", GRPO), ("tapo", {})],
     "figure3": [("tapo", {}), ("grpo", GRPO), ("opsd", OPSD), ("base-tapo", {})],
     "open-questions": [
         ("tapo", {}), ("no-prefix-loss", {"tapo.prefix_loss": "none"}),
         ("error-step-loss", {"tapo.prefix_loss": "error_step_only"}),
         ("uniform-reward", {"tapo.uniform_group": "reward"}),
         ("baseline-with-originals", {"tapo.reflection_baseline": "with_originals"}),
-        ("ift-loss", {"tapo.ift_weight": 0.1}),
+        ("ift-loss", {"tapo.ift_weight": 0.1}), ("lambda-quarter", {"tapo.lambda": 0.25}),
     ],
     "opsd": [
         ("grpo", GRPO), ("opsd", OPSD), ("opsd-v3", OPSD | {"opsd.beta": 0.0, "opsd.entry_clip": 0.05}),
@@ -149,7 +150,7 @@ def test_commas_run_every_value() -> None:
     [
         (["tabel4"], "no sweep 'tabel4'; did you mean 'table4'?"),
         (["nowhere/mine.yaml"], "no sweep 'nowhere/mine.yaml'"),
-        ([], "say which sweep: figure3"),
+        ([], "say which sweep: conditions, figure3"),
         (["table4", "seeds=0"], "seeds=0: give how many"),
         (["table4", "seeds=[1,1]"], "seeds=[1,1]: give how many"),
         (["table4", "seeds=all"], "seeds=all: give how many"),
