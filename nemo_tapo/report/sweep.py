@@ -34,8 +34,7 @@ def report_table(folder: Path, found: Found) -> str:
         return "\n".join([f"{found.sweep.title} ({name}): no run is done.", *lines])
     tables = grids(found, numbers)
     if rated := _rated(found):
-        tables.append(rated[0])
-        lines += rated[1]
+        tables.append(rated)
     out.mkdir(parents=True, exist_ok=True)
     figures = draw(found, numbers, out)
     replace_text(out / f"{name}.md", as_markdown(found, tables, lines, figures))
@@ -45,7 +44,7 @@ def report_table(folder: Path, found: Found) -> str:
     return "\n".join([in_terminal(found, tables), *lines, f"written: {out / name}.md, .csv; {', '.join(figures)}"])
 
 
-def _rated(found: Found) -> tuple[Grid, list[str]] | None:
+def _rated(found: Found) -> Grid | None:
     rows = {outcome.row.name: outcome for outcome in found.outcomes if outcome.runs}
     return table2(rows[RATED[0]], rows[RATED[1]]) if rows.keys() >= set(RATED) else None
 
@@ -78,6 +77,6 @@ def in_terminal(found: Found, tables: Sequence[Grid]) -> str:
     console.print(f"{found.sweep.title} ({found.sweep.name})", markup=False)
     for table in tables:
         console.print(text_table(table.title, table.head, table.rows))
-        console.print()
+        console.print("".join(f"{line}\n" for line in table.below), markup=False)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

@@ -10,8 +10,8 @@ from nemo_tapo.judge.rates import RATES, Marked, counts, rate_of
 from nemo_tapo.judge.responses import Answered, boundary, problem_of, questions, read_answered
 from nemo_tapo.report import paper
 from nemo_tapo.report.sweep_read import Outcome, Run
-from nemo_tapo.report.sweep_stats import Interval, over_seeds
-from nemo_tapo.report.sweep_text import Grid
+from nemo_tapo.report.sweep_stats import over_seeds
+from nemo_tapo.report.sweep_text import Grid, percent_ends
 from nemo_tapo.sweeps import state
 
 NOTE = (
@@ -30,22 +30,21 @@ class Rates:
     second: tuple[float | None, ...]
 
 
-def table2(first: Outcome, second: Outcome) -> tuple[Grid, list[str]] | None:
+def table2(first: Outcome, second: Outcome) -> Grid | None:
     """DSR and ERR of two rows and their difference, over the seeds that both have; None where there is nothing to say:
     no common seed, or a task whose responses only a judge can classify.
-
-    Also sentences on the boundary subset.
     """
     common = [seed for seed in second.seeds if seed in first.runs]
     if not common or not all(_generated(o.runs[seed]) for o in (first, second) for seed in common):
         return None
-    by_seed, lines = [], [NOTE]
+    by_seed: list[dict[str, tuple[float | None, float | None]]] = []
+    lines = [NOTE]
     for seed in common:
         rates, fate = _of_seed(first.runs[seed], second.runs[seed])
         by_seed.append(rates)
         lines.append(f"seed {seed}: {fate}")
     collected = [Rates(name, tuple(r[name][0] for r in by_seed), tuple(r[name][1] for r in by_seed)) for name in RATES]
-    return _grid(first, second, collected), lines
+    return replace(_grid(first, second, collected), below=tuple(lines))
 
 
 def _generated(run: Run) -> bool:
@@ -108,6 +107,6 @@ def _cell(values: list[float | None] | tuple[float | None, ...], signed: bool = 
     if not known:
         return "not defined"
     sign = "+" if signed else ""
-    ends: Interval | None = over_seeds(known)
-    interval = f" ({100 * ends[0]:{sign}.1f} to {100 * ends[1]:{sign}.1f})" if ends else ""
+    ends = over_seeds(known)
+    interval = f" ({percent_ends(ends, signed, 1)})" if ends else ""
     return f"{100 * sum(known) / len(known):{sign}.1f}{interval}, {len(known)} seed{'s' * (len(known) != 1)}"

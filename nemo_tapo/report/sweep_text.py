@@ -14,8 +14,9 @@ Estimates = Mapping[str, Mapping[str, Estimate]]  # {benchmark: {measure: Estima
 
 LEGEND = (
     "Pass@k in percent, unbiased, the mean over seeds; ± is half of the 95% interval over seeds (Student's t), there "
-    "from two seeds on. Over problems: problems resampled, seeds averaged. Over both: seeds and problems resampled, "
-    "too narrow with few seeds. A difference Δ is paired: the same seeds, the same problems; in points.",
+    "from two seeds on; what goes beyond 0 and 100 is cut. Over problems: problems resampled, seeds averaged. Over "
+    "both: seeds and problems resampled, too narrow with few seeds. A difference Δ is paired: the same seeds, the same "
+    "problems; in points.",
     "The paper's figures are of Qwen3-8B on other problems: a reference for the order of the rows, not their height.",
 )
 EFFORT_LEGEND = (
@@ -34,6 +35,7 @@ class Grid:
     title: str
     head: list[str]
     rows: list[list[str]]
+    below: tuple[str, ...] = ()  # sentences
 
 
 @dataclass(frozen=True)
@@ -198,9 +200,10 @@ def why(numbers: Sequence[Numbers]) -> Grid:
 def as_markdown(found: Found, tables: Sequence[Grid], lines: Sequence[str], figures: Sequence[str]) -> str:
     """The file <name>.md; figures: names of the PNGs beside it."""
     parts = [f"# {found.sweep.title} ({found.sweep.name})\n"]
-    parts += [f"- {line}\n" for line in lines] + (["\n"] if lines else [])
+    parts += [f"\n- {line}" for line in lines] + (["\n"] if lines else [])
     for table in tables:
         parts.append(f"\n## {table.title}\n\n{markdown(table.head, table.rows)}")
+        parts += [f"\n{line}\n" for line in table.below]
     parts += [f"\n![{name}]({name})\n" for name in figures]
     parts += [f"\n{line}\n" for line in (*LEGEND, EFFORT_LEGEND, WHY_LEGEND)]
     return "".join(parts)
@@ -252,10 +255,14 @@ def _percent(e: Estimate | None) -> str:
 
 
 def _ends(interval: Interval | None, signed: bool = False) -> str:
-    if interval is None:
-        return "-"
-    sign = "+" if signed else ""
-    return f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f}"
+    return "-" if interval is None else percent_ends(interval, signed)
+
+
+def percent_ends(interval: Interval, signed: bool = False, digits: int = 2) -> str:
+    """`12.50 to 100.00`: of shares or, signed, of their differences; Student's t knows no ends, percentages do."""
+    sign, least = ("+", -1.0) if signed else ("", 0.0)
+    low, high = (100 * min(max(end, least), 1.0) for end in interval)
+    return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
 
 def _given(value: float | None) -> str:

@@ -18,7 +18,7 @@ from nemo_tapo.report.sweep import report_sweep
 from nemo_tapo.report.sweep_effort import accuracy_at, accuracy_at_step, effort, sampled_in_all, why
 from nemo_tapo.report.sweep_read import find, is_sweep, sweeps_of
 from nemo_tapo.report.sweep_stats import difference, estimates, of_row, over_seeds, t_975
-from nemo_tapo.report.sweep_text import numbers_of
+from nemo_tapo.report.sweep_text import numbers_of, percent_ends
 
 R, W, T, TW = "right", "wrong", "turned", "turned wrong"
 # pass@1 of problems p, q, r by seed: cold start .5 0 1 | .5 .5 .5; TAPO 1 .5 1 | .5 1 1 | 1 1 1
@@ -70,6 +70,12 @@ def test_means_and_intervals_by_hand(output: Path) -> None:
     assert of["pass@2"].value == 1.0
     cold_first = of_row(cold)["arithmetic"]["pass@1"]
     assert (cold_first.value, cold_first.over_seeds) == (0.5, (0.5, 0.5))
+
+
+def test_an_interval_of_percentages_ends_at_0_and_100() -> None:
+    assert percent_ends((-0.05, 1.079)) == "0.00 to 100.00"
+    assert percent_ends((-0.05, 0.2), signed=True) == "-5.00 to +20.00"
+    assert percent_ends((-1.5, 0.123), signed=True, digits=1) == "-100.0 to +12.3"
 
 
 def test_a_paired_difference_is_over_the_common_seeds(output: Path) -> None:
