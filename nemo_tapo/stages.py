@@ -157,15 +157,8 @@ async def train_only(session: Session) -> None:
 def report(folder: Path, progress: Progress) -> None:
     """Plots and page from what the folder holds."""
     from nemo_tapo.report.html import write_page
-    from nemo_tapo.report.plots import construction_figure, figure3
-    from nemo_tapo.report.records import read_metrics
 
-    stage = progress.stage("report", 3, "files")
-    metrics = read_metrics(folder).rows
-    figure3({folder.name: metrics}, folder / "figure3.png")
-    stage.advance()
-    construction_figure(metrics, folder / "construction.png")
-    stage.advance()
+    stage = progress.stage("report", 1, "page")
     write_page(folder)
     stage.advance()
 

@@ -24,18 +24,18 @@ from nemo_tapo.report.jsonl import Record, finite
 from nemo_tapo.report.plots import Metrics, construction_figure, figure3
 from nemo_tapo.report.records import outcome, read_metrics
 
-PAGE = "report.html"
+PAGE, FIGURE3, CONSTRUCTION = "report.html", "figure3.png", "construction.png"
 
 
 def write_page(
     run_folder: Path, compare: Mapping[str, Path] | None = None, window: int | None = None, limit: int = 5000
 ) -> Path:
-    """Writes `report.html` into the run folder and returns its path.
+    """Writes `report.html` into the run folder, and its plots once more as figure3.png and construction.png.
 
     compare: {name: run folder} of other runs, overlaid in Figure 3. window: steps of the rolling mean
     (plots.figure3).
     limit: most trajectory records in the page; more are thinned out evenly, and the page says so.
-    Raises ValueError if a folder is no run folder or a file in it is damaged.
+    Returns the page's path. Raises ValueError if a folder is no run folder or a file in it is damaged.
     """
     run = summary.load(run_folder)
     runs: dict[str, Metrics] = {run.name: run.metrics}
@@ -54,12 +54,17 @@ def write_page(
         "settings": _settings(run.config),
         "evaluation": _evaluation(run.evaluation),
         "latest": _latest(run.metrics),
-        "figure3": _figures("Figure 3: six panels of training dynamics", lambda t, d: figure3(runs, t, window, d)),
+        "figure3": _figures(
+            "Figure 3: six panels of training dynamics",
+            lambda t, d: figure3(runs, t, window, d),
+            run_folder / FIGURE3,
+        ),
         "paper_figure": "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in paper.FIGURE_3) + "</ul>",
         "totals": _table(("over all steps", "number", "share"), summary.totals(run.metrics)),
         "construction": _figures(
             "What became of queries and pairs, over steps",
             lambda t, d: construction_figure(run.metrics, t, window, d),
+            run_folder / CONSTRUCTION,
         ),
         "records": _embedded([_compact(record) for record in shown]),
         "outcomes": _embedded({name: (n, summary.OUTCOMES.get(name, "")) for name, n in counts.items()}),
@@ -159,12 +164,14 @@ def _latest(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f'<p class="meaning">First and last of {steps:,} steps:</p><div class="tiles">{tiles}</div>'
 
 
-def _figures(alt: str, draw: Callable[[io.BytesIO, bool], None]) -> str:
-    """The figure for light and for dark, as images within the page."""
+def _figures(alt: str, draw: Callable[[io.BytesIO, bool], None], beside: Path) -> str:
+    """The figure for light and for dark, as images within the page; the light one also as the file `beside`."""
     images = []
     for dark in (False, True):
         buffer = io.BytesIO()
         draw(buffer, dark)
+        if not dark:
+            beside.write_bytes(buffer.getvalue())
         data = base64.b64encode(buffer.getvalue()).decode()
         theme = "for-dark" if dark else "for-light"
         images.append(f'<img class="figure {theme}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')

@@ -1,4 +1,4 @@
-"""The command line, for real processes on the scripted runtime: exit codes, sentences, stop, kill, resume."""
+"""The command line on the scripted runtime: exit codes, sentences; as real processes: stop, kill, resume."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.command import nemo_tapo
 
 CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
 SMALL = [
@@ -63,14 +65,14 @@ def train(folder: Path) -> list[str]:
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    done = call("train", *arguments, f"output={tmp_path / 'out'}")
+    done = nemo_tapo("train", *arguments, f"output={tmp_path / 'out'}")
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_dry_run_prints_config_and_plan_and_starts_nothing(tmp_path: Path) -> None:
-    done = call("run", "--dry-run", *train(tmp_path / "out"))
+    done = nemo_tapo("run", "--dry-run", *train(tmp_path / "out"))
     assert done.returncode == 0
     assert "n_pos: 2" in done.stdout
     assert "6 steps of 4 queries x 8 rollouts = 32 rows, and at most 16 constructed rows" in done.stdout
@@ -85,7 +87,7 @@ def test_help_names_every_command_and_exit_code() -> None:
 
 
 def test_main_job_leaves_everything_it_promises(tmp_path: Path) -> None:
-    done = call("run", *train(tmp_path / "out"))
+    done = nemo_tapo("run", *train(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     names = {p.name for p in out.iterdir()}
@@ -110,15 +112,15 @@ def test_main_job_leaves_everything_it_promises(tmp_path: Path) -> None:
         assert evaluation[when]["synthesis"]["pairs"] >= evaluation[when]["synthesis"]["parsed"]
     # The scripted engine does not look at weights: problem by problem, nothing changes.
     assert evaluation["after"]["change"]["benchmarks"]["arithmetic"]["pass@1/interval95"] == [0.0, 0.0]
-    shown = call("show", str(out))
+    shown = nemo_tapo("show", str(out))
     assert shown.returncode == 0, shown.stderr
     assert "pass@1" in shown.stdout
 
 
 def test_the_same_command_again_does_nothing_twice(tmp_path: Path) -> None:
-    assert call("train", *train(tmp_path / "out")).returncode == 0
+    assert nemo_tapo("train", *train(tmp_path / "out")).returncode == 0
     before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
-    assert call("train", *train(tmp_path / "out")).returncode == 0
+    assert nemo_tapo("train", *train(tmp_path / "out")).returncode == 0
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
 
 

@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from nemo_tapo.cli import main
 from nemo_tapo.runtime.scripted import SYNTHESIS
 from nemo_tapo.tasks import arithmetic
+from tests.command import nemo_tapo
 from tests.endpoint_servers import Answer, Body, completion, error, free_port, scripted
 
 SAMPLES, CORRECTIONS, DATA = "samples/train.jsonl", "corrections/corrections.jsonl", "data.jsonl"
@@ -34,13 +32,9 @@ def arguments(output: Path, *more: str) -> list[str]:
 
 
 def call(output: Path, *more: str) -> tuple[int, str]:
-    """In this process; (exit code, standard error). What the command does to its signals is undone."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as errors:
-        code = main(arguments(output, *more))
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return code, errors.getvalue()
+    """In this process; (exit code, standard error)."""
+    done = nemo_tapo(*arguments(output, *more))
+    return done.returncode, done.stderr
 
 
 def start(output: Path, *more: str) -> subprocess.Popen[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,15 +16,10 @@ from nemo_tapo.evaluation import results
 from nemo_tapo.evaluation.model import locate, name_of, weights_digest
 from nemo_tapo.runtime.scripted import arithmetic_script
 from nemo_tapo.types import Request
+from tests.command import nemo_tapo
 from tests.endpoint_servers import Answer, completion, error, listing, scripted
 
 CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
-
-
-def call(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "nemo_tapo.cli", name, *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
 
 
 SMALL = [
@@ -36,12 +30,12 @@ SMALL = [
 
 
 def evaluated(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return call("evaluate", "--config", str(CONFIG), *SMALL, f"output={folder}", *overrides)
+    return nemo_tapo("evaluate", "--config", str(CONFIG), *SMALL, f"output={folder}", *overrides)
 
 
 def test_runs_checkpoints_and_directories_can_be_evaluated(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    done = call("train", "--config", str(CONFIG), *SMALL, "checkpoint.every=1", f"output={run}")
+    done = nemo_tapo("train", "--config", str(CONFIG), *SMALL, "checkpoint.every=1", f"output={run}")
     assert done.returncode == 0, done.stderr
     trained = (run / "config.yaml").read_bytes()
     for path, name in ((run, "run"), (run / "hf", "run"), (run / "checkpoints" / "step-000001", "run-step-000001")):

@@ -10,20 +10,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from fractions import Fraction
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_tapo.cli import main
 from nemo_tapo.filtering import FAILED, KEPT, TOO_EASY, TOO_HARD, Sampled, exactly, result_row
 from nemo_tapo.load import load
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Query
+from tests.command import nemo_tapo
 
 FILES = ("kept", "too_easy", "too_hard", "failed")
 SAMPLES = "samples/train"
@@ -104,21 +101,9 @@ def arguments(data: Path | None, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def call(data: Path | None, output: Path, *more: str) -> Done:
-    """In this process; what the command does to its signals is undone."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as errors:
-        code = main(arguments(data, output, *more))
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return Done(code, out.getvalue(), errors.getvalue())
+def call(data: Path | None, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """In this process."""
+    return nemo_tapo(*arguments(data, output, *more))
 
 
 def start(data: Path, output: Path, *more: str) -> subprocess.Popen[str]:

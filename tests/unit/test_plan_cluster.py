@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from nemo_tapo.runtime.nemo_rl import command, config
 from nemo_tapo.runtime.nemo_rl.config import ClusterRun, is_nemo_rl
 from nemo_tapo.runtime.nemo_rl.source import compose, find_source
+from tests.command import nemo_tapo
 from tests.unit.cluster_files import cluster_file
 
 
@@ -345,11 +343,3 @@ def test_local_plan_is_what_dry_run_prints() -> None:
     plan, dry = nemo_tapo("plan", "--config", tiny), nemo_tapo("run", "--dry-run", "--config", tiny)
     assert plan.returncode == 0, plan.stderr
     assert plan.stdout == dry.stdout
-
-
-def nemo_tapo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "NEMO_RL_SRC"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "nemo_tapo.cli", *arguments],
-        check=False, capture_output=True, text=True, timeout=120, env=environment,
-    )  # fmt: skip

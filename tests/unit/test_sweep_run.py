@@ -125,7 +125,7 @@ def test_a_failed_run_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_signal_stops_the_run_and_the_sweep_and_both_go_on(tmp_path: Path) -> None:
-    long = "steps=200"
+    long = "steps=60"
     process = start(tmp_path, long)
     until(tmp_path / "out" / "tapo" / "seed-0" / "metrics.jsonl", process, lines=2)
     child = child_of(process)
@@ -138,7 +138,7 @@ def test_a_signal_stops_the_run_and_the_sweep_and_both_go_on(tmp_path: Path) -> 
     steps = (tmp_path / "out" / "tapo" / "seed-0" / "metrics.jsonl").read_text().count("\n")
     printed = run(tmp_path, long)
     assert "tapo/seed-0: goes on where it was stopped" in printed
-    assert f"{steps}/200" in printed.split("goes on where it was stopped")[1]  # not from the beginning
+    assert f"{steps}/60" in printed.split("goes on where it was stopped")[1]  # not from the beginning
 
 
 def test_a_killed_sweep_goes_on_and_waits_for_the_run_that_it_left(tmp_path: Path) -> None:
