@@ -89,16 +89,57 @@ class RunConfig(Section):
             raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic or mathematics.")
         if self.algorithm == "opsd":
             self._opsd_consistent()
+        if self.algorithm == "reflective_sft":
+            self._reflective_sft_consistent()
+        if self.constructs:
+            self._switches_consistent()
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
-        rows = self.rollout.queries_per_step * K
-        if rows % self.loss.updates_per_batch:
-            raise ValueError(f"loss.updates_per_batch does not divide the {rows} rollouts of a step.")
+        updates, queries = self.loss.updates_per_batch, self.rollout.queries_per_step
+        if updates > queries:
+            raise ValueError(
+                f"loss.updates_per_batch = {updates} is more than rollout.queries_per_step = {queries}: an update "
+                "takes whole queries."
+            )
         return self
+
+    def _switches_consistent(self) -> None:
+        """Of TAPO's switches: none that another one makes idle."""
+        t = self.tapo
+        if not t.decoupled and (t.uniform_group != "zero" or t.reflection_baseline != "constructed"):
+            raise ValueError(
+                "tapo.decoupled = false leaves no reflection group: tapo.uniform_group and tapo.reflection_baseline "
+                "would change nothing; leave them out."
+            )
+        if t.full_reconstruction and (t.prefix_loss != "all" or t.min_kept_share > 0):
+            raise ValueError(
+                "tapo.full_reconstruction keeps no prefix: tapo.prefix_loss and tapo.min_kept_share would change "
+                "nothing; leave them out."
+            )
+
+    def _reflective_sft_consistent(self) -> None:
+        t = self.tapo
+        idle = {"loss.kl_coef": self.loss.kl_coef > 0, "tapo.ift_weight": t.ift_weight > 0}
+        for name in (name for name, asked in idle.items() if asked):
+            raise ValueError(
+                f"algorithm: reflective_sft learns its constructions by likelihood alone; set {name} to 0."
+            )
+        if t.weight == 0:
+            raise ValueError("algorithm: reflective_sft with tapo.lambda = 0 learns nothing.")
 
     def _opsd_consistent(self) -> None:
         if self.loss.kl_coef > 0:
             raise ValueError("algorithm: opsd has no penalty on the KL to the reference; set loss.kl_coef to 0.")
+        if self.loss.updates_per_batch > 1:
+            raise ValueError(
+                "algorithm: opsd has no importance ratio, so that a rollout serves one update: set "
+                "loss.updates_per_batch to 1."
+            )
+        if self.opsd.privileged == "rollout" and self.rollout.samples_per_query == 1:
+            raise ValueError(
+                "opsd.privileged = rollout takes another rollout of the same query: raise rollout.samples_per_query "
+                "above 1, or set opsd.privileged to solution."
+            )
         if self.opsd.privileged == "solution" and self.task.name != "arithmetic":
             train = self.task.mathematics.train
             if self.task.name != "mathematics" or train is None or train.solution is None:

@@ -205,7 +205,7 @@ class LossConfig(Section):
     kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy (k3 estimate)")
     kl_rows: int = Field(64, ge=0, description="original rows on which KL is reported when it is not penalised")
     advantage_eps: float = Field(1e-6, ge=0, description="added to the deviation, Eq. 1")
-    updates_per_batch: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
+    updates_per_batch: int = Field(1, ge=1, description="optimizer steps per batch of rollouts, each of whole queries")
 
 
 class OptimizerConfig(Section):
@@ -220,7 +220,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="global L2 norm")
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(10, ge=0, description="counted in updates, as the cosine is")
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="end of the cosine, as a share of lr")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ class Session:
         self.progress.status("reading the training queries")  # gold answers are parsed: seconds for thousands
         return self.usable("train", self.task.train_queries(), max_tokens or self.cfg.rollout.max_tokens)
 
+    @cached_property
     def benchmarks(self) -> dict[str, list[Query]]:
-        """Each evaluation set with its prompt ids."""
+        """Each evaluation set with its prompt ids, read once."""
         e = self.cfg.evaluation
         return {
             name: self.usable(name, queries, e.max_tokens, e.problems)
@@ -88,7 +90,7 @@ class Session:
 def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:
     """The settings that decide the numbers of RL: a checkpoint goes on under the same ones only."""
     own = ("opsd",) if cfg.algorithm == "opsd" else ()
-    return cfg.fingerprint("algorithm", "steps", "task", "rollout", "tapo", "loss", "optimizer", *own)
+    return cfg.fingerprint("algorithm", "steps", "task", "model", "rollout", "tapo", "loss", "optimizer", *own)
 
 
 async def reinforce(session: Session, model: Path) -> None:

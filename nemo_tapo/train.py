@@ -29,7 +29,7 @@ from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
 from nemo_tapo.runtime.interface import Runtime, RuntimeFailure
 from nemo_tapo.sections import LossConfig, OptimizerConfig
 from nemo_tapo.stop import Stop
-from nemo_tapo.types import Batch, Experience, Kind, Query, Row, UpdateResult
+from nemo_tapo.types import INSTRUCTION_PREFIX, REFLECTED_SUFFIX, Batch, Experience, Kind, Query, Row, UpdateResult
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ async def steps(
 
 async def resume(plan: Plan, runtime: Runtime, recorder: Recorder, store: checkpoint.Store) -> int:
     """Sets optimizer and weights to the newest good checkpoint; returns the first step to do (0 without one)."""
-    await runtime.actor.configure(plan.optimizer, plan.steps)
+    await runtime.actor.configure(plan.optimizer, plan.steps * plan.loss.updates_per_batch)
     found = store.latest(recorder.warn)
     first = 0
     if found is not None:
@@ -160,22 +160,20 @@ def require_same(found: checkpoint.Checkpoint, fingerprint: dict[str, Any]) -> N
 
 
 def parts(rows: Sequence[Row], plan: Plan) -> Iterator[list[Row]]:
-    """The rows of each update: all of them, or `updates_per_batch` runs of whole queries of about equal size."""
+    """The rows of each update: all of them, or `updates_per_batch` runs of whole queries of about equal size.
+
+    A step has always as many updates, for the learning rate's schedule counts them; one may be without rows.
+    """
     count = plan.loss.updates_per_batch
-    if count == 1 or not rows:
-        yield list(rows)
-        return
     owners = list(dict.fromkeys(query_of(row) for row in rows))
     for part in range(count):
         mine = set(owners[part * len(owners) // count : (part + 1) * len(owners) // count])
-        chosen = [row for row in rows if query_of(row) in mine]
-        if chosen:
-            yield chosen
+        yield [row for row in rows if query_of(row) in mine]
 
 
 def query_of(row: Row) -> str:
     """The uid of the query a row belongs to."""
-    return row.uid.rsplit("/", 1)[0].removesuffix("_reflected")
+    return row.uid.removeprefix(INSTRUCTION_PREFIX).rsplit("/", 1)[0].removesuffix(REFLECTED_SUFFIX)
 
 
 async def scored(rows: Sequence[Row], runtime: Runtime, plan: Plan, recorder: Recorder, clock: Clock) -> Batch:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REFLECTED_SUFFIX = "_reflected"  # section 3.4: group `<uid>` keeps the rollouts, `<uid>_reflected` the constructions
+INSTRUCTION_PREFIX = "ift-"  # of the rows of `tapo.ift_weight`: `ift-<uid of the pair>`
 
 
 class Kind(str, Enum):

@@ -13,7 +13,8 @@ class ReflectiveSFT(TAPO):
     """The rollouts and constructions of TAPO at every step; of them only the right constructions are trained on.
 
     "Uniform maximum likelihood to all tokens" (section 4.4): no advantages, no OOD token suppression, and no rows of
-    the rollouts themselves. A step without a right construction is an update with gradient 0.
+    the rollouts themselves. As in TAPO's terms a row is the mean over its tokens, which `loss.token_mean` and
+    `tapo.prefix_loss` change. A step without a right construction is an update with gradient 0.
     """
 
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:

@@ -19,7 +19,18 @@ from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_u
 from nemo_tapo.equations.selection import Zone, select_pairs, zone
 from nemo_tapo.seeding import seed_from
 from nemo_tapo.tasks.interface import Task
-from nemo_tapo.types import REFLECTED_SUFFIX, Completion, Construction, Experience, Group, Kind, Pair, Request, Row
+from nemo_tapo.types import (
+    INSTRUCTION_PREFIX,
+    REFLECTED_SUFFIX,
+    Completion,
+    Construction,
+    Experience,
+    Group,
+    Kind,
+    Pair,
+    Request,
+    Row,
+)
 
 
 class TAPO(GRPO):
@@ -79,9 +90,10 @@ class TAPO(GRPO):
         if not self.cfg.tapo.ift_weight:
             return []
         rows = [
-            Row(f"ift-{c.pair.uid}", f"ift-{c.pair.uid}", Kind.EXAMPLE, c.request_ids, c.answer_ids, c.reward, 1.0)
+            Row(uid, uid, Kind.EXAMPLE, c.request_ids, c.answer_ids, c.reward, 1.0)
             for c in experience.constructions
             if c.correct
+            for uid in [INSTRUCTION_PREFIX + c.pair.uid]
         ]
         return [row for row in rows if row.length <= self.cfg.model.max_length]
 
@@ -89,14 +101,13 @@ class TAPO(GRPO):
         """GRPO's counters and the fate of every query, pair and group."""
         settings = self.cfg.tapo
         zones = Counter(zone(group, settings.n_pos, settings.n_neg) for group in experience.groups)
-        rewards = defaultdict(list)
+        found = defaultdict(list)
         for row in rows:
             if row.kind is Kind.CONSTRUCTED:
-                rewards[row.group].append(row.reward)
-        mixed = sum(not is_uniform(r) for r in rewards.values())
-        alone = sum(len(r) == 1 for r in rewards.values())
-        uniform = len(rewards) - mixed - alone  # two or more, equal: no gradient under Eq. 5
-        kept = sum(len(r) for r in rewards.values())
+                found[row.group].append(row)
+        mixed = sum(not is_uniform([row.reward for row in of]) for of in found.values())
+        uniform = sum(len(of) > 1 and not any(row.advantage for row in of) for of in found.values())
+        kept = sum(len(of) for of in found.values())
         counts = construction_counts(experience.constructions)
         return {
             **super().metrics(experience, rows),
@@ -104,13 +115,13 @@ class TAPO(GRPO):
             **counts,
             "tokens/synthesised": sum(len(c.answer_ids) for c in experience.constructions),
             "tapo/rows": kept,
-            "tapo/removed_negatives": counts["tapo/parsed"] - kept,  # by `negatives: false`
-            "tapo/groups": len(rewards),
+            "tapo/removed_negatives": counts["tapo/parsed"] - kept,  # by `negatives: false`, or likelihood
+            "tapo/groups": len(found),
             "tapo/mixed_groups": mixed,
-            "tapo/single_groups": alone,
-            "tapo/uniform_groups": uniform,
+            "tapo/single_groups": sum(len(of) == 1 for of in found.values()),
+            "tapo/uniform_groups": uniform,  # two or more, all with advantage 0: under Eq. 5 those of equal rewards
             "tapo/ift_rows": sum(row.kind is Kind.EXAMPLE for row in rows),
-            "tapo/uniform_share": uniform / len(rewards) if rewards else 0.0,
+            "tapo/uniform_share": uniform / len(found) if found else 0.0,
         }
 
 

@@ -80,7 +80,7 @@ async def _evaluation(
     synthesis_queries: int = 0,
 ) -> None:
     """model: its identity. shown: how results name it."""
-    cfg, benchmarks, folder = session.cfg, session.benchmarks(), folder_of(session.output, name)
+    cfg, benchmarks, folder = session.cfg, session.benchmarks, folder_of(session.output, name)
     evaluated = await evaluate(
         cfg, name, model, benchmarks, sampler, session.tools.grade, session.progress, session.stop
     )

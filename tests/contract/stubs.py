@@ -69,6 +69,7 @@ class NotingPolicy:
     def __init__(self, calls: list[str]) -> None:
         self.calls = calls
         self.sizes: list[tuple[int, int, int]] = []  # of every update: rows, rows that count, gbs
+        self.widths: list[int] = []  # of every pass
 
     def prepare_for_lp_inference(self) -> None:
         self.calls.append("prepare_for_lp_inference")
@@ -81,11 +82,13 @@ class NotingPolicy:
 
     def train(self, data: Any, loss: Any, gbs: int) -> dict[str, Any]:
         self.calls.append("train")
+        self.widths.append(data["input_ids"].shape[1])
         self.sizes.append((len(data["input_ids"]), int(data["sample_mask"].sum()), gbs))
         return {"loss": torch.zeros(1), "grad_norm": torch.zeros(1), "all_mb_metrics": {"loss": [0.0], "lr": [0.0]}}
 
     def get_reference_policy_logprobs(self, data: Any) -> dict[str, Tensor]:
         self.calls.append("reference")
+        self.widths.append(data["input_ids"].shape[1])
         return {"reference_logprobs": torch.zeros(data["input_ids"].shape)}
 
     def save_checkpoint(self, **paths: Any) -> None:

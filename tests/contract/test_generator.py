@@ -251,6 +251,7 @@ def test_every_update_has_the_same_rows_whatever_was_constructed(tmp_path: Path)
     counted = [count for _, count, _ in runtime.policy.sizes]
     assert counted[0] != counted[1] and min(counted) > 48
     assert all((rows, gbs) == (80, 80) for rows, _, gbs in runtime.policy.sizes)
+    assert len(runtime.policy.widths) == 4 and all(width % 8 == 0 for width in runtime.policy.widths)
 
 
 def test_an_awake_engine_is_not_refitted_and_a_sleeping_one_is_woken(tmp_path: Path) -> None:

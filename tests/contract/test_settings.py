@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nemo_tapo.config import RunConfig, validate
 from nemo_tapo.errors import RuntimeFailure
-from nemo_tapo.runtime.nemo_rl.actor import Shape, filled
+from nemo_tapo.runtime.nemo_rl.actor import Shape, filled, reordered, update_result
 from nemo_tapo.runtime.nemo_rl.export import Converter
 from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime, StandIn, keeps_reference, make_policy, prepared
 from nemo_tapo.stages import rl_fingerprint
@@ -83,6 +85,7 @@ def test_a_reference_is_kept_for_a_report_too() -> None:
     make_policy(lambda **keywords: given.update(keywords), keeps_reference(settings()), init_reference_model=False)
     assert given == {"init_reference_model": True}  # loss.kl_rows is 64 by default
     assert not keeps_reference(settings(loss={"kl_rows": 0}))
+    assert not keeps_reference(settings(algorithm="reflective_sft"))  # it has no rows of which a KL is told
 
 
 def test_the_stand_in_has_as_many_steps_as_the_run() -> None:
@@ -108,6 +111,25 @@ def test_filling_up_keeps_the_rows_and_adds_rows_that_no_loss_sees() -> None:
     for zero in (added.token_mask, added.sample_mask, added.loss_coef, added.advantages, added.constructed):
         assert not zero.any()
     assert isinstance(whole, Batch) and whole.prev_logprobs is None
+
+
+def test_another_order_keeps_the_width() -> None:
+    """Megatron without packing takes the width that it is given: a multiple of TP it must stay."""
+    from nemo_tapo.equations.batching import collate
+
+    shape = Shape(train_rows=4, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
+    whole = filled(collate([Row("q/0", "q", Kind.ORIGINAL, (1, 2), (3, 4, 5))], pad_id=9), 4, shape)
+    turned = reordered(whole, [3, 2, 1, 0])
+    assert turned.input_ids.shape == (4, 8)
+    for name, value in turned.as_dict().items():
+        assert value.flip(0).equal(whole.as_dict()[name]), name
+
+
+def test_an_update_that_nothing_is_reported_of() -> None:
+    """DTensor's workers say nothing of micro-batches without a valid row."""
+    idle = update_result({"loss": torch.zeros(1), "grad_norm": torch.zeros(1), "all_mb_metrics": {}})
+    assert (idle.loss, idle.grad_norm) == (0.0, 0.0)
+    assert math.isnan(idle.learning_rate)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -52,6 +52,33 @@ def test_a_bad_value_is_a_sentence(override: str, sentence: str) -> None:
         load(None, [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("loss.updates_per_batch=33", "updates_per_batch = 33 is more than rollout.queries_per_step = 32"),
+        ("tapo.decoupled=false tapo.uniform_group=reward", "leaves no reflection group"),
+        ("tapo.decoupled=false tapo.reflection_baseline=with_originals", "leaves no reflection group"),
+        ("tapo.full_reconstruction=true tapo.prefix_loss=none", "keeps no prefix"),
+        ("tapo.full_reconstruction=true tapo.min_kept_share=0.1", "keeps no prefix"),
+        ("algorithm=reflective_sft loss.kl_coef=0.1", "likelihood alone; set loss.kl_coef to 0"),
+        ("algorithm=reflective_sft tapo.ift_weight=0.1", "likelihood alone; set tapo.ift_weight to 0"),
+        ("algorithm=reflective_sft tapo.lambda=0", "learns nothing"),
+        ("algorithm=opsd loss.updates_per_batch=2", "set loss.updates_per_batch to 1"),
+        ("algorithm=opsd rollout.samples_per_query=1", "raise rollout.samples_per_query above 1, or set opsd"),
+    ],
+)
+def test_a_setting_that_another_makes_idle_is_a_sentence(overrides: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load(None, overrides.split())
+
+
+def test_idle_settings_of_other_algorithms_do_not_matter() -> None:
+    load(None, ["algorithm=grpo", "tapo.decoupled=false", "tapo.uniform_group=reward"])
+    load(None, ["algorithm=opsd", "opsd.privileged=solution", "rollout.samples_per_query=1"])
+    load(None, ["loss.updates_per_batch=32", "loss.kl_coef=0.1", "tapo.ift_weight=0.1", "tapo.lambda=0"])
+    load(None, ["rollout.queries_per_step=10", "loss.updates_per_batch=3"])  # of 4, 3 and 3 queries
+
+
 def test_files_inherit_and_overrides_win(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("steps: 7\ntapo: {n_pos: 1, lambda: 0.5}\n")
     (tmp_path / "child.yaml").write_text("defaults: [base, _self_]\ntapo: {m_max: 3}\n")

@@ -14,14 +14,14 @@ import torch
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.tapo import TAPO
-from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.config import OptimizerConfig, RunConfig, validate
 from nemo_tapo.data import QueryOrder, with_prompts
 from nemo_tapo.equations.reflection import DROP_REASONS
 from nemo_tapo.errors import Stopped
-from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted import ScriptedActor, ScriptedRuntime, arithmetic_script
 from nemo_tapo.stop import Stop
 from nemo_tapo.tasks.generated import ArithmeticTask
-from nemo_tapo.train import Plan, check_first_step, train
+from nemo_tapo.train import Plan, check_first_step, parts, train
 from nemo_tapo.types import Experience, Kind, Row, UpdateResult
 
 torch.set_num_threads(1)
@@ -218,6 +218,30 @@ def test_several_updates_a_batch_keep_a_querys_rows_together(tmp_path: Path) -> 
     memory, runtime = run(settings(loss__updates_per_batch=3, steps=2), tmp_path)
     assert runtime.actor.steps_done == 6
     assert memory.metrics[1]["ratio_deviation"] > 0  # the second and third update have moved away from pi_old
+
+
+def test_the_schedule_is_told_of_every_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of three updates end a schedule of six."""
+    told: list[int] = []
+    configure = ScriptedActor.configure
+
+    async def noting(self: ScriptedActor, optimizer: OptimizerConfig, total_steps: int) -> None:
+        told.append(total_steps)
+        await configure(self, optimizer, total_steps)
+
+    monkeypatch.setattr(ScriptedActor, "configure", noting)
+    _, runtime = run(settings(loss__updates_per_batch=3, steps=2), tmp_path)
+    assert told == [runtime.actor.steps_done] == [6]
+
+
+def test_a_step_has_always_as_many_updates_and_a_query_is_in_one(tmp_path: Path) -> None:
+    uids = ["a/0", "b/0", "b/1", "b_reflected/0", "ift-b_reflected/0", "c/0", "ift-c_reflected/1"]
+    rows = [Row(uid, uid, Kind.EXAMPLE, (1,), (2,)) for uid in uids]
+    plan = Plan(tmp_path, 1, settings().optimizer, settings(loss__updates_per_batch=3).loss)
+    found = [[row.uid for row in part] for part in parts(rows, plan)]
+    assert found == [["a/0"], ["b/0", "b/1", "b_reflected/0", "ift-b_reflected/0"], ["c/0", "ift-c_reflected/1"]]
+    assert [len(part) for part in parts(rows[:4], plan)] == [0, 1, 3]
+    assert list(parts([], plan)) == [[], [], []]
 
 
 def test_kl_is_reported_without_being_penalised(tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_without_dae_groups_and_advantages_change(paper: Any) -> None:
     assert differing(batch, paper[3]) == {"advantages"}
 
 
+def test_a_group_that_teaches_is_not_counted_as_uniform(paper: Any) -> None:
+    """Under Eq. 5 equal rewards teach nothing; in a joint group, or as rewards themselves, they do."""
+    algorithm, experience, rows, _ = paper
+    uniform = algorithm.metrics(experience, rows)["tapo/uniform_groups"]
+    assert uniform > 0
+    joint, experience, rows, _ = made(configured(decoupled=False))
+    assert joint.metrics(experience, rows)["tapo/uniform_groups"] < uniform
+    likelihood, experience, rows, _ = made(configured("reflective_sft"))
+    assert likelihood.metrics(experience, rows)["tapo/uniform_groups"] == 0
+
+
 def test_without_negatives_constructed_rows_of_reward_0_are_gone(paper: Any) -> None:
     algorithm, _, rows, _ = made(configured(negatives=False))
     kept = [r for r in paper[2] if r.kind is Kind.ORIGINAL or r.reward > 0]

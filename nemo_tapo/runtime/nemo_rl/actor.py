@@ -9,7 +9,8 @@ NeMo-RL owns the optimizer, its schedule, the weights' files and the reference m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class NemoActor:
                 f"an update of {batch.rows} rows does not fit policy.train_global_batch_size = {shape.train_rows}."
             )
         whole = filled(batch, shape.train_rows, shape)
-        data = self._data(whole.select(self._order(whole)).as_dict())
+        data = self._data(reordered(whole, self._order(whole)).as_dict())
         loss = self._loss(objective)
         self._phases.stale = True
         results = await self._phases.training(lambda: self._policy.train(data, loss, gbs=shape.train_rows))
@@ -150,7 +151,7 @@ class NemoActor:
         whole = filled(batch, rows, self._shape)
         order = self._order(whole)
         names = ("input_ids", "input_lengths", "token_mask", "sample_mask")
-        data = self._data({k: v for k, v in whole.select(order).as_dict().items() if k in names})
+        data = self._data({k: v for k, v in reordered(whole, order).as_dict().items() if k in names})
         scored: Tensor = (await self._phases.scoring(lambda: call(data)))[key]
         out = torch.zeros(whole.input_ids.shape)
         out[order, : scored.shape[1]] = scored.float()
@@ -210,12 +211,18 @@ def filled(batch: Batch, rows: int, shape: Shape) -> Batch:
     return replace(batch, **changes)
 
 
+def reordered(batch: Batch, order: Sequence[int]) -> Batch:
+    """The rows in another order, as wide as they are: Megatron takes the width that it is given."""
+    return replace(batch, **{name: value[list(order)] for name, value in batch.as_dict().items()})
+
+
 def update_result(results: Mapping[str, Any]) -> UpdateResult:
     """`Policy.train`'s answer: every metric is a list of additive shares, one a micro-batch and rank."""
     shares = results["all_mb_metrics"]
     return UpdateResult(
         loss=float(torch.as_tensor(results["loss"]).sum()),
         grad_norm=float(torch.as_tensor(results["grad_norm"]).reshape(-1)[0]),
-        learning_rate=float(shares["lr"][0]),
+        # DTensor's workers report nothing of micro-batches without a valid row, and so nothing of an idle update.
+        learning_rate=float(shares["lr"][0]) if "lr" in shares else math.nan,
         metrics=reduce_worker_metrics(shares),
     )

@@ -240,7 +240,12 @@ def _notes(master: Master, cfg: RunConfig, setup: Setup, source: Path | None) ->
     yield "grpo.max_num_epochs is not used: the run ends after grpo.max_num_steps, queries are dealt out in epochs"
     if cfg.task.name != "nemo_rl":
         yield f"data and env are not used: queries and verifier are tapo.task ({cfg.task.name})"
-    if not (cfg.loss.kl_coef or cfg.loss.kl_rows):
+    if setup.updates > 1:
+        yield (
+            f"the learning rate's schedule counts updates, {cfg.steps} steps x {setup.updates}: lr_warmup_iters and "
+            "lr_decay_iters are in updates"
+        )
+    if not (cfg.loss.kl_coef or cfg.loss.kl_rows or cfg.algorithm == "reflective_sft"):
         yield "the KL to the reference is not reported: tapo.loss.kl_rows=64 does, for a second copy of the weights"
     room = setup.max_model_len - setup.max_synthesis - TEMPLATE_TOKENS - (setup.max_row - setup.max_response)
     if cfg.constructs and room < 2 * setup.max_response:

@@ -110,6 +110,8 @@ def assumptions(block: Mapping[str, Any]) -> Assumptions:
 
 def keeps_reference(cfg: RunConfig) -> bool:
     """Whether a frozen copy of the initial policy is needed: its KL is penalised or reported, or it teaches."""
+    if cfg.algorithm == "reflective_sft":  # likelihood of constructions: no rollout's KL is looked at
+        return False
     return cfg.loss.kl_coef > 0 or cfg.loss.kl_rows > 0 or cfg.algorithm == "opsd"
 
 

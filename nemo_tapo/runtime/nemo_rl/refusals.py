@@ -101,6 +101,9 @@ def algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
             f"tapo.ift_weight = {cfg.tapo.ift_weight:g} is not supported: its rows come on top of the rows of an "
             "update, whose number NeMo-RL fixes when it starts. Set it to 0, or use the local runtime."
         )
+    weighs = at(master, "loss_fn.use_importance_sampling_correction")
+    if cfg.algorithm == "reflective_sft" and weighs:
+        yield "loss_fn.use_importance_sampling_correction: likelihood has no importance ratio; set it to false."
     if cfg.algorithm != "opsd":
         return
     if cfg.opsd.divergence != "sampled":
@@ -113,7 +116,7 @@ def algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
             "a teacher other than the model that the run starts from is not supported: NeMo-RL keeps that one frozen "
             "copy. Set tapo.opsd.teacher to frozen and leave tapo.opsd.teacher_path out."
         )
-    if at(master, "loss_fn.use_importance_sampling_correction"):
+    if weighs:
         yield "loss_fn.use_importance_sampling_correction: OPSD's loss has no importance ratio; set it to false."
 
 
