@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # settings on both sides of an option
         arguments.overrides += rest
     try:
-        return run_command(arguments)
+        code = run_command(arguments)
+        sys.stdout.flush()  # here, where a closed pipe is no failure
+        return code
     except Stopped as stopped:
         return fail(f"{stopped}. The same command goes on from there.", 128 + stopped.signum)
     except DiskFull as error:
@@ -117,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return fail("interrupted; what was saved before is kept.", 130)
+    except BrokenPipeError:  # `nemo-tapo report ... | head`: the reader has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may what is buffered fail at the end
+        return DONE
 
 
 def fail(sentence: str, code: int) -> int:
@@ -142,7 +148,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         return judge(arguments)
     from nemo_tapo.datasets.preview import check_data
     from nemo_tapo.load import load
-    from nemo_tapo.plan import describe
+    from nemo_tapo.plan import as_yaml, describe
+    from nemo_tapo.run_folder import folder_of_run
     from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
 
     if is_nemo_rl(arguments.config):
@@ -154,12 +161,12 @@ def run_command(arguments: argparse.Namespace) -> int:
     check_data(cfg, arguments.command)
     check_coldstart(cfg, arguments.command)
     require_free(cfg.output, cfg.checkpoint.min_free_gib)
-    save_config(cfg, arguments.command)
-    if arguments.command == "pretrain":
-        from nemo_tapo.pretrain import initialise
+    with folder_of_run(cfg.output, as_yaml(cfg), arguments.command):
+        if arguments.command == "pretrain":
+            from nemo_tapo.pretrain import initialise
 
-        cfg = initialise(cfg)
-    told = asyncio.run(run_stages(cfg, arguments.command))
+            cfg = initialise(cfg)
+        told = asyncio.run(run_stages(cfg, arguments.command))
     if told is not None:
         print(told)
     return DONE
@@ -168,6 +175,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 def on_nemo_rl(arguments: argparse.Namespace) -> int:
     """A command with a NeMo-RL config file: everything is checked before a GPU is touched."""
     from nemo_tapo.datasets.preview import check_data
+    from nemo_tapo.run_folder import folder_of_run
     from nemo_tapo.runtime.nemo_rl import command
     from nemo_tapo.runtime.nemo_rl.runtime import prepared
 
@@ -179,9 +187,8 @@ def on_nemo_rl(arguments: argparse.Namespace) -> int:
     command.require_environment(run)
     check_data(run.cfg, arguments.command)
     check_coldstart(run.cfg, arguments.command)
-    run.cfg.output.mkdir(parents=True, exist_ok=True)
-    (run.cfg.output / "config.yaml").write_text(command.as_yaml(run))
-    told = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
+    with folder_of_run(run.cfg.output, command.as_yaml(run), arguments.command):
+        told = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
     if told is not None:
         print(told)
     return DONE
@@ -234,19 +241,6 @@ def of_a_folder(arguments: argparse.Namespace) -> int:
         with Progress() as progress:
             report(arguments.folder, progress)
     return DONE
-
-
-def save_config(cfg: RunConfig, command: str) -> None:
-    """The resolved configuration beside the run's output: `nemo-tapo <command> --config` takes it again.
-
-    An evaluation into the folder of a run leaves what that was trained with as it is.
-    """
-    from nemo_tapo.plan import as_yaml
-
-    cfg.output.mkdir(parents=True, exist_ok=True)
-    file = cfg.output / "config.yaml"
-    if command != "evaluate" or not file.is_file():
-        file.write_text(as_yaml(cfg))
 
 
 async def run_stages(cfg: RunConfig, command: str, master: dict[str, Any] | None = None) -> str | None:

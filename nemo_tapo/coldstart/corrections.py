@@ -19,6 +19,7 @@ from nemo_tapo.coldstart import sampling
 from nemo_tapo.coldstart.writers import UNANSWERED, Writer, identity_of
 from nemo_tapo.config import RunConfig
 from nemo_tapo.equations.reflection import construct
+from nemo_tapo.evaluation.evaluate import digest
 from nemo_tapo.evaluation.samples import Store, cut_torn_line
 from nemo_tapo.evaluation.sampling import at_once
 from nemo_tapo.types import Completion, Construction, Pair, Query
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = NAME = "corrections"
 ACCEPTED, REFUSED = "accepted", "refused_by_verifier"
-FIELDS = {"uid", "wrong", "reference", "outcome", "kept_share", "answer"}
+FIELDS = {"uid", "wrong", "reference", "texts", "outcome", "kept_share", "answer"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ async def correct(
 ) -> Corrections:
     """A correction of every pair, those on disk not asked for again.
 
+    An answer to a pair that is no longer there, as its query was sampled again, is passed over.
+
     Raises Stopped on request, ValueError for a damaged line, and what the writer raises; what was answered until then
     is kept.
     """
@@ -54,8 +57,9 @@ async def correct(
         path = store.path(NAME)
         by_uid = {pair.uid: pair for pair in pairs}
         for row in read(path):
-            pair = by_uid[row["uid"]]
-            assert (row["wrong"], row["reference"]) == (pair.wrong.uid, pair.reference.uid), row["uid"]
+            pair = by_uid.get(row["uid"])
+            if pair is None or row["texts"] != texts_of(pair):
+                continue  # of a query that was sampled again and answered otherwise
             outcomes[pair.uid] = row["outcome"]
             if row["outcome"] == ACCEPTED:
                 answer = Completion((), row["answer"], False)
@@ -88,6 +92,11 @@ def outcome_of(construction: Construction) -> str:
     return ACCEPTED if construction.reward > 0 else REFUSED
 
 
+def texts_of(pair: Pair) -> str:
+    """What the writer was shown, as a digest."""
+    return digest([pair.wrong.text, pair.reference.text])
+
+
 def row_of(construction: Construction, outcome: str) -> dict[str, Any]:
     """One line of JSON; what the answer holds is found again by parsing it."""
     pair = construction.pair
@@ -95,6 +104,7 @@ def row_of(construction: Construction, outcome: str) -> dict[str, Any]:
         "uid": pair.uid,
         "wrong": pair.wrong.uid,
         "reference": pair.reference.uid,
+        "texts": texts_of(pair),
         "outcome": outcome,
         "kept_share": construction.kept_share,
         "answer": construction.raw,

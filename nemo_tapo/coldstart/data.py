@@ -17,6 +17,7 @@ from nemo_tapo.report.jsonl import encode
 from nemo_tapo.types import Kind, Row
 
 DATA, EXAMPLES, PARQUET = "data.jsonl", "examples.jsonl", "examples.parquet"
+STATISTICS = "statistics.json"  # beside data that was made here
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,13 @@ def _read(path: Path) -> Iterator[Example]:
                     raise ValueError("it has no response")
                 ids = {name: tuple(int(i) for i in raw[name]) for name in ("prompt_ids", "response_ids")}
             except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is no cold-start example: {error}. Remove the file to write it anew from "
-                    "the samples and corrections on disk: nothing is asked again."
-                ) from None
+                ours = path.with_name(STATISTICS).is_file()
+                advice = (
+                    "Remove the file to write it anew from the samples and corrections on disk: nothing is asked again."
+                    if ours
+                    else "Mend or remove that line."
+                )
+                raise ValueError(f"{path}, line {number} is no cold-start example: {error}. {advice}") from None
             yield Example(**{**raw, **ids})
 
 

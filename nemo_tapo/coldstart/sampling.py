@@ -57,14 +57,15 @@ class Groups:
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or row.keys() != {"uid", "rollouts"} or len(row["rollouts"]) != self.samples:
+            whole = isinstance(row["uid"], str) and len(group_of(Query("", "", ""), row).rollouts) == self.samples
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
             raise ValueError(
                 f"{self.path}: line {number} is no query with its {self.samples} responses; remove that line: its "
                 "query is sampled again and nothing else is lost."
             )
-        return row
+        return dict(row)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -129,7 +130,7 @@ def group_row(group: Group) -> dict[str, Any]:
 
 
 def group_of(query: Query, row: Mapping[str, Any]) -> Group:
-    """The inverse of `group_row`."""
+    """The inverse of `group_row`. Raises KeyError or TypeError for a row that is none."""
     return Group(
         query,
         tuple(

@@ -4,6 +4,7 @@
     samples/, corrections/                        what was asked of models, a line as it comes
     data.jsonl, examples.jsonl, statistics.json   the data, written when all of it is there
     checkpoints/, metrics.jsonl, hf/              the training, on a runtime that trains it
+    trained.json                                  what decided it, once hf/ is there
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nemo_tapo.types import Query
 if TYPE_CHECKING:
     from nemo_tapo.stages import Session
 
-STATISTICS = "statistics.json"
+TRAINED = "trained.json"
 
 
 def check(cfg: RunConfig) -> None:
@@ -55,29 +56,40 @@ async def coldstart_only(session: Session) -> str | None:
 
 async def coldstart(session: Session, folder: Path) -> Path:
     """Returns the Hugging Face directory of the cold-start model; the actor holds it."""
-    result = folder / MODEL
+    result, file = folder / MODEL, folder / data.DATA
     if result.is_dir():
+        require_made_so(session.cfg, folder)
         await session.runtime.actor.load_model(result)
         return result
     await data_of(session, folder)
-    settings, file = session.cfg.coldstart, folder / data.DATA
+    settings = session.cfg.coldstart
     epochs = build.Epochs(data.read(file), settings.examples_per_step, settings.epochs, session.cfg.seed)
-    await supervised(
-        session,
-        "cold start",
-        folder,
-        epochs.steps,
-        epochs.batch,
-        settings.optimizer,
-        {
-            "seed": session.cfg.seed,
-            "data": checkpoint.sha256(file),
-            "epochs": settings.epochs,
-            "examples_per_step": settings.examples_per_step,
-            **flatten({"optimizer": settings.optimizer}),
-        },
-    )
+    training = {**training_of(session.cfg), "data": checkpoint.sha256(file)}
+    await supervised(session, "cold start", folder, epochs.steps, epochs.batch, settings.optimizer, training)
+    checkpoint.replace_text(folder / TRAINED, json.dumps(training_of(session.cfg), indent=1) + "\n")
     return result
+
+
+def training_of(cfg: RunConfig) -> dict[str, Any]:
+    """What decides the training, the data aside. Flat."""
+    c = cfg.coldstart
+    own = {"epochs": c.epochs, "examples_per_step": c.examples_per_step, **flatten({"optimizer": c.optimizer})}
+    return {"seed": cfg.seed, **own}
+
+
+def require_made_so(cfg: RunConfig, folder: Path) -> None:
+    """Raises ValueError, naming the differences, if the model that is in `folder` was made with other settings."""
+    file, trained = folder / data.DATA, folder / TRAINED
+    if file.is_file():
+        require_same(file, settings_of(cfg))
+    if not trained.is_file():
+        return
+    then, now = json.loads(trained.read_text()), json.loads(json.dumps(training_of(cfg)))
+    if changed := differences(then, now, sorted({*then, *now})):
+        raise ValueError(
+            f"{folder / MODEL} was trained with other settings ({'; '.join(changed)}). Choose another `output`, or "
+            f"remove that folder and {folder / 'checkpoints'} to train anew on the same data."
+        )
 
 
 async def data_of(session: Session, folder: Path) -> None:
@@ -102,7 +114,7 @@ async def data_of(session: Session, folder: Path) -> None:
     template = Synthesis(session.cfg, session.tools).template
     mixed = build.mix(found, corrected.accepted, template, session.cfg, session.tools.tokenizer)
     counts = statistics(found, corrected, mixed, known, settings_of(session.cfg))
-    checkpoint.replace_text(folder / STATISTICS, json.dumps(counts, indent=1) + "\n")
+    checkpoint.replace_text(folder / data.STATISTICS, json.dumps(counts, indent=1) + "\n")
     data.write(folder, mixed.examples, session.cfg.coldstart.parquet)
     for sentence in in_words(counts):
         session.progress.message(sentence)
@@ -166,11 +178,13 @@ def require_same(file: Path, now: Mapping[str, Any]) -> None:
 
     Data without statistics beside it is somebody's own and taken as it is.
     """
-    beside = file.with_name(STATISTICS)
+    beside = file.with_name(data.STATISTICS)
     then = json.loads(beside.read_text()).get("settings") if beside.is_file() else None
     changed = differences(then, now, sorted({*then, *now})) if then is not None else []
     if changed:
+        model = file.with_name(MODEL)
+        remove = f"that file and {model}" if model.is_dir() else "that file"
         raise ValueError(
-            f"{file} was made with other settings ({'; '.join(changed)}). Choose another `output`, or remove that file "
+            f"{file} was made with other settings ({'; '.join(changed)}). Choose another `output`, or remove {remove} "
             "to make it anew; what was sampled under the same settings is not sampled again."
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_tapo.run_folder import held
 from tests.command import nemo_tapo
 
 CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
@@ -115,6 +116,36 @@ def test_main_job_leaves_everything_it_promises(tmp_path: Path) -> None:
     shown = nemo_tapo("show", str(out))
     assert shown.returncode == 0, shown.stderr
     assert "pass@1" in shown.stdout
+
+
+def test_a_refused_command_leaves_the_configuration_as_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert nemo_tapo("train", *train(out), "steps=1").returncode == 0
+    before = (out / "config.yaml").read_bytes()
+    done = nemo_tapo("train", *train(out), "steps=2")
+    assert done.returncode == 2 and "steps: 1 -> 2" in done.stderr
+    assert (out / "config.yaml").read_bytes() == before
+    assert nemo_tapo("train", *train(out), "steps=1", "local.threads=1").returncode == 0  # decides no number
+    assert b"threads: 1" in (out / "config.yaml").read_bytes()
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with held(out):
+        done = nemo_tapo("train", *train(out), "steps=1")
+        assert done.returncode == 2 and f"another process is at work in {out}" in done.stderr
+        assert not (out / "config.yaml").exists()
+        assert nemo_tapo("evaluate", *train(out), "evaluation.problems=2").returncode == 0  # of a checkpoint, say
+    assert nemo_tapo("train", *train(out), "steps=1").returncode == 0
+
+
+def test_a_reader_that_has_read_enough_is_no_failure(tmp_path: Path) -> None:
+    process = subprocess.Popen(command("run", "--dry-run", *train(tmp_path)), stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert process.stderr.read() == ""
 
 
 def test_the_same_command_again_does_nothing_twice(tmp_path: Path) -> None:

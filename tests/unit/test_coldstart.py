@@ -225,7 +225,10 @@ def test_a_broken_row_is_named_with_what_to_do(tmp_path: Path, broken: str | Non
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=rf"data\.jsonl, line 3 is no cold-start example: .*({why})") as error:
         data.read(file)
-    assert "nothing is asked again" in str(error.value)
+    assert str(error.value).endswith(". Mend or remove that line.")  # nobody's samples lie beside it
+    (tmp_path / data.STATISTICS).write_text("{}")
+    with pytest.raises(ValueError, match="nothing is asked again"):
+        data.read(file)
 
 
 # ----------------------------------------------------------------------------- statistics

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.coldstart.sampling import Groups
 from nemo_tapo.runtime.scripted import SYNTHESIS
 from nemo_tapo.tasks import arithmetic
 from tests.command import nemo_tapo
@@ -263,6 +264,51 @@ def test_other_settings_are_refused_with_their_names(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoints")  # which trained on the other mix
     code, errors = call(tmp_path, "coldstart.ift_examples=9")  # another mix of the same answers
     assert code == 0 and statistics(tmp_path)["examples"]["synthesis"]["taken"] == 9
+
+
+def test_a_finished_cold_start_is_not_taken_for_another(tmp_path: Path) -> None:
+    assert call(tmp_path)[0] == 0
+    weights = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    code, errors = call(tmp_path, "coldstart.ift_examples=9", "coldstart.writer=model")
+    assert code == 2 and "coldstart.ift_examples: 16 -> 9" in errors and f"that file and {tmp_path / 'hf'}" in errors
+    code, errors = call(tmp_path, "coldstart.epochs=2", "coldstart.optimizer.lr=1e-4")
+    assert code == 2 and "epochs: 1.0 -> 2.0" in errors and "optimizer.lr: " in errors
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == weights
+    assert call(tmp_path, "coldstart.max_length=null")[0] == 0  # the same settings
+    for name in ("hf", "checkpoints"):  # what the sentence says
+        shutil.rmtree(tmp_path / name)
+    assert call(tmp_path, "coldstart.epochs=2", "coldstart.optimizer.lr=1e-4")[0] == 0
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() != weights
+
+
+def test_a_query_that_is_sampled_again_is_corrected_again(whole: Path, tmp_path: Path) -> None:
+    """An engine without seeds answers otherwise: what was written on the old answer is passed over."""
+    with server() as served:
+        call(tmp_path, *endpoint(served.url))
+        (tmp_path / DATA).unlink()
+        shutil.rmtree(tmp_path / "hf")
+        shutil.rmtree(tmp_path / "checkpoints")
+        asked = rows(tmp_path / CORRECTIONS)[0]
+        sampled = rows(tmp_path / SAMPLES)
+        [group] = [row for row in sampled if row["uid"] == asked["wrong"].rsplit("/", 1)[0]]
+        for rollout in group["rollouts"]:
+            rollout["text"] += "\n" * (rollout["reward"] > 0)
+        (tmp_path / SAMPLES).write_text("".join(json.dumps(row) + "\n" for row in sampled))
+        before = rows(tmp_path / CORRECTIONS)
+        code, errors = call(tmp_path, *endpoint(served.url))
+        assert code == 0, errors
+    new = {row["uid"]: row for row in rows(tmp_path / CORRECTIONS)[len(before) :]}
+    assert new.pop(asked["uid"])["texts"] != asked["texts"]
+    assert not new.keys() & {row["uid"] for row in before}  # besides, only what the server had failed to answer
+
+
+@pytest.mark.parametrize("row", ['{"uid": "a", "rollouts": 3}', '{"uid": ["a"], "rollouts": []}', "[1]"])
+def test_a_line_of_other_fields_is_named(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "train.jsonl"
+    for line in (row, '{"uid": "a", "rollouts": [{}, {}]}'):
+        path.write_text(line + "\n")
+        with pytest.raises(ValueError, match="line 1 is no query with its 2 responses; remove that line"):
+            Groups(path, [], 2)
 
 
 def test_somebodys_own_data_is_trained_on(whole: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from nemo_tapo.coldstart.data import DATA, EXAMPLES, read
 from nemo_tapo.config import RunConfig
 from nemo_tapo.runtime.nemo_rl.refusals import at
 from nemo_tapo.runtime.nemo_rl.source import compose
+from nemo_tapo.sections import OptimizerConfig
 
 CONFIG = "sft.yaml"
 ROOM = 16  # tokens that a chat template may add after the answer; NeMo-RL masks rows that reach its limit, silently
@@ -92,6 +93,9 @@ def completed(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict
             "lr_decay_iters": steps,
             "lr_warmup_iters": min(c.optimizer.warmup_steps, steps - 1),
         }
+    else:
+        master["policy"]["optimizer"]["kwargs"]["lr"] = c.optimizer.lr
+        master["policy"]["scheduler"] = torch_schedulers(c.optimizer, steps)
     limit = at(master, "policy.max_total_sequence_length")
     if longest + ROOM > limit:
         raise ValueError(
@@ -100,3 +104,16 @@ def completed(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict
             "coldstart.max_length."
         )
     return master
+
+
+def torch_schedulers(optimizer: OptimizerConfig, steps: int) -> dict[str, Any] | list[dict[str, Any]]:
+    """`policy.scheduler` of NeMo-RL's DTensor workers: the rates of `equations.schedule`, from one warm-up step on."""
+    warmup, kinds = min(optimizer.warmup_steps, steps - 1), "torch.optim.lr_scheduler."
+    after = {"name": kinds + "ConstantLR", "kwargs": {"factor": 1.0, "total_iters": steps}}
+    if optimizer.schedule == "cosine":
+        lowest = optimizer.lr * optimizer.min_lr_ratio
+        after = {"name": kinds + "CosineAnnealingLR", "kwargs": {"T_max": steps - warmup, "eta_min": lowest}}
+    if warmup <= 1:
+        return after
+    rising = {"start_factor": 1 / warmup, "end_factor": 1.0, "total_iters": warmup - 1}
+    return [{"name": kinds + "LinearLR", "kwargs": rising}, after, {"milestones": [warmup - 1]}]
