@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_tapo.checkpoint import replace_text
 from nemo_tapo.report import plots
+from nemo_tapo.report.sweep_csv import as_csv
 from nemo_tapo.report.sweep_plots import table_figure
-from nemo_tapo.report.sweep_rates import table2
-from nemo_tapo.report.sweep_read import Found, Outcome, find, sweeps_of
-from nemo_tapo.report.sweep_text import Grid, Numbers, as_markdown, csv_rows, grids, notes, numbers_of
+from nemo_tapo.report.sweep_rates import Rated, rate, table2
+from nemo_tapo.report.sweep_read import Found, Outcome, find, kept_sweeps, sweeps_of
+from nemo_tapo.report.sweep_text import Grid, Numbers, as_markdown, grids, notes, numbers_of, sentence
 
 REPORT = "report"  # folder of the sweep's
 RATED = ("grpo", "tapo")  # rows of Table 2
@@ -23,7 +23,9 @@ def report_sweep(folder: Path, asked: Sequence[str] = ()) -> str:
 
     Raises ValueError for a name that there is not, a folder that holds no sweep, or a table of which no run counts.
     """
-    return "\n\n".join(report_table(folder, find(folder, sweep)) for sweep in sweeps_of(folder, asked))
+    _, faults = kept_sweeps(folder)
+    tables = [report_table(folder, find(folder, sweep)) for sweep in sweeps_of(folder, asked)]
+    return "\n\n".join([*tables, *faults])
 
 
 def report_table(folder: Path, found: Found) -> str:
@@ -32,21 +34,29 @@ def report_table(folder: Path, found: Found) -> str:
     lines = notes(found, numbers)
     if not any(n.outcome.runs for n in numbers):
         return "\n".join([f"{found.sweep.title} ({name}): no run is done.", *lines])
-    tables = grids(found, numbers)
-    if rated := _rated(found):
-        tables.append(rated)
+    rated, faults = rates_of(found)
+    lines += faults
+    tables = [*grids(found, numbers), *map(table2, rated)]
     out.mkdir(parents=True, exist_ok=True)
     figures = draw(found, numbers, out)
     replace_text(out / f"{name}.md", as_markdown(found, tables, lines, figures))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(csv_rows(found, numbers))
-    replace_text(out / f"{name}.csv", text.getvalue())
+    replace_text(out / f"{name}.csv", as_csv(found, numbers, rated))
     return "\n".join([in_terminal(found, tables), *lines, f"written: {out / name}.md, .csv; {', '.join(figures)}"])
 
 
-def _rated(found: Found) -> Grid | None:
-    rows = {outcome.row.name: outcome for outcome in found.outcomes if outcome.runs}
-    return table2(rows[RATED[0]], rows[RATED[1]]) if rows.keys() >= set(RATED) else None
+def rates_of(found: Found) -> tuple[list[Rated], list[str]]:
+    """DSR and ERR of the rows `grpo` and `tapo` with the same swept values; a sentence where they cannot be told."""
+    pairs: dict[str, dict[str, Outcome]] = {}
+    for outcome in found.outcomes:
+        if outcome.runs and outcome.row.base in RATED:
+            pairs.setdefault(outcome.row.variant, {})[outcome.row.base] = outcome
+    rated, faults = [], []
+    for first, second in ((of[RATED[0]], of[RATED[1]]) for of in pairs.values() if len(of) == len(RATED)):
+        try:
+            rated.append(rate(first, second))
+        except ValueError as error:
+            faults.append(f"no DSR and ERR of “{first.row.label}” and “{second.row.label}”: {sentence(str(error))}")
+    return [of for of in rated if of], faults
 
 
 def draw(found: Found, numbers: Sequence[Numbers], out: Path) -> list[str]:

@@ -78,8 +78,14 @@ def accuracy_at_step(outcome: Outcome, steps: int) -> float | None:
 
 
 def sampled_in_all(outcome: Outcome) -> float | None:
-    """Tokens that a run of the row samples, the mean over its seeds."""
-    return mean(float(sum(_spent(run.metrics))) for run in outcome.runs.values() if run.metrics)
+    """Tokens that every run of the row samples: the least over its seeds."""
+    return min((spent for run in outcome.runs.values() if (spent := sum(_spent(run.metrics))) > 0), default=None)
+
+
+def in_common(outcomes: Sequence[Outcome]) -> tuple[int, float | None]:
+    """Steps, and sampled tokens, that every run of these rows has: where they can be compared."""
+    steps = min((len(run.metrics) for o in outcomes for run in o.runs.values() if run.metrics), default=0)
+    return steps, min((spent for o in outcomes if (spent := sampled_in_all(o)) is not None), default=None)
 
 
 def _accuracy_at(metrics: Metrics, tokens: float) -> float | None:

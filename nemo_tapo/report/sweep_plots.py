@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_tapo.report.plots import COLOURS, drawing
+from nemo_tapo.report.sweep_read import Outcome
 from nemo_tapo.report.sweep_stats import Estimate
 from nemo_tapo.report.sweep_text import Numbers
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CAPTION = "Dots: mean over seeds; thick: 95% over seeds (Student's t); thin: 95% over problems; open: each seed."
+NAMED = "minus the row named"
 APART = 0.36  # between the measures of a row, in rows
 
 
@@ -41,7 +43,12 @@ def table_figure(title: str, numbers: Sequence[Numbers], benchmark: str, path: P
         left.legend(frameon=True, framealpha=0.85, fontsize=9)
         right.axvline(0, color="0.4", linewidth=1)
         right.set_xlabel("paired difference (points)")
-        right.set_title(_compared(shown), loc="left", fontweight="bold")
+        heading = compared([n.outcome for n in shown], [n.other if n.gain.get(benchmark) else None for n in shown])
+        right.set_title(heading, loc="left", fontweight="bold")
+        if heading == NAMED:
+            for y, n in enumerate(shown):
+                if n.other and n.gain.get(benchmark):
+                    _name(right, n.other.row.label, y)
         figure.supxlabel(CAPTION, fontsize=9, alpha=0.75, x=0.01, ha="left")
 
 
@@ -65,6 +72,15 @@ def _seeds(n: Numbers) -> str:
     return f"{count} seed{'s' * (count != 1)}"
 
 
-def _compared(shown: Sequence[Numbers]) -> str:
-    others = {n.other.row.name for n in shown if n.other and n.gain}
-    return f"minus {shown[0].outcome.row.label}" if len(others) == 1 and len(shown) > 2 else "minus the row above"
+def _name(axes: Axes, label: str, y: float) -> None:
+    across = axes.get_yaxis_transform()
+    axes.text(0.99, y - 0.36, f"minus {label}", transform=across, ha="right", va="center", fontsize=8, alpha=0.75)
+
+
+def compared(rows: Sequence[Outcome], others: Sequence[Outcome | None]) -> str:
+    """What the differences of the rows shown are to, as a heading: the row above each, one and the same, or several."""
+    pairs = [(i, other) for i, other in enumerate(others) if other is not None]
+    if all(i > 0 and other is rows[i - 1] for i, other in pairs):
+        return "minus the row above"
+    names = {other.row.name: other.row.label for _, other in pairs}
+    return f"minus {next(iter(names.values()))}" if len(names) == 1 else NAMED

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from nemo_tapo.evaluation.samples import folder_of
+from nemo_tapo.evaluation.samples import Sample, file_name, read
 from nemo_tapo.judge import oracle
 from nemo_tapo.judge.rates import RATES, Marked, counts, rate_of
-from nemo_tapo.judge.responses import Answered, boundary, problem_of, questions, read_answered
+from nemo_tapo.judge.responses import Answered, boundary, problem_of, questions
 from nemo_tapo.report import paper
 from nemo_tapo.report.sweep_read import Outcome, Run
 from nemo_tapo.report.sweep_stats import over_seeds
@@ -29,22 +29,38 @@ class Rates:
     first: tuple[float | None, ...]
     second: tuple[float | None, ...]
 
+    @property
+    def gain(self) -> tuple[float | None, ...]:
+        pairs = zip(self.first, self.second, strict=True)
+        return tuple(None if a is None or b is None else b - a for a, b in pairs)
 
-def table2(first: Outcome, second: Outcome) -> Grid | None:
-    """DSR and ERR of two rows and their difference, over the seeds that both have; None where there is nothing to say:
-    no common seed, or a task whose responses only a judge can classify.
+
+@dataclass(frozen=True)
+class Rated:
+    """DSR and ERR of two rows."""
+
+    first: Outcome
+    second: Outcome
+    seeds: tuple[int, ...]  # that both have
+    rates: tuple[Rates, ...]
+    fates: tuple[str, ...]  # of the problems, a sentence a seed
+
+
+def rate(first: Outcome, second: Outcome) -> Rated | None:
+    """DSR and ERR of two rows over the seeds that both have; None where there is nothing to say: no common seed, or a
+    task whose responses only a judge can classify.
     """
-    common = [seed for seed in second.seeds if seed in first.runs]
+    common = tuple(seed for seed in second.seeds if seed in first.runs)
     if not common or not all(_generated(o.runs[seed]) for o in (first, second) for seed in common):
         return None
     by_seed: list[dict[str, tuple[float | None, float | None]]] = []
-    lines = [NOTE]
+    fates = []
     for seed in common:
         rates, fate = _of_seed(first.runs[seed], second.runs[seed])
         by_seed.append(rates)
-        lines.append(f"seed {seed}: {fate}")
+        fates.append(f"seed {seed}: {fate}")
     collected = [Rates(name, tuple(r[name][0] for r in by_seed), tuple(r[name][1] for r in by_seed)) for name in RATES]
-    return replace(_grid(first, second, collected), below=tuple(lines))
+    return Rated(first, second, common, tuple(collected), tuple(fates))
 
 
 def _generated(run: Run) -> bool:
@@ -73,25 +89,31 @@ def _of_seed(one: Run, two: Run) -> tuple[dict[str, tuple[float | None, float | 
 
 
 def _answered(run: Run) -> Answered:
-    folder = folder_of(run.folder, state.evaluation_of(run.row.train))
-    return replace(read_answered(folder), name=run.row.label)
+    """Its samples, as many as are counted in the report's other tables."""
+    assert run.evaluated is not None, "only runs that count are in an outcome"
+    folder, settings = run.evaluated.folder, run.evaluated.settings
+    kept: dict[tuple[str, str, int, int], Sample] = {}
+    for benchmark in settings["benchmarks"]:
+        for s in read(folder / f"{file_name(benchmark)}.jsonl"):
+            if s.run < settings["runs"] and s.index < settings["samples"]:
+                kept.setdefault((benchmark, *s.key), s)
+    data = {benchmark: str(of["data"]) for benchmark, of in settings["benchmarks"].items()}
+    return Answered(run.row.label, folder, data, tuple(kept.values()))
 
 
-def _grid(first: Outcome, second: Outcome, rates: list[Rates]) -> Grid:
-    columns = [_papers(rate.name) for rate in rates]
-    head = ["Method", *(rate.name for rate in rates)]
-    head += [f"paper, {rate.name}, {b}" for rate in rates for b in paper.TABLE_2_BENCHMARKS]
-    gains = [[_minus(b, a) for a, b in zip(rate.first, rate.second, strict=True)] for rate in rates]
+def table2(rated: Rated) -> Grid:
+    """Table 2: both rows and their difference, the paper's figures to the right."""
+    columns = [_papers(rate.name) for rate in rated.rates]
+    head = ["Method", *(rate.name for rate in rated.rates)]
+    head += [f"paper, {rate.name}, {b}" for rate in rated.rates for b in paper.TABLE_2_BENCHMARKS]
     rows = [
-        [first.row.label, *(_cell(r.first) for r in rates)],
-        [second.row.label, *(_cell(r.second) for r in rates)],
-        ["Δ", *(_cell(gain, signed=True) for gain in gains)],
+        [rated.first.row.label, *(_cell(r.first) for r in rated.rates)],
+        [rated.second.row.label, *(_cell(r.second) for r in rated.rates)],
+        ["Δ", *(_cell(r.gain, signed=True) for r in rated.rates)],
     ]
-    return Grid("DSR and ERR (Table 2)", head, [[*row, *_flat(columns, i)] for i, row in enumerate(rows)])
-
-
-def _minus(b: float | None, a: float | None) -> float | None:
-    return None if a is None or b is None else b - a
+    variant = rated.first.row.variant
+    title = "DSR and ERR (Table 2)" + (f", {variant}" if variant else "")
+    return Grid(title, head, [[*row, *_flat(columns, i)] for i, row in enumerate(rows)], (NOTE, *rated.fates))
 
 
 def _papers(rate: str) -> list[tuple[float, ...]]:
@@ -102,7 +124,7 @@ def _flat(columns: list[list[tuple[float, ...]]], row: int) -> list[str]:
     return [f"{value:.1f}" for column in columns for value in column[row]]
 
 
-def _cell(values: list[float | None] | tuple[float | None, ...], signed: bool = False) -> str:
+def _cell(values: tuple[float | None, ...], signed: bool = False) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "not defined"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_tapo.judge.table import markdown, place
@@ -23,7 +23,7 @@ EFFORT_LEGEND = (
     "Per run, the mean over seeds. Tokens sampled are those of rollouts, tokens synthesised those of answers to the "
     "synthesis prompt, tokens trained those with loss; seconds are of the steps alone. Accuracy is of the training "
     "rollouts: at equal steps over the last tenth of as many steps as the shortest run has; at equal tokens over the "
-    "tenth of the steps before as many tokens were sampled, synthesis included, as a run of the cheapest row samples."
+    "tenth of the steps before as many tokens were sampled, synthesis included, as the cheapest run of all samples."
 )
 WHY_LEGEND = "Shares over the first and the last tenth of the steps; reflection: evaluated responses that say “Wait,”."
 
@@ -51,10 +51,10 @@ class Numbers:
 
 def numbers_of(found: Found) -> list[Numbers]:
     """Every row's numbers; a difference is to the nearest row above that has a run, or to the first such row where the
-    sweep says so."""
+    sweep says so, with the same swept values."""
     out: list[Numbers] = []
     for outcome in found.outcomes:
-        before = [n.outcome for n in out if n.outcome.runs]
+        before = [n.outcome for n in out if n.outcome.runs and n.outcome.row.variant == outcome.row.variant]
         other = before[0 if found.sweep.against == "first" else -1] if before else None
         gain, common = difference(other, outcome) if other and outcome.runs else ({}, ())
         out.append(Numbers(outcome, of_row(outcome), other, gain, common))
@@ -78,14 +78,24 @@ def notes(found: Found, numbers: Sequence[Numbers]) -> list[str]:
     lines = []
     for n in numbers:
         if not n.outcome.runs:
-            lines.append(f"{n.outcome.row.label}: no run that counts.")
+            lines.append(f"“{n.outcome.row.label}”: no run that counts.")
         elif n.other and n.other.seeds != n.outcome.seeds:
             over = f"the difference is over {_seeds(n.common)}" if n.common else "there is no difference"
             lines.append(
-                f"{n.outcome.row.label} has {_seeds(n.outcome.seeds)}, {n.other.row.label} has "
+                f"“{n.outcome.row.label}” has {_seeds(n.outcome.seeds)}, “{n.other.row.label}” has "
                 f"{_seeds(n.other.seeds)}: {over}."
             )
-    return [*lines, *(f"{run.folder}: does not count: {run.missing}." for run in found.left_out)]
+    for row, seeds in found.absent:
+        are = "were asked for and are" if len(seeds) > 1 else "was asked for and is"
+        lines.append(f"{row.name}: {_seeds(seeds)} {are} not there.")
+    for run in found.left_out:
+        lines.append(f"{run.folder}: does not count: {sentence(run.missing)}")
+    return lines
+
+
+def sentence(text: str) -> str:
+    """On one line, with one full stop."""
+    return " ".join(text.split()).rstrip(".") + "."
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -106,13 +116,13 @@ def shown_ks(found: Found, numbers: Sequence[Numbers]) -> list[int]:
 def layout(found: Found, numbers: Sequence[Numbers], benchmark: str) -> Grid:
     """Rows and columns as the paper has them, its own figures to the right."""
     ks = shown_ks(found, numbers)
-    known = any(paper.passes(found.sweep.paper, _label(n)) for n in numbers)
+    known = any(theirs_of(found, n.outcome) for n in numbers)
     papers = _papers(benchmark) if known else []
     columns = [(b, k) for b in papers for k in (ks if len(papers) == 1 else (1, 5))]
     head = ["", "seeds", *(f"Pass@{k}" for k in ks), *(f"paper, {b}, Pass@{k}" for b, k in columns)]
     rows = []
     for n in numbers:
-        of, theirs = n.means.get(benchmark, {}), paper.passes(found.sweep.paper, _label(n))
+        of, theirs = n.means.get(benchmark, {}), theirs_of(found, n.outcome)
         own = [_percent(of.get(f"pass@{k}")) for k in ks]
         beside = [_given(theirs.get(b, {}).get(k)) for b, k in columns]
         rows.append([n.outcome.row.label, str(len(n.outcome.runs)), *own, *beside])
@@ -125,8 +135,9 @@ def _papers(benchmark: str) -> list[str]:
     return list(paper.TABLE_1) if where is None else [list(paper.TABLE_1)[where]]
 
 
-def _label(n: Numbers) -> str:
-    return n.outcome.row.paper or n.outcome.row.label
+def theirs_of(found: Found, outcome: Outcome) -> dict[str, dict[int, float]]:
+    """What the paper has for a row: {benchmark: {k: pass@k in percent}}."""
+    return paper.passes(found.sweep.paper, outcome.row.paper or outcome.row.label)
 
 
 def intervals(numbers: Sequence[Numbers], benchmark: str) -> Grid:
@@ -167,8 +178,7 @@ def _first_and_last(names: Sequence[str]) -> list[str]:
 def effort(numbers: Sequence[Numbers]) -> Grid:
     """What was spent, and training accuracy at equal steps and at equal tokens."""
     trained = [n.outcome for n in numbers if n.outcome.row.train and n.outcome.runs]
-    budget = min((b for o in trained if (b := sweep_effort.sampled_in_all(o)) is not None), default=None)
-    steps = min((len(run.metrics) for o in trained for run in o.runs.values()), default=0)
+    steps, budget = sweep_effort.in_common(trained)
     head = ["", "steps", "tokens sampled", "tokens synthesised", "tokens trained", "rows", "seconds"]
     at = ["accuracy at equal steps", "accuracy at equal tokens"]
     rows = []
@@ -207,44 +217,6 @@ def as_markdown(found: Found, tables: Sequence[Grid], lines: Sequence[str], figu
     parts += [f"\n![{name}]({name})\n" for name in figures]
     parts += [f"\n{line}\n" for line in (*LEGEND, EFFORT_LEGEND, WHY_LEGEND)]
     return "".join(parts)
-
-
-CSV_HEAD = (
-    "table,row,label,benchmark,measure,seeds,mean,seeds_low,seeds_high,problems_low,problems_high,both_low,both_high,"
-    "from,difference_seeds,difference,difference_seeds_low,difference_seeds_high,difference_problems_low,"
-    "difference_problems_high,difference_both_low,difference_both_high"
-)
-
-
-def csv_rows(found: Found, numbers: Sequence[Numbers]) -> Iterator[list[object]]:
-    """A line a row, benchmark and measure; shares, not percent; then what was spent, benchmark "" ."""
-    papers = list(paper.TABLE_1)
-    yield [*CSV_HEAD.split(","), *(f"paper_{b.replace(' ', '')}_percent" for b in papers)]
-    for n in numbers:
-        row = n.outcome.row
-        theirs = paper.passes(found.sweep.paper, _label(n))
-        for benchmark, of in n.means.items():
-            for measure, e in of.items():
-                d = n.gain.get(benchmark, {}).get(measure)
-                k = int(measure.removeprefix("pass@")) if measure.startswith("pass@") else 0
-                yield [
-                    found.sweep.name, row.name, row.label, benchmark, measure, _list(n.outcome.seeds), *_flat(e),
-                    n.other.row.name if n.other and d else "", _list(n.common) if d else "",
-                    *(_flat(d) if d else [""] * 7), *(theirs.get(b, {}).get(k, "") for b in papers),
-                ]  # fmt: skip
-        if row.train and n.outcome.runs:
-            for measure, value in vars(sweep_effort.effort(n.outcome)).items():
-                line = [found.sweep.name, row.name, row.label, "", measure, _list(n.outcome.seeds), value]
-                yield [*line, *[""] * (len(CSV_HEAD.split(",")) + len(papers) - len(line))]
-
-
-def _flat(e: Estimate) -> list[object]:
-    ends = [end for pair in (e.over_seeds, e.over_problems, e.over_both) for end in (pair or ("", ""))]
-    return [e.value, *ends]
-
-
-def _list(seeds: Sequence[int]) -> str:
-    return " ".join(map(str, seeds))
 
 
 def _percent(e: Estimate | None) -> str:

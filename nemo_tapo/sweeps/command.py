@@ -122,17 +122,23 @@ def submit(asked: Asked, jobs: Sequence[Job], options: Sequence[str]) -> int:
 
 
 def keep_definitions(output: Path, expanded: Expanded) -> None:
-    """The sweeps as run, for the report; rows of an earlier call (other values of a swept key) stay in them."""
+    """The sweeps as run and the seeds asked for, for the report; what an earlier call asked for stays in them.
+
+    Raises ValueError for a file of an earlier call that is damaged.
+    """
     import yaml
 
+    asked: dict[str, set[int]] = {}
+    for job in expanded.jobs:
+        asked.setdefault(job.row.name, set()).add(job.seed)
     for one in expanded.sweeps:
         path = output / definition.SWEEPS / f"{one.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = list(one.rows)
-        if path.is_file():
-            known = {row.name for row in rows}
-            rows += [
-                row for row in definition.parse(path, yaml.safe_load(path.read_text())).rows if row.name not in known
-            ]
-        whole = one.model_copy(update={"rows": tuple(rows)})
+        before = {row.name: row for row in definition.read_kept(path).rows} if path.is_file() else {}
+        rows = {row.name: row for row in one.rows}
+        rows |= {name: row for name, row in before.items() if name not in rows}
+        for name, row in rows.items():
+            seeds = asked.get(name, set()) | ({*before[name].seeds} if name in before else set())
+            rows[name] = row.model_copy(update={"seeds": tuple(sorted(seeds))})
+        whole = one.model_copy(update={"rows": tuple(rows.values())})
         replace_text(path, yaml.safe_dump(whole.model_dump(mode="json"), sort_keys=False))

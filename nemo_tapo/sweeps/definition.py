@@ -7,7 +7,8 @@
       - {name: no-ots, label: + TAPO w/o OTS, ablations: [no-ots]}
       - {name: tapo, label: + TAPO}
 
-A row's name is the name of its folder, the same in every sweep: rows of the same name are the same runs.
+A row's name is the name of its folder, the same in every sweep: rows of the same name are the same runs. With swept
+values it is <row>--<values>.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nemo_tapo.sections import Section
 
 CONFIGS = Path("examples") / "configs"
 SWEEPS, ABLATIONS = "sweeps", "ablations"  # folders of it
+VARIANT = "--"  # in a row's name: what follows are the values of swept settings
 RESERVED = {SWEEPS, "report", "slurm"}  # in a sweep's folder, beside its rows
 BASE = "sweep-tiny-1n0g.yaml"  # in it: what is run unless --config names another file
 
@@ -41,6 +43,17 @@ class Row(Section):
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of its own, over its ablations")
     model: Literal["coldstart", "base"] = Field("coldstart", description="where it starts: model.path, or base_model")
     train: bool = Field(True, description="false: the model is evaluated as it is")
+    seeds: tuple[int, ...] = Field((), description="those that were asked for; the command keeps them for the report")
+
+    @property
+    def variant(self) -> str:
+        """The swept values, as in its folder's name; "" without."""
+        return self.name.partition(VARIANT)[2]
+
+    @property
+    def base(self) -> str:
+        """Its name without swept values."""
+        return self.name.partition(VARIANT)[0]
 
     @field_validator("settings")
     @classmethod
@@ -89,11 +102,22 @@ def read_sweep(name: str) -> tuple[Sweep, dict[str, dict[str, Any]]]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else configs_folder() / SWEEPS / f"{name}.yaml"
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-        raise ValueError(f"no sweep '{name}'" + (f"; did you mean '{near[0]}'?" if near else f" ({path})."))
+        if not near or path == Path(name) or "/" in name:
+            raise ValueError(f"no sweep '{name}': there is no file {path}.")
+        raise ValueError(f"no sweep '{name}'; did you mean '{near[0]}'?")
     sweep = parse(path, {"name": path.stem, **_mapping(path)})
     folder = path.parent.parent / ABLATIONS
     folder = folder if folder.is_dir() else configs_folder() / ABLATIONS
     return sweep, {row.name: row_settings(row, folder) for row in sweep.rows}
+
+
+def read_kept(path: Path) -> Sweep:
+    """A sweep as the command keeps it beside its runs. Raises ValueError, naming the file, for what is none."""
+    try:
+        return parse(path, _mapping(path))
+    except ValueError as error:
+        why = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} is damaged ({why}): remove it, `nemo-tapo sweep` writes it anew.") from None
 
 
 def parse(path: Path, raw: Mapping[str, Any]) -> Sweep:
@@ -123,7 +147,7 @@ def row_settings(row: Row, ablations: Path) -> dict[str, Any]:
 def _mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a mapping of settings.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.config import RunConfig
-from nemo_tapo.sweeps.definition import Row, Sweep, read_sweep
+from nemo_tapo.sweeps.definition import VARIANT, Row, Sweep, read_sweep
 
 OWN = {  # what the sweep itself decides of a run -> what to type instead
     "seed": "seeds=5 or seeds=[3,7]",
@@ -62,13 +63,16 @@ def folder_of(output: Path, row: str, seed: int) -> Path:
 
 
 def expand(asked: Asked) -> Expanded:
-    """Raises ValueError for what cannot be: see `read_sweep`, `combinations`, and the settings' own validation."""
+    """Raises ValueError for what cannot be: see `read_sweep`, `combinations`, `require_own`, and the settings' own
+    validation.
+    """
     variants = combinations(asked.overrides)
     sweeps: list[Sweep] = []
     chosen: dict[str, Choice] = {}
     for sweep, settings in map(read_sweep, asked.sweeps):
+        require_own(sweep, settings)
         require_no_clash(sweep, settings, variants[0])
-        choices = [Choice(_variant(row, v), settings[row.name], v) for row in sweep.rows for v in variants]
+        choices = [Choice(_variant(row, v), settings[row.name], v) for v in variants for row in sweep.rows]
         sweeps.append(sweep.model_copy(update={"rows": tuple(choice.row for choice in choices)}))
         for choice in choices:
             if not choice.same(chosen.setdefault(choice.row.name, choice)):
@@ -87,7 +91,11 @@ class Choice:
 
     def same(self, other: Choice) -> bool:
         """Whether the two rows are the same runs; labels may differ."""
-        return (self.own, self.row.model, self.row.train) == (other.own, other.row.model, other.row.train)
+        return self._told == other._told
+
+    @property
+    def _told(self) -> tuple[object, ...]:
+        return self.own, self.row.model, self.row.train, self.variant
 
 
 # ---- values with commas ----------------------------------------------------------------------------------------------
@@ -106,8 +114,15 @@ class Combination:
 
     @property
     def suffix(self) -> str:
-        """Of the folder's name; "=" and "," would mean something to Hydra."""
-        return "--" + re.sub(r"[^\w.+-]+", "-", ",".join(self.swept)).strip("-") if self.swept else ""
+        """Of the folder's name; "=" and "," would mean something to Hydra. With a digest where the values have other
+        characters than a name can have: runs/a and runs-a are two folders.
+        """
+        if not self.swept:
+            return ""
+        text = ",".join(self.swept)
+        whole = all(re.fullmatch(r"[\w.+-]*[\w.+]", value.partition("=")[2], re.ASCII) for value in self.swept)
+        digest = "" if whole else "-" + hashlib.sha256(text.encode()).hexdigest()[:6]
+        return VARIANT + re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-") + digest
 
 
 def combinations(overrides: Sequence[str]) -> list[Combination]:
@@ -139,7 +154,17 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
 def _variant(row: Row, chosen: Combination) -> Row:
     if not chosen.swept:
         return row
-    return row.model_copy(update={"name": row.name + chosen.suffix, "label": f"{row.label}, {chosen.label}"})
+    told = {"name": row.name + chosen.suffix, "label": f"{row.label}, {chosen.label}", "paper": row.paper or row.label}
+    return row.model_copy(update=told)
+
+
+def require_own(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ValueError for a row that sets what the sweep itself decides."""
+    for row in sweep.rows:
+        base = {"model.path": "base_model=FOLDER, or leave `model: base` out"} if row.model == "base" else {}
+        told = OWN | base
+        for key in (key for key in told if key in settings[row.name]):
+            raise ValueError(f"row {row.name} of {sweep.name} sets {key}, which is the sweep's own: give {told[key]}.")
 
 
 def require_no_clash(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]], chosen: Combination) -> None:
@@ -155,22 +180,48 @@ def require_no_clash(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]], ch
 
 
 def first_jobs(asked: Asked, choices: Sequence[Choice]) -> tuple[list[Job], list[str]]:
-    """Each row's run at the first seed; and a sentence for each row that this model or runtime does not do.
+    """Each row's run at the first seed; and a sentence for each row that this model or runtime does not do, or that
+    does not go with what was typed.
 
-    Raises ValueError if no row can be done, which then is not the rows' fault.
+    Raises ValueError for a row whose own settings are at fault, and if with some swept values (or without any) no row
+    can be done, which then is not the rows' fault.
     """
     if asked.base_model is None and (from_base := [c.row.name for c in choices if c.row.model == "base"]):
         raise ValueError(f"row {from_base[0]} starts from the base: say which, base_model=FOLDER.")
     jobs: list[Job] = []
     refused: dict[str, str] = {}
+    done: set[Combination] = set()
     for choice in choices:
         try:
             jobs.append(make_job(asked, choice))
         except ValueError as error:
+            require_sound(asked, choice)
             refused[choice.row.name] = str(error)
-    if not jobs:
-        raise ValueError("\n".join(dict.fromkeys(refused.values())))
+        else:
+            done.add(choice.variant)
+    if whole := [refused[choice.row.name] for choice in choices if choice.variant not in done]:
+        raise ValueError("\n".join(dict.fromkeys(whole)))
     return jobs, [f"{name} is left out: {why}" for name, why in refused.items()]
+
+
+def require_sound(asked: Asked, choice: Choice) -> None:
+    """Raises ValueError for a row whose settings are at fault by themselves: a key that there is not, a bad value."""
+    from nemo_tapo.load import load
+
+    try:
+        load(None, [written(key, value, cluster=False) for key, value in own_settings(asked, choice).items()])
+    except ValueError as error:
+        raise ValueError(f"row {choice.row.name}: {error}") from None
+
+
+def own_settings(asked: Asked, choice: Choice) -> dict[str, Any]:
+    """What the row sets of a run, place and seed left out."""
+    row = choice.row
+    settings = {"algorithm": "tapo", **choice.own} if row.train else dict(choice.own)
+    if row.model == "base":
+        settings["model.path"] = asked.base_model
+    settings["parts"] = ["train", "after"] if row.train else ["before"]
+    return settings
 
 
 def make_job(asked: Asked, choice: Choice) -> Job:
@@ -179,12 +230,8 @@ def make_job(asked: Asked, choice: Choice) -> Job:
     from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
 
     cluster, row, seed = is_nemo_rl(asked.config), choice.row, asked.seeds[0]
-    settings = {"algorithm": "tapo", **choice.own} if row.train else dict(choice.own)
-    if row.model == "base":
-        settings["model.path"] = asked.base_model
-    settings["parts"] = ["train", "after"] if row.train else ["before"]
     folder = folder_of(asked.output, row.name, seed)
-    told = (written(key, value, cluster) for key, value in settings.items())
+    told = (written(key, value, cluster) for key, value in own_settings(asked, choice).items())
     overrides = (*choice.variant.overrides, *told, *place(folder, seed, cluster))
     cfg = load_either(asked.config, overrides)
     if cfg.model.enable_thinking and "model.enable_thinking" in choice.own and not can_think(cfg.model.path):
@@ -257,7 +304,10 @@ def seeds_of(text: str) -> tuple[int, ...]:
     """`5` -> 0 .. 4; `[3,7]` -> these."""
     import yaml
 
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
     several = isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value)
     if several and len(set(value)) == len(value):
         return tuple(value)

@@ -56,9 +56,9 @@ def run_all(jobs: Sequence[Job], config: Path) -> list[tuple[Job, Failure]]:
             with locked(job.folder, child) as lock:
                 if child.signum is None and state_of(job) is not State.DONE:
                     say(f"{place} of {len(jobs)}, {job.name}: {went_before(job)}")
-                    begin = time.monotonic()
+                    begin, logged = time.monotonic(), length(job.folder / LOG)
                     code = run_one(job, config, child, lock)
-                    found = outcome(job, code, child.signum)
+                    found = outcome(job, code, child.signum, logged)
                     if found is not None:
                         note_failure(job.folder, found)
                         failed.append((job, found))
@@ -126,21 +126,27 @@ def relay(log: BinaryIO) -> None:
     sys.stdout.flush()
 
 
-def outcome(job: Job, code: int, asked_to_stop: int | None) -> Failure | None:
-    """None for a run that is done, or that ended because it was asked to."""
+def outcome(job: Job, code: int, asked_to_stop: int | None, logged: int) -> Failure | None:
+    """None for a run that is done, or that ended because it was asked to. logged: bytes of its log before it began."""
     if code == 0 and state_of(job) is State.DONE:
         return None
     if asked_to_stop is not None and (code in STOPPED or code < 0):
         return None
     if code == 0:
         return Failure(0, "it ended without its evaluation")
-    return Failure(code, last_words(job.folder / LOG, code))
+    return Failure(code, last_words(job.folder / LOG, code, logged))
 
 
-def last_words(log: Path, code: int) -> str:
-    """The sentence in which the run said why it ended."""
+def length(log: Path) -> int:
+    return log.stat().st_size if log.is_file() else 0
+
+
+def last_words(log: Path, code: int, begin: int = 0) -> str:
+    """The sentence in which the run said why it ended, of what the log holds from the byte `begin` on."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in log.read_text(errors="replace")[-20_000:].splitlines() if line.strip()]
+    with log.open("rb") as file:
+        file.seek(max(begin, length(log) - 20_000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     told = [line.removeprefix("nemo-tapo: ") for line in lines if line.startswith("nemo-tapo: ")]
     return (told or lines or ["it said nothing"])[-1]

@@ -42,7 +42,7 @@ class Failure:
 
 
 def state_of(job: Job) -> State:
-    """Raises ValueError if an evaluation.json is no JSON."""
+    """Raises ValueError if an evaluation.json is damaged."""
     if finished(job):
         return State.DONE
     if (job.folder / FAILED).is_file():
@@ -63,19 +63,36 @@ def finished(job: Job) -> bool:
 
 
 def evaluation(folder: Path, name: str) -> dict[str, Any]:
-    """An entry of the folder's evaluation.json, {} if it is not there."""
+    """An entry of the folder's evaluation.json, {} if it is not there. Raises ValueError if that is damaged."""
     path = folder / RESULTS
     if not path.is_file():
         return {}
+    entry = read_mapping(path, "remove it, the evaluation is made anew from its samples").get(name, {})
+    if not isinstance(entry, dict) or not isinstance(entry.get("settings", {}), dict):
+        raise ValueError(
+            f"{path} has no mapping under {name}: remove it, the evaluation is made anew from its samples."
+        )
+    return entry
+
+
+def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON file that holds a mapping. Raises ValueError with the remedy for one that does not."""
     try:
-        return dict(json.loads(path.read_text()).get(name, {}))
+        found = json.loads(path.read_text())
     except ValueError:
-        raise ValueError(f"{path} is not JSON: remove it, the evaluation is made anew from its samples.") from None
+        raise ValueError(f"{path} is not JSON: {remedy}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no mapping: {remedy}.")
+    return found
 
 
 def failure(folder: Path) -> Failure | None:
+    """What the folder's failed.json says. Raises ValueError if that is damaged."""
     path = folder / FAILED
-    return Failure(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_mapping(path, "the run failed, why is in its sweep.log")
+    return Failure(found.get("code", 1), str(found.get("reason", "it is not noted why")))
 
 
 def note_failure(folder: Path, found: Failure) -> None:
@@ -85,7 +102,7 @@ def note_failure(folder: Path, found: Failure) -> None:
 def differences(job: Job) -> list[str]:
     """ "steps: 40 -> 80", one text for each setting in which the folder's run is another than the job's.
 
-    Raises ValueError if the folder's config.yaml is not readable.
+    Raises ValueError if the folder's config.yaml is damaged.
     """
     then = stored(job.folder)
     if then is None:
@@ -95,16 +112,38 @@ def differences(job: Job) -> list[str]:
 
 
 def stored(folder: Path) -> RunConfig | None:
-    """The settings that the folder's run was started with."""
+    """The settings that the folder's run was started with; None without a file of them.
+
+    Raises ValueError, naming the file, for one that is empty, cut short, or has settings that there are not.
+    """
     from nemo_tapo.load import load_either
 
     path = folder / CONFIG
     if not path.is_file():
         return None
     try:
-        return load_either(path)
+        if whole(path):
+            return load_either(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    raise ValueError(f"{path}: it is empty or cut short. Remove it: the run writes it anew.")
+
+
+def whole(path: Path) -> bool:
+    """Whether a run's config.yaml was written to its end: a kill may leave the beginning, whose rest would read as
+    defaults. A file that is no YAML is for its reader to refuse.
+    """
+    import yaml
+
+    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+
+    text = path.read_text()
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return True
+    last = [] if is_nemo_rl(path) else [*RunConfig.model_fields][-1:]
+    return text.endswith("\n") and isinstance(raw, dict) and all(name in raw for name in last)
 
 
 def deciding(cfg: RunConfig, train: bool) -> dict[str, Any]:
@@ -122,7 +161,12 @@ def require_same(jobs: tuple[Job, ...]) -> None:
     """Raises ValueError, a sentence a run, for folders that hold a run with other settings."""
     faults = []
     for job in jobs:
-        if changed := differences(job):
+        try:
+            changed = differences(job)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        if changed:
             shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
             faults.append(f"{job.folder} holds a run with other settings ({shown}).")
     if faults:

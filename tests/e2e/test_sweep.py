@@ -1,4 +1,4 @@
-"""`nemo-tapo sweep` with the real Ray, Megatron-core and vLLM: two rows, two seeds; killed in the middle, continued."""
+"""`nemo-tapo sweep` with the real Ray, Megatron-core and vLLM: two rows; killed in the middle, continued."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SMALLEST = [
     f"model.path={ROOT / 'assets' / 'tiny-coldstart'}", "steps=2", "rollout.queries_per_step=6", "optimizer.lr=3e-4",
     "evaluation.problems=16", "evaluation.runs=1", "checkpoint.every=1", "checkpoint.min_free_gib=0",
 ]  # fmt: skip
-RUNS = ["coldstart/seed-0", "tapo/seed-0", "coldstart/seed-1", "tapo/seed-1"]
+RUNS = ["coldstart/seed-0", "tapo/seed-0"]
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
     sweep = folder / "two.yaml"
     sweep.write_text(SWEEP)
-    words = ["sweep", str(sweep), "seeds=2", f"output={folder / 'out'}", *SMALLEST]
+    words = ["sweep", str(sweep), f"output={folder / 'out'}", *SMALLEST]
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     return subprocess.Popen(
         [sys.executable, "-m", "nemo_tapo.cli", *words], cwd=ROOT, env=environment, text=True,
@@ -68,7 +68,7 @@ def test_killed_in_the_middle_and_continued(tmp_path: Path) -> None:
     second = start(tmp_path)
     printed, _ = second.communicate(timeout=400)
     assert second.returncode == 0, printed[-4000:]
-    assert "4 of 4 runs are done" in printed
+    assert "2 of 2 runs are done" in printed
     assert "tapo/seed-0: goes on where it was stopped" in printed
     assert (out / "coldstart" / "seed-0" / "evaluation.json").stat().st_mtime_ns == evaluated_before
     for run in RUNS:

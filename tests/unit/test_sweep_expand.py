@@ -138,16 +138,34 @@ def test_seed_by_seed_all_rows() -> None:
 def test_commas_run_every_value() -> None:
     found = jobs("table2", "optimizer.lr=1e-4,3e-4", "steps=7", "seeds=1")
     assert [(job.row.name, job.cfg.algorithm, job.cfg.optimizer.lr, job.cfg.steps) for job in found] == [
-        ("grpo--optimizer.lr-0.0001", "grpo", 1e-4, 7), ("grpo--optimizer.lr-0.0003", "grpo", 3e-4, 7),
-        ("tapo--optimizer.lr-0.0001", "tapo", 1e-4, 7), ("tapo--optimizer.lr-0.0003", "tapo", 3e-4, 7),
+        ("grpo--optimizer.lr-0.0001", "grpo", 1e-4, 7), ("tapo--optimizer.lr-0.0001", "tapo", 1e-4, 7),
+        ("grpo--optimizer.lr-0.0003", "grpo", 3e-4, 7), ("tapo--optimizer.lr-0.0003", "tapo", 3e-4, 7),
     ]  # fmt: skip
-    assert found[1].row.label == "Cold-start + GRPO, optimizer.lr=0.0003"
+    row = found[2].row
+    assert (row.label, row.paper) == ("Cold-start + GRPO, optimizer.lr=0.0003", "Cold-start + GRPO")
+    assert (row.base, row.variant) == ("grpo", "optimizer.lr-0.0003")
     assert len(combinations(["a=1,2", "b=[1,2]", "c='x,y'", "d=range(0,3)"])) == 6  # brackets and quotes hold together
+
+
+def test_values_that_would_share_a_folder_have_two() -> None:
+    """A name cannot hold what a path can; a digest tells the two apart, whatever else is swept."""
+    found = jobs("table2", "model.path=runs/cold/a,runs/cold-a")
+    assert [str(job.cfg.model.path) for job in found] == ["runs/cold/a"] * 2 + ["runs/cold-a"] * 2
+    assert len({job.folder for job in found}) == 4
+    names = [job.row.name for job in found]
+    assert re.fullmatch(r"grpo--model\.path-runs-cold-a-[0-9a-f]{6}", names[0])
+    assert names[0] in [job.row.name for job in jobs("table2", "model.path=runs/b,runs/cold/a")]
+    assert [job.row.name for job in jobs("table2", "steps=3,4")][::2] == ["grpo--steps-3", "grpo--steps-4"]
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["/tmp/nothere.yaml"], "no sweep '/tmp/nothere.yaml': there is no file /tmp/nothere.yaml."),
+        (["mine/table4"], "no sweep 'mine/table4': there is no file"),
+        (["table4", "seeds=[3,7"], "seeds=[3,7: give how many"),
+        (["table2", "steps=5,x"], "steps: Input should be a valid integer"),
+        (["table2", "optimizer.lr=1e-4,-1"], "optimizer.lr: Input should be greater than 0"),
         (["tabel4"], "no sweep 'tabel4'; did you mean 'table4'?"),
         (["nowhere/mine.yaml"], "no sweep 'nowhere/mine.yaml'"),
         ([], "say which sweep: conditions, figure3"),
@@ -177,6 +195,28 @@ def test_bad_words_are_one_sentence(words: list[str], sentence: str) -> None:
         ("title: x\nrows: [{name: a/b, label: A}]", "String should match pattern"),
         ("title: x\nrows: [{name: a, label: A, ablation: [no-ots]}]", "rows.0.ablation: Extra inputs"),
         ("title: x\nrows: [{name: a, label: A, ablations: [no-otts]}]", "row a: no ablation 'no-otts'"),
+        (
+            "title: x\nrows: [{name: a, label: A}, {name: b, label: B, settings: {tapo.m_maxx: 1}}]",
+            "row b: unknown key 'tapo.m_maxx'; did you mean 'tapo.m_max'?",
+        ),
+        (
+            "title: x\nrows: [{name: a, label: A}, {name: b, label: B, settings: {steps: x}}]",
+            "row b: steps: Input should be a valid integer",
+        ),
+        (
+            "title: x\nrows: [{name: a, label: A}, {name: b, label: B, settings: {tapo: {n_neg: 44}}}]",
+            "row b: tapo.n_pos + tapo.n_neg = 46 is more than",
+        ),
+        (
+            "title: x\nrows: [{name: a, label: A, settings: {seed: 3}}]",
+            "row a of mine sets seed, which is the sweep's own: give seeds=5",
+        ),
+        ("title: x\nrows: [{name: a, label: A, settings: {output: x}}]", "row a of mine sets output"),
+        ("title: x\nrows: [{name: a, label: A, settings: {parts: [after]}}]", "row a of mine sets parts"),
+        (
+            "title: x\nrows: [{name: a, label: A, model: base, settings: {model: {path: x}}}]",
+            "row a of mine sets model.path",
+        ),
         ("- x", "is not a mapping of settings"),
         ("{", "expected"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,11 +16,15 @@ from sweep_samples import write_run
 from nemo_tapo.cli import main
 from nemo_tapo.report import plots
 from nemo_tapo.report.sweep import report_sweep
-from nemo_tapo.report.sweep_effort import accuracy_at, accuracy_at_step, effort, sampled_in_all, why
+from nemo_tapo.report.sweep_effort import accuracy_at, accuracy_at_step, effort, in_common, sampled_in_all, why
+from nemo_tapo.report.sweep_plots import compared, table_figure
 from nemo_tapo.report.sweep_read import find, is_sweep, sweeps_of
 from nemo_tapo.report.sweep_stats import difference, estimates, of_row, over_seeds, t_975
 from nemo_tapo.report.sweep_text import numbers_of, percent_ends
+from nemo_tapo.sweeps.command import asked_of, keep_definitions
+from nemo_tapo.sweeps.expand import expand
 
+BASE = Path(__file__).parents[2] / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
 R, W, T, TW = "right", "wrong", "turned", "turned wrong"
 # pass@1 of problems p, q, r by seed: cold start .5 0 1 | .5 .5 .5; TAPO 1 .5 1 | .5 1 1 | 1 1 1
 COLD = [[[R, W], [W, W], [R, R]], [[R, W], [W, R], [W, R]]]
@@ -167,7 +172,8 @@ def test_what_does_not_count_is_named(output: Path) -> None:
     text = report_sweep(output, ["table1"])
     for place, reason in why_not.items():
         assert f"{output / 'tapo' / f'seed-{place}'}: does not count: {reason}" in text
-    assert "Cold-start + GRPO: no run that counts." in text
+    assert "“Cold-start + GRPO”: no run that counts." in text
+    assert ".." not in text
 
 
 def test_seeds_that_differ_are_told(output: Path) -> None:
@@ -179,7 +185,7 @@ def test_seeds_that_differ_are_told(output: Path) -> None:
 
     found = find(output, bare)
     assert notes(found, numbers_of(found)) == [
-        "+ TAPO has seeds 0, 1, 2, Cold-start has seeds 0, 1: the difference is over seeds 0, 1."
+        "“+ TAPO” has seeds 0, 1, 2, “Cold-start” has seeds 0, 1: the difference is over seeds 0, 1."
     ]
 
 
@@ -194,6 +200,16 @@ def test_dsr_and_err_by_hand(tmp_path: Path) -> None:
         write_run(tmp_path, "grpo", seed, grpo)
         write_run(tmp_path, "tapo", seed, [first, [R, W, W, W], [W, W, W, W]])
     text = report_sweep(tmp_path, ["table2"])
+    rows = csv_of(tmp_path / "report" / "table2.csv")
+    dsr, err = rows["tapo", "", "DSR"], rows["tapo", "", "ERR"]
+    assert (rows["grpo", "", "DSR"]["mean"], rows["grpo", "", "DSR"]["seeds"]) == ("1.0", "0 1")
+    assert (rows["grpo", "", "ERR"]["mean"], rows["grpo", "", "ERR"]["seeds"]) == ("", "")  # over no response
+    assert [float(dsr[name]) for name in ("mean", "difference")] == [0.25, -0.75]
+    assert float(dsr["seeds_high"]) == pytest.approx(0.25 + 12.7062 * 0.25)  # t(1) * sd / sqrt 2; sd = 0.5 / sqrt 2
+    assert float(dsr["difference_seeds_low"]) == pytest.approx(-0.75 - 12.7062 * 0.25)
+    assert (dsr["from"], dsr["difference_seeds"]) == ("grpo", "0 1")
+    assert float(err["mean"]) == pytest.approx(7 / 12)
+    assert (err["difference"], err["difference_seeds"]) == ("", "")
     lines = {line.split("  ")[0]: line for line in text[text.index("DSR and ERR") :].splitlines()}
     assert "100.0 (100.0 to 100.0), 2 seeds" in lines["Cold-start + GRPO"]
     assert "not defined" in lines["Cold-start + GRPO"]
@@ -202,6 +218,106 @@ def test_dsr_and_err_by_hand(tmp_path: Path) -> None:
     assert "-75.0" in lines["Δ"]
     assert "+13.5" not in lines["Cold-start + TAPO"]
     assert "seed 0: arithmetic: 1 kept, 1 Cold-start + GRPO always right, 1 Cold-start + GRPO never right" in text
+
+
+def csv_of(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    """{(row, benchmark, measure): line}."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(None not in row and None not in row.values() for row in rows)
+    found = {(row["row"], row["benchmark"], row["measure"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_the_csv_has_every_table_and_every_row(output: Path) -> None:
+    """A row without a run too, with empty numbers and the paper's; what is spent and counted as the report shows it."""
+    report_sweep(output, ["table1"])
+    rows = csv_of(output / "report" / "table1.csv")
+    assert {row for row, _, _ in rows} == {"coldstart", "opsd", "grpo", "tapo"}
+    bare = rows["opsd", "arithmetic", "pass@1"]
+    assert (bare["label"], bare["seeds"], bare["mean"], bare["difference"]) == ("Cold-start + OPSD", "", "", "")
+    assert bare["paper_AIME2024_percent"] == "57.71"
+    told = {measure: row["mean"] for (row, benchmark, measure), row in named(rows, "tapo") if benchmark == ""}
+    assert {name: float(value) for name, value in told.items()} == {
+        "steps": 10, "sampled": 1000, "synthesised": 500, "trained": 900, "rows": 40, "seconds": 20,
+        "accuracy_at_equal_steps": 0.75, "accuracy_at_equal_tokens": 0.75, "constructions_right_first": 0.25,
+        "constructions_right_last": 0.75, "mixed_groups_first": 1, "mixed_groups_last": 0.5,
+        "training_accuracy_first": 0.25, "training_accuracy_last": 0.75, "with_reflection": 0, "response_tokens": 10,
+    }  # fmt: skip
+    assert {measure for (_, benchmark, measure), _ in named(rows, "coldstart") if benchmark == ""} == {
+        "with_reflection", "response_tokens",
+    }  # fmt: skip
+
+
+def named(
+    rows: dict[tuple[str, str, str], dict[str, str]], name: str
+) -> list[tuple[tuple[str, str, str], dict[str, str]]]:
+    return [(key, row) for key, row in rows.items() if key[0] == name]
+
+
+def test_equal_tokens_are_those_that_every_run_has(tmp_path: Path) -> None:
+    """GRPO's seeds sample 300 and 700 tokens: 300, not their mean of 500, which the first never comes to."""
+    write_run(tmp_path, "grpo", 0, COLD[0], [step(1, 3)] * 2 + [step(3, 1)])
+    write_run(tmp_path, "grpo", 1, COLD[0], [step(1, 3)] * 3 + [step(3, 1)] * 4)
+    write_run(tmp_path, "tapo", 0, COLD[0], [step(2, 2)] * 2 + [step(4, 0)] * 7)
+    [sweep] = sweeps_of(tmp_path, ["table2"])
+    grpo, tapo = find(tmp_path, sweep).outcomes
+    assert (sampled_in_all(grpo), sampled_in_all(tapo)) == (300, 900)
+    assert in_common([grpo, tapo]) == (3, 300)
+    report_sweep(tmp_path, ["table2"])
+    rows = csv_of(tmp_path / "report" / "table2.csv")
+    assert float(rows["grpo", "", "accuracy_at_equal_tokens"]["mean"]) == mean([0.75, 0.25])  # of the third steps
+    assert float(rows["tapo", "", "accuracy_at_equal_tokens"]["mean"]) == 1.0
+    assert "as the cheapest run of all samples" in (tmp_path / "report" / "table2.md").read_text()
+
+
+def test_swept_values_are_compared_within_themselves(tmp_path: Path) -> None:
+    """All rows of a value before those of the next; each difference and Table 2 within a value."""
+    kinds = [[R, W, T, W], [R, R, W, W]]
+    expanded = expand(asked_of(["table2", "steps=3,4", f"output={tmp_path}"], BASE))
+    keep_definitions(tmp_path, expanded)
+    for job in expanded.jobs:
+        write_run(tmp_path, job.row.name, 0, kinds, [step(1, 1)] * 3)
+    [sweep] = sweeps_of(tmp_path)
+    found = find(tmp_path, sweep)
+    for against in ("above", "first"):
+        numbers = numbers_of(replace(found, sweep=sweep.model_copy(update={"against": against})))
+        assert [(n.outcome.row.name, n.other.row.name if n.other else None) for n in numbers] == [
+            ("grpo--steps-3", None), ("tapo--steps-3", "grpo--steps-3"),
+            ("grpo--steps-4", None), ("tapo--steps-4", "grpo--steps-4"),
+        ]  # fmt: skip
+    text = report_sweep(tmp_path)
+    assert "DSR and ERR (Table 2), steps-3" in text
+    assert "DSR and ERR (Table 2), steps-4" in text
+    rows = csv_of(tmp_path / "report" / "table2.csv")
+    assert rows["tapo--steps-4", "", "DSR"]["from"] == "grpo--steps-4"
+
+
+def test_the_papers_figures_stand_beside_swept_values(tmp_path: Path) -> None:
+    expanded = expand(asked_of(["table4", "optimizer.lr=1e-4,3e-4", f"output={tmp_path}"], BASE))
+    keep_definitions(tmp_path, expanded)
+    write_run(tmp_path, "tapo--optimizer.lr-0.0003", 0, TAPO[0])
+    report_sweep(tmp_path)
+    text = (tmp_path / "report" / "table4.md").read_text()
+    assert "| + TAPO, optimizer.lr=0.0003 | 1 | 83.33 | 100.00 | 62.50 | 80.21 |" in text
+    rows = csv_of(tmp_path / "report" / "table4.csv")
+    assert rows["no-ots--optimizer.lr-0.0001", "arithmetic", "pass@1"]["paper_AIME2024_percent"] == "57.29"
+
+
+def test_the_pictures_heading_says_what_the_differences_are_to(output: Path) -> None:
+    write_run(output, "grpo", 0, COLD[0])
+    [sweep] = sweeps_of(output, ["conditions"])
+    a, b, c = find(output, sweep).outcomes
+    assert compared([a, b, c], [None, a, b]) == "minus the row above"
+    assert compared([a, b], [None, a]) == "minus the row above"
+    assert compared([a, b, c], [None, a, a]) == "minus Cold start"
+    assert compared([a, c], [None, b]) == "minus GRPO"  # which has nothing of this benchmark and is not shown
+    assert compared([a, b, c, b], [None, a, a, c]) == "minus the row named"
+    for against in ("above", "first"):
+        numbers = numbers_of(find(output, sweep.model_copy(update={"against": against})))
+        table_figure("x", [numbers[0], *reversed(numbers)], "arithmetic", output / f"{against}.png")
+        assert (output / f"{against}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_files_and_terminal(output: Path, capfd: pytest.CaptureFixture[str]) -> None:

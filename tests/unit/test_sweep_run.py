@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from nemo_tapo.sweeps.command import asked_of
-from nemo_tapo.sweeps.expand import expand
-from nemo_tapo.sweeps.state import State, differences, failure, state_of
+from nemo_tapo.sweeps.expand import Job, expand
+from nemo_tapo.sweeps.serial import Child, last_words, length, run_all
+from nemo_tapo.sweeps.state import Failure, State, differences, failure, state_of
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
@@ -198,6 +199,37 @@ def test_half_written_folders(tmp_path: Path) -> None:
     (job.folder / "config.yaml").write_text("steps: [")
     with pytest.raises(ValueError, match=r"config\.yaml: "):
         differences(job)
+
+
+def test_an_attempt_is_explained_by_its_own_words(tmp_path: Path) -> None:
+    """What an earlier attempt said stands before it in the same log."""
+    log = tmp_path / "sweep.log"
+    log.write_text("nemo-tapo: no room on the disk\nsome line\n")
+    begin = length(log)
+    with log.open("a") as file:
+        file.write("Traceback\nMemoryError: of this attempt\n")
+    assert last_words(log, 1, begin) == "MemoryError: of this attempt"
+    assert last_words(log, 1) == "no room on the disk"
+    assert last_words(log, 1, length(log)) == "it said nothing"
+    assert last_words(log, -9, begin) == "killed by SIGKILL"
+    assert length(tmp_path / "none") == 0
+
+
+def test_a_second_failure_is_not_told_in_the_words_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [job, _] = expand(asked_of(words(tmp_path), BASE)).jobs
+    job.folder.mkdir(parents=True)
+    (job.folder / "sweep.log").write_text("nemo-tapo: the old reason\n")
+
+    def fails(job: Job, config: Path, child: Child, lock: int) -> int:
+        with (job.folder / "sweep.log").open("a") as log:
+            log.write("the new reason\n")
+        return 1
+
+    monkeypatch.setattr("nemo_tapo.sweeps.serial.run_one", fails)
+    [(_, found)] = run_all([job], BASE)
+    assert found == failure(job.folder) == Failure(1, "the new reason")
 
 
 def test_dry_run_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
