@@ -247,7 +247,7 @@ def tapo_of(**switches: Any) -> TAPO:
             "uniform_group": st.sampled_from(["zero", "reward"]),
             "reflection_baseline": st.sampled_from(["constructed", "with_originals"]),
         }
-    ),
+    ).map(lambda s: s if s["decoupled"] else s | {"uniform_group": "zero", "reflection_baseline": "constructed"}),
 )
 def test_the_rows_of_a_step(rewards: list[tuple[list[float], list[float | None]]], switches: dict[str, Any]) -> None:
     """Which rows a step has, in which group and with which advantage, for every switch of Table 4."""
