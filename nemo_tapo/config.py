@@ -119,10 +119,10 @@ class RunConfig(Section):
 
     def _reflective_sft_consistent(self) -> None:
         t = self.tapo
-        idle = {"loss.kl_coef": self.loss.kl_coef > 0, "tapo.ift_weight": t.ift_weight > 0}
-        for name in (name for name, asked in idle.items() if asked):
+        idle = {"loss.kl_coef": self.loss.kl_coef, "tapo.ift_weight": t.ift_weight}
+        if asked := [name for name, weight in idle.items() if weight > 0]:
             raise ValueError(
-                f"algorithm: reflective_sft learns its constructions by likelihood alone; set {name} to 0."
+                f"algorithm: reflective_sft learns its constructions by likelihood alone; set {asked[0]} to 0."
             )
         if t.weight == 0:
             raise ValueError("algorithm: reflective_sft with tapo.lambda = 0 learns nothing.")

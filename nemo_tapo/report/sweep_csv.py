@@ -31,12 +31,13 @@ def as_csv(found: Found, numbers: Sequence[Numbers], rated: Sequence[Rated]) -> 
     writer = csv.DictWriter(text, HEAD, restval="", lineterminator="\n")
     writer.writeheader()
     trained = [n.outcome for n in numbers if n.outcome.row.train and n.outcome.runs]
-    measured = next((n.means for n in numbers if n.means), {})
+    in_common = sweep_effort.in_common(trained)
+    measured = {b: list(of) for b, of in next((n.means for n in numbers if n.means), {}).items()}
     for n in numbers:
         named = {"table": found.sweep.name, "row": n.outcome.row.name, "label": n.outcome.row.label}
         for line in [
-            *_results(found, n, {benchmark: list(of) for benchmark, of in measured.items()}),
-            *_counters(n.outcome, *sweep_effort.in_common(trained)),
+            *_results(found, n, measured),
+            *_counters(n.outcome, *in_common),
             *_rates(n.outcome, rated),
         ]:
             writer.writerow({**named, "seeds": _list(n.outcome.seeds), **line})

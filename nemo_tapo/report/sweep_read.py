@@ -15,6 +15,7 @@ from nemo_tapo.evaluation.results import Evaluated
 from nemo_tapo.evaluation.samples import SETTINGS, differences, file_name, folder_of, read
 from nemo_tapo.report.jsonl import Record
 from nemo_tapo.report.records import read_metrics
+from nemo_tapo.run_folder import CONFIG
 from nemo_tapo.sweeps import state
 from nemo_tapo.sweeps.definition import SWEEPS, Row, Sweep, names, read_kept, read_sweep
 
@@ -58,7 +59,7 @@ class Found:
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep's output and not a run's."""
-    return not (folder / state.CONFIG).is_file() and any(folder.glob("*/seed-*"))
+    return not (folder / CONFIG).is_file() and any(folder.glob("*/seed-*"))
 
 
 def sweeps_of(folder: Path, asked: Sequence[str] = ()) -> list[Sweep]:
@@ -206,5 +207,5 @@ def settings_of(folder: Path, train: bool) -> dict[str, Any]:
     """What decides the numbers of a finished run, flat. Raises ValueError if its config.yaml is gone or damaged."""
     cfg = state.stored(folder)
     if cfg is None:
-        raise ValueError(f"{folder / state.CONFIG} is gone: nothing says with which settings it was made")
+        raise ValueError(f"{folder / CONFIG} is gone: nothing says with which settings it was made")
     return state.deciding(cfg, train)

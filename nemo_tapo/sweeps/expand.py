@@ -163,7 +163,8 @@ def require_own(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]]) -> None
     for row in sweep.rows:
         base = {"model.path": "base_model=FOLDER, or leave `model: base` out"} if row.model == "base" else {}
         told = OWN | base
-        for key in (key for key in told if key in settings[row.name]):
+        if taken := [key for key in told if key in settings[row.name]]:
+            key = taken[0]
             raise ValueError(f"row {row.name} of {sweep.name} sets {key}, which is the sweep's own: give {told[key]}.")
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from nemo_tapo.checkpoint import replace_text
 from nemo_tapo.config import RunConfig, flatten
 from nemo_tapo.evaluation.results import RESULTS
+from nemo_tapo.run_folder import CONFIG
 from nemo_tapo.sweeps.expand import Job
 
-CONFIG, FAILED, LOG, LOCK = "config.yaml", "failed.json", "sweep.log", "sweep.lock"
+FAILED, LOG, LOCK = "failed.json", "sweep.log", "sweep.lock"
 
 # Settings that change no number of a run, and those of which more can be asked for later.
 FREE = (
