@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.checkpoint import require_free
-from nemo_tapo.config import RunConfig
-from nemo_tapo.errors import DiskFull, RuntimeFailure, Stopped
-from nemo_tapo.stop import Stop
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
+from nemo_tapo.utils.files import require_free
+from nemo_tapo.utils.signals import Stop
 
 if TYPE_CHECKING:
-    from nemo_tapo.runtime.interface import Runtime
+    from nemo_tapo.interfaces import Runtime
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
 
@@ -146,11 +146,12 @@ def run_command(arguments: argparse.Namespace) -> int:
         from nemo_tapo.judge.command import judge
 
         return judge(arguments)
+    from nemo_tapo.config.load import load
+    from nemo_tapo.config.run_config import as_yaml
     from nemo_tapo.datasets.preview import check_data
-    from nemo_tapo.load import load
-    from nemo_tapo.plan import as_yaml, describe
-    from nemo_tapo.run_folder import folder_of_run
+    from nemo_tapo.plan import describe
     from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.utils.run_folder import folder_of_run
 
     if is_nemo_rl(arguments.config):
         return on_nemo_rl(arguments)
@@ -175,9 +176,9 @@ def run_command(arguments: argparse.Namespace) -> int:
 def on_nemo_rl(arguments: argparse.Namespace) -> int:
     """A command with a NeMo-RL config file: everything is checked before a GPU is touched."""
     from nemo_tapo.datasets.preview import check_data
-    from nemo_tapo.run_folder import folder_of_run
     from nemo_tapo.runtime.nemo_rl import command
     from nemo_tapo.runtime.nemo_rl.runtime import prepared
+    from nemo_tapo.utils.run_folder import folder_of_run
 
     run = command.checked(arguments.config, arguments.overrides)
     if arguments.command == "plan" or arguments.dry_run:

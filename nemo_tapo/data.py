@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.checkpoint import replace_text
 from nemo_tapo.datasets.screen import NOT_NEEDED, TOLERATED_IN_TRAINING
-from nemo_tapo.report.jsonl import encode
-from nemo_tapo.runtime.interface import Tokenizer
-from nemo_tapo.seeding import rng
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Provenance, Query, SetAside
+from nemo_tapo.utils.files import replace_text
+from nemo_tapo.utils.jsonl import encode
+from nemo_tapo.utils.seeding import rng
 
 DATA, QUARANTINE = "data.json", "quarantine.jsonl"
 

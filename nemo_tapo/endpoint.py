@@ -24,8 +24,8 @@ from typing import Any, Self
 
 import httpx
 
-from nemo_tapo.errors import RuntimeFailure
-from nemo_tapo.sections import EndpointConfig
+from nemo_tapo.config.sections import EndpointConfig
+from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.wire import Malformed, Reply, base_url, is_loopback, json_of, read_key, reply_of, retry_after, words_of
 
 RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx

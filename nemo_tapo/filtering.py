@@ -14,16 +14,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.algorithms.base import concurrently
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.evaluate import digest
 from nemo_tapo.evaluation.samples import Sample, Store, read
 from nemo_tapo.evaluation.stage import identity
-from nemo_tapo.report.jsonl import finite
-from nemo_tapo.sections import DatasetConfig, FilterConfig, TaskConfig
-from nemo_tapo.seeding import seed_from
 from nemo_tapo.types import Query, Request, SetAside
+from nemo_tapo.utils.concurrency import concurrently
+from nemo_tapo.utils.jsonl import finite
+from nemo_tapo.utils.seeding import seed_from
 
 if TYPE_CHECKING:
     from nemo_tapo.report.progress import Stage

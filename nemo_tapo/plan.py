@@ -5,14 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-
-from nemo_tapo.config import RunConfig
-
-
-def as_yaml(cfg: RunConfig) -> str:
-    """The configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)
+from nemo_tapo.config.run_config import RunConfig, as_yaml
 
 
 def describe(cfg: RunConfig, command: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_tapo.config import RunConfig
-from nemo_tapo.runtime.interface import Tokenizer
-from nemo_tapo.seeding import seed_from
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.tasks import corpus
 from nemo_tapo.types import Kind, Row
+from nemo_tapo.utils.seeding import seed_from
 
 INITIAL = "initial"
 # A tiny decoder learns to copy first, and copies sooner when most of what it sees at first is repetition.

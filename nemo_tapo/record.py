@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.equations.selection import Zone, zone
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.report.progress import Progress, Stage
 from nemo_tapo.report.records import (
     MetricsWriter,
@@ -15,8 +17,6 @@ from nemo_tapo.report.records import (
     token_pieces,
     trajectory_record,
 )
-from nemo_tapo.runtime.interface import Tokenizer
-from nemo_tapo.sections import TapoConfig
 from nemo_tapo.types import Construction, Experience, Row, UpdateResult
 
 

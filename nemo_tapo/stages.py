@@ -12,23 +12,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo import checkpoint
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.make import make_algorithm
 from nemo_tapo.coldstart.stage import coldstart, coldstart_only
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.data import DataReport, QueryOrder, with_prompts
 from nemo_tapo.evaluation.stage import evaluate_only, evaluation
 from nemo_tapo.filtering import filter_queries
+from nemo_tapo.interfaces import Runtime, Task
 from nemo_tapo.pretrain import corpus_rows
 from nemo_tapo.record import RunRecorder
 from nemo_tapo.report.progress import Progress
-from nemo_tapo.runtime.interface import Runtime
-from nemo_tapo.stop import Stop
 from nemo_tapo.supervised import MODEL, supervised
-from nemo_tapo.tasks.interface import Task
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Query
+from nemo_tapo.utils import files
+from nemo_tapo.utils.signals import Stop
 
 
 @dataclass
@@ -84,7 +83,7 @@ class Session:
         """A Hugging Face directory under `folder`, which appears only when it is whole."""
         building = folder.with_name(f"tmp-{folder.name}")
         await self.runtime.actor.export(building)
-        checkpoint.publish(folder, building)
+        files.publish(folder, building)
 
 
 def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:

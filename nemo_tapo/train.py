@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from nemo_tapo import checkpoint
-from nemo_tapo.algorithms.base import Algorithm
+from nemo_tapo import checkpoint, interfaces
+from nemo_tapo.config.sections import LossConfig, OptimizerConfig
 from nemo_tapo.distillation import TeacherKind
 from nemo_tapo.equations.batching import collate
 from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
-from nemo_tapo.runtime.interface import Runtime, RuntimeFailure
-from nemo_tapo.sections import LossConfig, OptimizerConfig
-from nemo_tapo.stop import Stop
-from nemo_tapo.types import INSTRUCTION_PREFIX, REFLECTED_SUFFIX, Batch, Experience, Kind, Query, Row, UpdateResult
+from nemo_tapo.interfaces import Algorithm, Recorder, Runtime
+from nemo_tapo.types import INSTRUCTION_PREFIX, REFLECTED_SUFFIX, Batch, Kind, Query, Row, UpdateResult
+from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.signals import Stop
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,6 @@ class Plan:
     checkpoint_keep: int = 2
     fingerprint: dict[str, Any] = field(default_factory=dict)  # settings that decide the numbers
     engine_gap_bound: float = 0.01  # nats, checked at the first step
-
-
-class Recorder(Protocol):
-    """Where the loop's outcome is written, and how a person follows it."""
-
-    def phase(self, text: str) -> None: ...
-
-    def step(
-        self,
-        step: int,
-        metrics: dict[str, float],
-        experience: Experience,
-        rows: Sequence[Row],
-        results: Sequence[UpdateResult],
-    ) -> None: ...
-
-    def resume(self, step: int) -> None:
-        """Forget records of `step` and later: they will be made again."""
-
-    def warn(self, text: str) -> None: ...
 
 
 async def train(
@@ -101,7 +81,7 @@ async def steps(
     queries: Callable[[int], Sequence[Query]],
     recorder: Recorder,
     stop: Stop,
-    store: checkpoint.Store,
+    store: interfaces.Store,
 ) -> None:
     """See `train`."""
     first = await resume(plan, runtime, recorder, store)
@@ -132,7 +112,7 @@ async def steps(
             stop.check(f"checkpoint of step {step + 1} saved in {plan.folder / 'checkpoints'}")
 
 
-async def resume(plan: Plan, runtime: Runtime, recorder: Recorder, store: checkpoint.Store) -> int:
+async def resume(plan: Plan, runtime: Runtime, recorder: Recorder, store: interfaces.Store) -> int:
     """Sets optimizer and weights to the newest good checkpoint; returns the first step to do (0 without one)."""
     await runtime.actor.configure(plan.optimizer, plan.steps * plan.loss.updates_per_batch)
     found = store.latest(recorder.warn)

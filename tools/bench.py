@@ -117,7 +117,7 @@ class Memory:
 
 
 async def steps(model: Path, repeats: int) -> None:
-    from nemo_tapo.load import load
+    from nemo_tapo.config.load import load
     from nemo_tapo.runtime.local.runtime import LocalRuntime
 
     config = Path(__file__).parents[1] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
@@ -146,9 +146,9 @@ async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, flo
     from nemo_tapo.algorithms.base import Tools
     from nemo_tapo.algorithms.make import make_algorithm
     from nemo_tapo.data import QueryOrder, with_prompts
-    from nemo_tapo.stop import Stop
     from nemo_tapo.tasks.generated import ArithmeticTask
     from nemo_tapo.train import Plan, train
+    from nemo_tapo.utils.signals import Stop
 
     cfg = config()
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)

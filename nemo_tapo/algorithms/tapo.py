@@ -11,14 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nemo_tapo.algorithms.base import Tools, concurrently
+from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations import reflection
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
 from nemo_tapo.equations.selection import Zone, select_pairs, zone
-from nemo_tapo.seeding import seed_from
-from nemo_tapo.tasks.interface import Task
+from nemo_tapo.interfaces import Task
 from nemo_tapo.types import (
     INSTRUCTION_PREFIX,
     REFLECTED_SUFFIX,
@@ -31,6 +30,8 @@ from nemo_tapo.types import (
     Request,
     Row,
 )
+from nemo_tapo.utils.concurrency import concurrently
+from nemo_tapo.utils.seeding import seed_from
 
 
 class TAPO(GRPO):

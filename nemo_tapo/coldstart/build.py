@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nemo_tapo.coldstart.data import Example, Source
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.reflection import render
-from nemo_tapo.runtime.interface import Tokenizer
-from nemo_tapo.seeding import rng
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Construction, Group, Pair, Row
+from nemo_tapo.utils.seeding import rng
 
 MIXED, ALL_RIGHT, ALL_WRONG = FATES = ("right_and_wrong", "all_right", "all_wrong")
 CORRECT, CORRECTIVE, SYNTHESIS = ORIGINS = ("correct", "corrective", "synthesis")

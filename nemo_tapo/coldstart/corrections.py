@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.algorithms.tapo import Synthesis
 from nemo_tapo.coldstart import sampling
 from nemo_tapo.coldstart.writers import UNANSWERED, Writer, identity_of
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.reflection import construct
 from nemo_tapo.evaluation.evaluate import digest
 from nemo_tapo.evaluation.samples import Store, cut_torn_line

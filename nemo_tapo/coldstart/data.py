@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.report.jsonl import encode
 from nemo_tapo.types import Kind, Row
+from nemo_tapo.utils.jsonl import encode
 
 DATA, EXAMPLES, PARQUET = "data.jsonl", "examples.jsonl", "examples.parquet"
 STATISTICS = "statistics.json"  # beside data that was made here

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.grpo import GRPO
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.evaluate import digest
 from nemo_tapo.evaluation.samples import Store, cut_torn_line

@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo import checkpoint
 from nemo_tapo.algorithms.tapo import Synthesis
 from nemo_tapo.coldstart import build, corrections, data
 from nemo_tapo.coldstart.corrections import Corrections
 from nemo_tapo.coldstart.sampling import sample
 from nemo_tapo.coldstart.statistics import in_words, overlaps, statistics
 from nemo_tapo.coldstart.writers import check_writer, open_writer
-from nemo_tapo.config import RunConfig, flatten
+from nemo_tapo.config.run_config import RunConfig, flatten
 from nemo_tapo.evaluation.samples import differences
 from nemo_tapo.supervised import MODEL, supervised
 from nemo_tapo.types import Query
+from nemo_tapo.utils import files
 
 if TYPE_CHECKING:
     from nemo_tapo.stages import Session
@@ -64,9 +64,9 @@ async def coldstart(session: Session, folder: Path) -> Path:
     await data_of(session, folder)
     settings = session.cfg.coldstart
     epochs = build.Epochs(data.read(file), settings.examples_per_step, settings.epochs, session.cfg.seed)
-    training = {**training_of(session.cfg), "data": checkpoint.sha256(file)}
+    training = {**training_of(session.cfg), "data": files.sha256(file)}
     await supervised(session, "cold start", folder, epochs.steps, epochs.batch, settings.optimizer, training)
-    checkpoint.replace_text(folder / TRAINED, json.dumps(training_of(session.cfg), indent=1) + "\n")
+    files.replace_text(folder / TRAINED, json.dumps(training_of(session.cfg), indent=1) + "\n")
     return result
 
 
@@ -114,7 +114,7 @@ async def data_of(session: Session, folder: Path) -> None:
     template = Synthesis(session.cfg, session.tools).template
     mixed = build.mix(found, corrected.accepted, template, session.cfg, session.tools.tokenizer)
     counts = statistics(found, corrected, mixed, known, settings_of(session.cfg))
-    checkpoint.replace_text(folder / data.STATISTICS, json.dumps(counts, indent=1) + "\n")
+    files.replace_text(folder / data.STATISTICS, json.dumps(counts, indent=1) + "\n")
     data.write(folder, mixed.examples, session.cfg.coldstart.parquet)
     for sentence in in_words(counts):
         session.progress.message(sentence)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_tapo.algorithms.tapo import Synthesis
 from nemo_tapo.coldstart.sampling import STEP
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointError, EndpointRefused
 from nemo_tapo.equations.reflection import render
-from nemo_tapo.seeding import seed_from
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Completion, Construction, Pair
+from nemo_tapo.utils.seeding import seed_from
 
 if TYPE_CHECKING:
     from nemo_tapo.stages import Session

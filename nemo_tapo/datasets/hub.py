@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.files import Opened
-from nemo_tapo.sections import DatasetConfig
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_SECONDS = 10.0  # for the first answer; later on the library's own patience holds

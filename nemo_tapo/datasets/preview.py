@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.read import Loaded, read
 from nemo_tapo.datasets.screen import drop_duplicates
 from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
-from nemo_tapo.sections import DatasetConfig
 
 TRAINING = ("run", "train", "coldstart", "filter")  # commands that read the training set
 EVALUATING = ("run", "evaluate")  # commands that read the benchmarks

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.files import Broken, Opened, Record, records
-from nemo_tapo.sections import DatasetConfig
 from nemo_tapo.types import Provenance, SetAside
 
 LONGEST_TEXT = 100_000  # characters of a question or an answer: whatever is longer is no problem that a person wrote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemo_tapo.sections import DatasetConfig, MathematicsConfig
+from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig
 
 KEY, TRAIN = "task.mathematics", "train"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Completion, Construction, Pair
 
 # Why a pair yields no training row. Counted each step; together with the parsed they sum up to the pairs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nemo_tapo.sections import OptimizerConfig
+from nemo_tapo.config.sections import OptimizerConfig
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:

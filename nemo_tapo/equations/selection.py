@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from nemo_tapo.seeding import rng
 from nemo_tapo.types import Group, Pair
+from nemo_tapo.utils.seeding import rng
 
 
 class Zone(str, Enum):

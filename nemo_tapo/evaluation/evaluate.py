@@ -11,13 +11,13 @@ from typing import Any
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.tapo import TAPO, construction_counts
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.results import Evaluated, read_evaluated
 from nemo_tapo.evaluation.samples import Sample, Store, folder_of
 from nemo_tapo.evaluation.sampling import Sampler, Verify, missing, take
 from nemo_tapo.report.progress import Progress
-from nemo_tapo.stop import Stop
 from nemo_tapo.types import Query
+from nemo_tapo.utils.signals import Stop
 
 Benchmarks = Mapping[str, Sequence[Query]]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from nemo_tapo.checkpoint import MANIFEST, find_fault, sha256
+from nemo_tapo.checkpoint import MANIFEST, find_fault
+from nemo_tapo.utils.files import sha256
 
 HF, CHECKPOINTS, INITIAL, WEIGHTS = "hf", "checkpoints", "initial", "model.safetensors"
 ASSEMBLED = "model"  # of a checkpoint, within the evaluation's folder

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from nemo_tapo.checkpoint import replace_text
-from nemo_tapo.config import flatten
-from nemo_tapo.errors import DiskFull
-from nemo_tapo.report.jsonl import encode
+from nemo_tapo.config.run_config import flatten
+from nemo_tapo.utils.errors import DiskFull
+from nemo_tapo.utils.files import replace_text
+from nemo_tapo.utils.jsonl import encode
 
 FOLDER, SETTINGS = "evaluation", "settings.json"
 

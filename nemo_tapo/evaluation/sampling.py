@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import EvaluationConfig
 from nemo_tapo.endpoint import Endpoint
 from nemo_tapo.evaluation.samples import Sample
-from nemo_tapo.runtime.interface import Generator
-from nemo_tapo.sections import EvaluationConfig
-from nemo_tapo.seeding import seed_from
-from nemo_tapo.stop import Stop
+from nemo_tapo.interfaces import Generator
 from nemo_tapo.types import Grade, Query, Request
+from nemo_tapo.utils.seeding import seed_from
+from nemo_tapo.utils.signals import Stop
 
 HEARD_WITHIN = 0.5  # seconds after which what is under way is dropped, when a stop was requested
 

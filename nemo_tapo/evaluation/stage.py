@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.checkpoint import replace_text
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig, as_yaml
 from nemo_tapo.endpoint import Endpoint
 from nemo_tapo.evaluation import results
 from nemo_tapo.evaluation.evaluate import Benchmarks, digest, evaluate, measure_synthesis, shown_settings
@@ -15,7 +14,7 @@ from nemo_tapo.evaluation.graded import change
 from nemo_tapo.evaluation.model import ASSEMBLED, is_checkpoint, locate, name_of, weights_digest
 from nemo_tapo.evaluation.samples import folder_of
 from nemo_tapo.evaluation.sampling import EndpointSampler, EngineSampler, Sampler
-from nemo_tapo.plan import as_yaml
+from nemo_tapo.utils.files import replace_text
 
 if TYPE_CHECKING:
     from nemo_tapo.stages import Session

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_tapo.errors import DiskFull, RuntimeFailure
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from nemo_tapo.report.progress import Progress, Stage
-from nemo_tapo.sections import VerifierConfig
+from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
 
 WINDOW = 64  # rows in hand
 LISTED = 50  # disagreements and faulty lines that are printed

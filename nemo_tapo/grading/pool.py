@@ -25,8 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.grading.worker import patience
+from nemo_tapo.utils.errors import RuntimeFailure
 
 START_SECONDS = 180.0  # for imports from a slow disk
 LEAVE_SECONDS = 2.0  # for a nursery to end its graders; then all are killed

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.normal import depth, integer, letters, normalise
 from nemo_tapo.grading.pool import Pool, Question, Reply
 from nemo_tapo.grading.wording import as_asked
-from nemo_tapo.sections import VerifierConfig
 from nemo_tapo.types import Grade
 
 OUTCOMES = ("right", "wrong", "no_answer", "timeout", "error")

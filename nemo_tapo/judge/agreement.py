@@ -12,12 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.judge.judging import Item, Judgement, judge_all, print_counts
 from nemo_tapo.judge.prompt import LABELS
 from nemo_tapo.judge.rates import DRAWS, Interval
-from nemo_tapo.report import jsonl
-from nemo_tapo.sections import JudgeConfig
-from nemo_tapo.seeding import seed_from
+from nemo_tapo.utils import jsonl
+from nemo_tapo.utils.seeding import seed_from
 
 Pair = tuple[bool, bool]  # (human, judge)
 

@@ -13,8 +13,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.errors import DiskFull
 from nemo_tapo.judge.verdict import Unparsable, Verdict, from_dict
+from nemo_tapo.utils.errors import DiskFull
 
 
 def key_of(request: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_tapo.checkpoint import make_folder
-from nemo_tapo.sections import JudgeConfig
+from nemo_tapo.config.sections import JudgeConfig
+from nemo_tapo.utils.files import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def judge(arguments: argparse.Namespace) -> int:
     The problems are those that the first evaluation's own config.yaml names; those of --config if it has none.
     """
     from nemo_tapo.judge.responses import config_of
-    from nemo_tapo.load import load_either
+    from nemo_tapo.runtime.registry import load_either
 
     cfg = load_either(arguments.config, [*settings_among(arguments), *arguments.overrides])
     if arguments.agreement:

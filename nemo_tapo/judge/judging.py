@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_tapo.algorithms.base import concurrently
+from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointError, EndpointRefused
 from nemo_tapo.judge.cache import Cache, key_of
 from nemo_tapo.judge.prompt import messages
 from nemo_tapo.judge.verdict import Unparsable, Verdict, parse
 from nemo_tapo.report.progress import Progress
-from nemo_tapo.sections import JudgeConfig
-from nemo_tapo.seeding import seed_from
+from nemo_tapo.utils.concurrency import concurrently
+from nemo_tapo.utils.seeding import seed_from
 
 # What may become of a response. Only the first yields a verdict; the others leave it out of both rates.
 JUDGED, UNPARSABLE, TOO_LONG, REFUSED, FAILED = OUTCOMES = ("judged", "unparsable", "too_long", "refused", "failed")

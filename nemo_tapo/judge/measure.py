@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.evaluation.samples import Sample
 from nemo_tapo.judge import oracle as arithmetic_oracle
 from nemo_tapo.judge.judging import JUDGED, Item, Judgement, Tally, judge_all, listed, print_counts, tally_of
@@ -26,8 +27,7 @@ from nemo_tapo.judge.responses import (
     require_same_problems,
 )
 from nemo_tapo.judge.table import markdown, rows_of
-from nemo_tapo.report.jsonl import encode
-from nemo_tapo.sections import JudgeConfig
+from nemo_tapo.utils.jsonl import encode
 
 Asked = tuple[str, Sample]  # (the model's name, one of its responses on the boundary subset)
 

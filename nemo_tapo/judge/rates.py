@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_tapo.judge.verdict import Verdict
-from nemo_tapo.seeding import seed_from
+from nemo_tapo.utils.seeding import seed_from
 
 RATES = ("DSR", "ERR")
 DRAWS = 2000  # of the bootstrap

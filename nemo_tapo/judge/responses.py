@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.compare import find
 from nemo_tapo.evaluation.evaluate import digest
 from nemo_tapo.evaluation.samples import SETTINGS, Sample, file_name, read
@@ -69,7 +69,7 @@ def require_same_problems(models: Sequence[Answered]) -> None:
 
 def config_of(folder: Path) -> RunConfig | None:
     """The configuration that an evaluation was made with, as stored beside it or in its run; None if it is not."""
-    from nemo_tapo.load import load_either
+    from nemo_tapo.runtime.registry import load_either
 
     store = find(folder)
     found = [path for path in (store / "config.yaml", store.parent.parent / "config.yaml") if path.is_file()]

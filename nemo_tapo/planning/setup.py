@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nemo_tapo.sections import Section
+from nemo_tapo.config.sections import Section
 
 GiB = 2**30
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from nemo_tapo.report import paper, summary
 from nemo_tapo.report.evaluation import LEGEND, settings_lines, tables
-from nemo_tapo.report.jsonl import Record, finite
 from nemo_tapo.report.plots import Metrics, construction_figure, figure3
 from nemo_tapo.report.records import outcome, read_metrics
+from nemo_tapo.utils.jsonl import Record, finite
 
 PAGE, FIGURE3, CONSTRUCTION = "report.html", "figure3.png", "construction.png"
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_tapo.report.jsonl import Appender, Lines, Record, read
+from nemo_tapo.utils.jsonl import Appender, Lines, Record, read
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the readers do without it
     from torch.utils.tensorboard import SummaryWriter

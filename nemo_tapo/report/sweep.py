@@ -6,13 +6,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_tapo.checkpoint import replace_text
 from nemo_tapo.report import plots
 from nemo_tapo.report.sweep_csv import as_csv
 from nemo_tapo.report.sweep_plots import table_figure
 from nemo_tapo.report.sweep_rates import Rated, rate, table2
 from nemo_tapo.report.sweep_read import Found, Outcome, find, kept_sweeps, sweeps_of
 from nemo_tapo.report.sweep_text import Grid, Numbers, as_markdown, grids, notes, numbers_of, sentence
+from nemo_tapo.utils.files import replace_text
 
 REPORT = "report"  # folder of the sweep's
 RATED = ("grpo", "tapo")  # rows of Table 2

@@ -13,11 +13,11 @@ from nemo_tapo.evaluation.compare import require_comparable
 from nemo_tapo.evaluation.graded import collect
 from nemo_tapo.evaluation.results import Evaluated
 from nemo_tapo.evaluation.samples import SETTINGS, differences, file_name, folder_of, read
-from nemo_tapo.report.jsonl import Record
 from nemo_tapo.report.records import read_metrics
-from nemo_tapo.run_folder import CONFIG
 from nemo_tapo.sweeps import state
 from nemo_tapo.sweeps.definition import SWEEPS, Row, Sweep, names, read_kept, read_sweep
+from nemo_tapo.utils.jsonl import Record
+from nemo_tapo.utils.run_folder import CONFIG
 
 SEED = re.compile(r"seed-(0|[1-9][0-9]*)")  # a run's folder; seed-0.bak and the like are somebody's own
 

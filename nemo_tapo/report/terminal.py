@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from nemo_tapo.report import summary
 from nemo_tapo.report.evaluation import tables
-from nemo_tapo.report.jsonl import Record
 from nemo_tapo.report.records import fair_share, outcome
+from nemo_tapo.utils.jsonl import Record
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_tapo import checkpoint
-from nemo_tapo.config import RunConfig
-from nemo_tapo.tasks.interface import Task
+from nemo_tapo import checkpoint, interfaces
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.interfaces import Task
 from nemo_tapo.tasks.make import make_task
 
 if TYPE_CHECKING:
-    from nemo_tapo.stop import Stop
-    from nemo_tapo.train import Recorder
+    from nemo_tapo.interfaces import Recorder
+    from nemo_tapo.utils.signals import Stop
 
 
 class OwnServices:
     """The part of `interface.Runtime` for runtimes that bring none of these themselves."""
 
-    def checkpoints(self, folder: Path, keep: int) -> checkpoint.Store:
+    def checkpoints(self, folder: Path, keep: int) -> interfaces.Store:
         """Checkpoints in `folder`, the `keep` newest kept."""
         return checkpoint.Folder(folder, keep)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_tapo.runtime.interface import Actor
+from nemo_tapo.interfaces import Actor
 from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.types import Completion, Request
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_tapo.checkpoint import replace_text, require_free
 from nemo_tapo.sweeps import definition
 from nemo_tapo.sweeps.expand import Asked, Expanded, Job, expand, seeds_of
 from nemo_tapo.sweeps.state import State, require_same, state_of
+from nemo_tapo.utils.files import replace_text, require_free
 
 LAUNCHER = Path(__file__).parents[2] / "tools" / "slurm" / "launch.py"
 TINY_BASE = "assets/tiny-base"  # beside the default config's cold start

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from nemo_tapo.config import flatten
-from nemo_tapo.sections import Section
+from nemo_tapo.config.run_config import flatten
+from nemo_tapo.config.sections import Section
 
 CONFIGS = Path("examples") / "configs"
 SWEEPS, ABLATIONS = "sweeps", "ablations"  # folders of it

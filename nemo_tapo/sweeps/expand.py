@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.sweeps.definition import VARIANT, Row, Sweep, read_sweep
 
 OWN = {  # what the sweep itself decides of a run -> what to type instead
@@ -207,7 +207,7 @@ def first_jobs(asked: Asked, choices: Sequence[Choice]) -> tuple[list[Job], list
 
 def require_sound(asked: Asked, choice: Choice) -> None:
     """Raises ValueError for a row whose settings are at fault by themselves: a key that there is not, a bad value."""
-    from nemo_tapo.load import load
+    from nemo_tapo.config.load import load
 
     try:
         load(None, [written(key, value, cluster=False) for key, value in own_settings(asked, choice).items()])
@@ -227,8 +227,8 @@ def own_settings(asked: Asked, choice: Choice) -> dict[str, Any]:
 
 def make_job(asked: Asked, choice: Choice) -> Job:
     """The row's run at the first seed. Raises ValueError if it cannot be."""
-    from nemo_tapo.load import load_either
     from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.runtime.registry import load_either
 
     cluster, row, seed = is_nemo_rl(asked.config), choice.row, asked.seeds[0]
     folder = folder_of(asked.output, row.name, seed)

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from nemo_tapo.errors import Stopped
 from nemo_tapo.sweeps.expand import Job
 from nemo_tapo.sweeps.state import FAILED, LOCK, LOG, Failure, State, note_failure, state_of
+from nemo_tapo.utils.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOPPED = {128 + signum for signum in SIGNALS}  # exit codes of a run that was asked to stop

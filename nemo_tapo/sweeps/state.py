@@ -8,11 +8,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.checkpoint import replace_text
-from nemo_tapo.config import RunConfig, flatten
+from nemo_tapo.config.run_config import RunConfig, flatten
 from nemo_tapo.evaluation.results import RESULTS
-from nemo_tapo.run_folder import CONFIG
 from nemo_tapo.sweeps.expand import Job
+from nemo_tapo.utils.files import replace_text
+from nemo_tapo.utils.run_folder import CONFIG
 
 FAILED, LOG, LOCK = "failed.json", "sweep.log", "sweep.lock"
 
@@ -117,7 +117,7 @@ def stored(folder: Path) -> RunConfig | None:
 
     Raises ValueError, naming the file, for one that is empty, cut short, or has settings that there are not.
     """
-    from nemo_tapo.load import load_either
+    from nemo_tapo.runtime.registry import load_either
 
     path = folder / CONFIG
     if not path.is_file():

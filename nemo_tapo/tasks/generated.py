@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemo_tapo.config.sections import ArithmeticConfig
 from nemo_tapo.grading.boxed import last_boxed
-from nemo_tapo.sections import ArithmeticConfig
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Grade, Provenance, Query
 

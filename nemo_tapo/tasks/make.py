@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemo_tapo.sections import TaskConfig
-from nemo_tapo.tasks.interface import Task
+from nemo_tapo.config.sections import TaskConfig
+from nemo_tapo.interfaces import Task
 
 
 def make_task(cfg: TaskConfig, seed: int) -> Task:

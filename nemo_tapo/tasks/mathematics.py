@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig
 from nemo_tapo.datasets import screen
 from nemo_tapo.datasets.read import Example, Loaded, read
 from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
 from nemo_tapo.equations.reflection import FULL_PROMPT, PROMPT
 from nemo_tapo.grading.verifier import Verifier
-from nemo_tapo.sections import DatasetConfig, MathematicsConfig
 from nemo_tapo.types import Grade, Provenance, Query
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.config.run_config import RunConfig, validate
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "assets" / "tiny-coldstart"

@@ -16,7 +16,7 @@ import nemo_parts as parts
 from nemo_tapo.runtime.local import cluster
 from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
 from nemo_tapo.stages import Session, reinforce
-from nemo_tapo.stop import Stop
+from nemo_tapo.utils.signals import Stop
 
 
 async def main(folder: Path, steps: int, changes: dict[str, Any]) -> None:

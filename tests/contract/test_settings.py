@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.config import RunConfig, validate
-from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.runtime.nemo_rl.actor import Shape, filled, reordered, update_result
 from nemo_tapo.runtime.nemo_rl.export import Converter
 from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime, StandIn, keeps_reference, make_policy, prepared
 from nemo_tapo.stages import rl_fingerprint
 from nemo_tapo.types import Batch, Kind, Row
+from nemo_tapo.utils.errors import RuntimeFailure
 
 MASTER: dict[str, Any] = {
     "policy": {"generation": {"temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 999}},

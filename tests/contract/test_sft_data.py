@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nemo_tapo.coldstart import data
-from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.runtime.nemo_rl.sft import CONFIG, check_recipe, completed, next_step
 from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.tasks import arithmetic
@@ -143,7 +143,7 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
     from nemo_tapo.runtime.local import cluster
     from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
     from nemo_tapo.stages import STAGES, Session
-    from nemo_tapo.stop import Stop
+    from nemo_tapo.utils.signals import Stop
 
     folder = tmp_path / "run"
     coldstart = {

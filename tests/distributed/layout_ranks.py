@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.batching import collate
-from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.objective import PolicyObjective, reduce_metrics
 from nemo_tapo.runtime.local.actor import deal, filled, gather
 from nemo_tapo.runtime.local.worker import MegatronWorker
-from nemo_tapo.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.types import Batch, Kind, Row
+from nemo_tapo.utils.errors import RuntimeFailure
 
 VOCAB = 61  # odd: padded under TP = 2
 Layout = tuple[int, int, int]  # tp, pp, dp

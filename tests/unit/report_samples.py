@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_tapo.report.jsonl import Record
 from nemo_tapo.report.records import MetricsWriter, TrajectoryWriter, skipped_record, trajectory_record
 from nemo_tapo.types import Completion, Construction, Grade, Group, Pair, Query, Rollout
+from nemo_tapo.utils.jsonl import Record
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> & \u2028 <b>bold</b>"
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo import checkpoint
-from nemo_tapo.errors import DiskFull
+from nemo_tapo.utils import files
+from nemo_tapo.utils.errors import DiskFull
 
 
 async def write_files(path: Path) -> None:
@@ -125,11 +126,11 @@ def test_sigkill_at_every_write_leaves_a_good_checkpoint(tmp_path: Path) -> None
 
 def test_refuses_to_start_with_too_little_disk(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GiB free"):
-        checkpoint.require_free(tmp_path, 1e9)
+        files.require_free(tmp_path, 1e9)
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ValueError, match="cannot be a folder for results"):
-            checkpoint.require_free(output, 0)
+            files.require_free(output, 0)

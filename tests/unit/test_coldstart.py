@@ -19,7 +19,7 @@ from nemo_tapo.coldstart import build, data
 from nemo_tapo.coldstart.corrections import Corrections
 from nemo_tapo.coldstart.statistics import in_words, overlaps, spread, statistics
 from nemo_tapo.coldstart.writers import OracleWriter, check_writer, without_thinking
-from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.data import with_prompts
 from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.generated import ArithmeticTask

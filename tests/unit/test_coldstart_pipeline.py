@@ -337,7 +337,7 @@ def test_a_damaged_line_costs_that_line_alone(whole: Path, tmp_path: Path, file:
 def test_parts_without_a_cold_start_do_not_ask_for_a_writer(tmp_path: Path) -> None:
     """`run` without it does not read the section at all."""
     from nemo_tapo.cli import check_coldstart
-    from nemo_tapo.config import validate
+    from nemo_tapo.config.run_config import validate
 
     served = {"writer": "endpoint"}
     check_coldstart(validate({"coldstart": served, "parts": ["train"]}), "run")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.config import RunConfig, validate
-from nemo_tapo.load import load
-from nemo_tapo.plan import as_yaml
+from nemo_tapo.config.load import load
+from nemo_tapo.config.run_config import RunConfig, as_yaml, validate
 
 
 def test_paper_settings_are_the_defaults() -> None:

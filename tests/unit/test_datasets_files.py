@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.config.load import load
+from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets import files
 from nemo_tapo.datasets.read import Loaded, read
-from nemo_tapo.load import load
-from nemo_tapo.sections import DatasetConfig
 from tests.data_files import data_file
 
 KEY = "task.mathematics.train"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.read import Loaded, read
-from nemo_tapo.sections import DatasetConfig
 
 pytest.importorskip("datasets")
 KEY = "task.mathematics.benchmarks.aime25"

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from nemo_tapo.config.sections import EndpointConfig
 from nemo_tapo.endpoint import LONGEST_PAUSE, Endpoint, EndpointDown, EndpointError, EndpointRefused, _pause
-from nemo_tapo.sections import EndpointConfig
 from nemo_tapo.wire import Reply, base_url, retry_after
 from tests.endpoint_servers import Answer, ScriptedServer, as_json, completion, error, free_port, listing, scripted
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_tapo.algorithms.tapo import TAPO
-from nemo_tapo.config import validate
+from nemo_tapo.config.run_config import validate
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
 from nemo_tapo.equations.batching import collate, loss_coefficients, micro_batches
 from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence

@@ -17,8 +17,8 @@ from nemo_tapo.evaluation.results import markdown, read_evaluated
 from nemo_tapo.evaluation.samples import folder_of
 from nemo_tapo.report.evaluation import as_text
 from nemo_tapo.report.progress import Progress
-from nemo_tapo.stop import Stop
 from nemo_tapo.types import Grade, Query
+from nemo_tapo.utils.signals import Stop
 
 
 def test_a_summary_by_hand() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.config.sections import EndpointConfig, JudgeConfig
 from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointRefused
 from nemo_tapo.judge.judging import Item, Judge, Judgement, Tally, judge_all, tally_of
 from nemo_tapo.judge.prompt import LABELS, fill, messages
 from nemo_tapo.judge.verdict import Unparsable, Verdict, parse
-from nemo_tapo.sections import EndpointConfig, JudgeConfig
 from tests.endpoint_servers import Answer, ScriptedServer, as_json, completion, error, scripted
 
 NONE = dict.fromkeys(LABELS, False)

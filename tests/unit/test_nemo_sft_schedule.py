@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
+from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.equations.schedule import learning_rate
 from nemo_tapo.runtime.nemo_rl.sft import torch_schedulers
-from nemo_tapo.sections import OptimizerConfig
 
 
 def rates(settings: OptimizerConfig, steps: int) -> list[float]:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_tapo.config import RunConfig
-from nemo_tapo.load import load
+from nemo_tapo.config.load import load
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.runtime.nemo_rl import command
 from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
 from nemo_tapo.runtime.nemo_rl.sft import completed, is_sft
 from nemo_tapo.runtime.nemo_rl.source import HOW, compose, find_source
-from nemo_tapo.sections import DatasetConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "configs"

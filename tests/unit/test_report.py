@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import report_samples as samples
 
-from nemo_tapo.report import jsonl, summary
+from nemo_tapo.report import summary
 from nemo_tapo.report.evaluation import tables
 from nemo_tapo.report.html import write_page
 from nemo_tapo.report.plots import construction_figure, figure3, rolling
@@ -37,6 +37,7 @@ from nemo_tapo.report.records import (
 )
 from nemo_tapo.report.terminal import show
 from nemo_tapo.types import Group, Query
+from nemo_tapo.utils import jsonl
 
 
 @pytest.fixture(scope="module")

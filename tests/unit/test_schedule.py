@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.equations.schedule import learning_rate
-from nemo_tapo.sections import OptimizerConfig
 
 
 def test_linear_warm_up_reaches_lr_at_its_last_step() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nemo_tapo.errors import Stopped
-from nemo_tapo.stop import Stop
+from nemo_tapo.utils.errors import Stopped
+from nemo_tapo.utils.signals import Stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

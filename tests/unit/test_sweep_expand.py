@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nemo_tapo.config import RunConfig, flatten, known_keys
-from nemo_tapo.load import load
+from nemo_tapo.config.load import load
+from nemo_tapo.config.run_config import RunConfig, flatten, known_keys
 from nemo_tapo.report import paper
 from nemo_tapo.runtime.nemo_rl.source import HOW, find_source
 from nemo_tapo.sweeps.command import asked_of, listed

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading import pool, worker
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
-from nemo_tapo.sections import VerifierConfig
 from nemo_tapo.types import Grade
+from nemo_tapo.utils.errors import RuntimeFailure
 
 SLOW = ("x^3+x=2", r"\boxed{x^{100}+3x+1=0}")  # sympy solves for longer than any deadline here
 Make = Callable[..., Verifier]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
-from nemo_tapo.sections import VerifierConfig
 from tests.unit.verifier_samples import HONEST, HOSTILE, SLOW, Sample, samples
 
 

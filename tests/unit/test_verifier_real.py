@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.equations import reflection
 from nemo_tapo.equations.reflection import ReflectionRules, construct, render
 from nemo_tapo.equations.selection import select_pairs
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import Verifier
 from nemo_tapo.runtime.scripted import CharacterTokenizer
-from nemo_tapo.sections import VerifierConfig
 from nemo_tapo.types import Completion, Grade, Group, Pair, Query, Rollout
 from tests.data_files import data_rows
 

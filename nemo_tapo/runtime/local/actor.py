@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.objective import Objective, reduce_metrics
-from nemo_tapo.runtime.interface import RuntimeFailure
 from nemo_tapo.runtime.local import cluster, hf
 from nemo_tapo.runtime.local.remote import why_dead
 from nemo_tapo.runtime.local.weights import check_layout
-from nemo_tapo.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.types import Batch, UpdateResult
+from nemo_tapo.utils.errors import RuntimeFailure
 
 GRACE = 2.0  # seconds to wait, after a first failure, for the others to tell theirs
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.runtime.local import watchdog
+from nemo_tapo.utils.errors import RuntimeFailure
 
 JOB_ADDRESS = "NEMO_TAPO_RAY_ADDRESS"
 OBJECT_STORE_BYTES = 256 * 2**20  # weights and batches pass through it; Ray's least is 75 MiB

@@ -6,10 +6,10 @@ import asyncio
 import itertools
 from typing import Any
 
-from nemo_tapo.errors import RuntimeFailure
 from nemo_tapo.runtime.local.engine import EngineInfo, Finished, Keyed
 from nemo_tapo.runtime.local.remote import answer
 from nemo_tapo.types import Completion, Request
+from nemo_tapo.utils.errors import RuntimeFailure
 
 
 class LocalGenerator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure
 
 
 async def answer(reference: Any, who: str, timeout: float) -> Any:

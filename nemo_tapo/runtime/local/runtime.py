@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nemo_tapo.config import RunConfig
-from nemo_tapo.runtime.interface import Generator
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.interfaces import Generator
 from nemo_tapo.runtime.local import cluster as ray_cluster
 from nemo_tapo.runtime.local import hf
 from nemo_tapo.runtime.local.actor import LocalActor, start_actor

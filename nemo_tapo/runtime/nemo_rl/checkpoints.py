@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.checkpoint import Checkpoint, Warn, Write, whole_or_nothing, write_json
-from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.checkpoint import Checkpoint, Warn, Write, whole_or_nothing
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.phases import blocking
+from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.files import write_json
 
 OURS = "tapo.json"
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from nemo_tapo.config import RunConfig, known_keys
+from nemo_tapo.config.run_config import RunConfig, known_keys
 from nemo_tapo.planning.setup import Assumptions, Setup
 from nemo_tapo.runtime.nemo_rl import refusals
 from nemo_tapo.runtime.nemo_rl.derive import DERIVED, OWN, PARTS, SCALARS, SECTIONS, assumptions, make_setup, run_config

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 
+from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.objective import Metrics, Streams
 from nemo_tapo.runtime.local import hf
 from nemo_tapo.runtime.local.worker import Data, MegatronWorker
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.types import Batch
 
 POLICY_WORKER = f"{__name__}.CpuPolicyWorker"

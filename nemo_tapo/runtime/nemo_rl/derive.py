@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nemo_tapo.config import RunConfig, validate
+from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.config.sections import CheckpointConfig
 from nemo_tapo.planning.setup import Assumptions, Setup, update_rows
 from nemo_tapo.runtime.nemo_rl.refusals import Master, at
-from nemo_tapo.sections import CheckpointConfig
 
 SECTIONS = ("task", "opsd", "evaluation", "coldstart", "filter", "judge")  # of RunConfig, under `tapo` as they are
 SCALARS = ("algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_tapo.equations.reflection import FULL_PROMPT, PROMPT
-from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.phases import asked
 from nemo_tapo.types import Grade, Provenance, Query

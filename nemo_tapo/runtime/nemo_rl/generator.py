@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_tapo.errors import RuntimeFailure
-from nemo_tapo.runtime.interface import Tokenizer
+from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl.actor import Weights
 from nemo_tapo.runtime.nemo_rl.phases import Phases, blocking
 from nemo_tapo.types import Completion, Request
+from nemo_tapo.utils.errors import RuntimeFailure
 
 QUIET_TICKS = 3  # turns of the event loop without a new request, after which a batch is complete
 

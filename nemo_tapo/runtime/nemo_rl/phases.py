@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
-from nemo_tapo.errors import RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure
 
 Phase = Literal["asleep", "generating", "scoring", "training"]
 

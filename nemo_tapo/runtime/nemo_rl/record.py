@@ -10,9 +10,9 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nemo_tapo.stop import Stop
-from nemo_tapo.train import Recorder
+from nemo_tapo.interfaces import Recorder
 from nemo_tapo.types import Experience, Row, UpdateResult
+from nemo_tapo.utils.signals import Stop
 
 NEMO_NAMES = {
     "reward/mean": "reward",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.planning.setup import Setup
 from nemo_tapo.planning.shapes import ModelShape
 

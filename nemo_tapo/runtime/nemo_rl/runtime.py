@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.checkpoint import Store
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.interfaces import Recorder, Store, Task
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape
 from nemo_tapo.runtime.nemo_rl.checkpoints import NemoCheckpoints, newest
@@ -32,10 +32,9 @@ from nemo_tapo.runtime.nemo_rl.phases import Phases, told
 from nemo_tapo.runtime.nemo_rl.record import NemoRecorder
 from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.stages import rl_fingerprint
-from nemo_tapo.stop import Stop
-from nemo_tapo.tasks.interface import Task
 from nemo_tapo.tasks.make import make_task
-from nemo_tapo.train import Recorder, require_same
+from nemo_tapo.train import require_same
+from nemo_tapo.utils.signals import Stop
 
 Status = Callable[[str], None]
 COMMANDS = ("train", "evaluate", "coldstart")

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from nemo_tapo.checkpoint import replace_text
 from nemo_tapo.coldstart.data import DATA, EXAMPLES, read
-from nemo_tapo.config import RunConfig
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.runtime.nemo_rl.refusals import at
 from nemo_tapo.runtime.nemo_rl.source import compose
-from nemo_tapo.sections import OptimizerConfig
+from nemo_tapo.utils.files import replace_text
 
 CONFIG = "sft.yaml"
 ROOM = 16  # tokens that a chat template may add after the answer; NeMo-RL masks rows that reach its limit, silently

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from nemo_tapo.errors import Stopped
+from nemo_tapo.utils.errors import Stopped
 
 
 class Stop:

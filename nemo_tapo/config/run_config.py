@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from nemo_tapo.sections import (
+from nemo_tapo.config.sections import (
     CheckpointConfig,
     ColdStartConfig,
     EvaluationConfig,
@@ -230,3 +231,8 @@ def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> l
         if model is not None:
             keys += known_keys(model, asked, path + ".")
     return keys
+
+
+def as_yaml(cfg: RunConfig) -> str:
+    """The configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_tapo.checkpoint import replace_text
+from nemo_tapo.utils.files import replace_text
 
 CONFIG, LOCK = "config.yaml", "run.lock"
 

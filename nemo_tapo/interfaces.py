@@ -12,23 +12,41 @@ None of the callers knows which it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from nemo_tapo.checkpoint import Store
-from nemo_tapo.config import RunConfig
-from nemo_tapo.errors import RuntimeFailure as RuntimeFailure
+from nemo_tapo.checkpoint import Checkpoint, Warn, Write
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.objective import Objective
-from nemo_tapo.sections import OptimizerConfig
-from nemo_tapo.tasks.interface import Task
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 if TYPE_CHECKING:
-    from nemo_tapo.stop import Stop
-    from nemo_tapo.train import Recorder
+    from nemo_tapo.utils.signals import Stop
+
+
+from nemo_tapo.types import Experience, Grade, Provenance, Query, Row
+from nemo_tapo.utils.signals import Stop
+
+
+class Store(Protocol):
+    """Where the loop's state is kept between steps and between processes."""
+
+    def latest(self, warn: Warn) -> Checkpoint | None:
+        """The newest good checkpoint; see the function `latest`."""
+
+    async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
+        """A checkpoint of `state["step"]`; the actor writes its part by `write(path)`. See the function `save`.
+
+        It may appear a little later, when the actor writes in the background; `settle` waits for it. `metrics` are
+        the step's, for a store that keeps the best.
+        """
+
+    async def settle(self) -> None:
+        """Returns when every checkpoint that was saved stands on the disk under its final name."""
 
 
 class Tokenizer(Protocol):
@@ -131,3 +149,63 @@ class Runtime(Protocol):
         """Queries and verifier of the run; the caller closes it."""
 
     def close(self) -> None: ...
+
+
+class Task(Protocol):
+    """Where queries come from and how responses are graded."""
+
+    synthesis_prompt: str  # template with {question}, {wrong}, {reference}
+    full_prompt: str  # the same for a whole new solution (tapo.full_reconstruction, Table 3)
+
+    def train_queries(self) -> Sequence[Query]:
+        """The training set, in a fixed order; `prompt_ids` still empty."""
+
+    def benchmarks(self) -> Mapping[str, Sequence[Query]]:
+        """The evaluation sets by name, each in a fixed order; uids are unique within a set, prompts still empty."""
+
+    def provenance(self, name: str) -> Provenance:
+        """Of a benchmark by its name, or of "train": where it comes from and which rows are not among its queries."""
+
+    def row(self, query: Query) -> Mapping[str, Any]:
+        """A training query's row as its publisher wrote it; a filter keeps what else stands there."""
+
+    async def grade(self, query: Query, response: str) -> Grade:
+        """Grades one response. Asynchronous: a verifier may work in other processes while the engine samples."""
+
+    def close(self) -> None:
+        """Ends what the task has started (processes of a verifier); may be called twice."""
+
+
+class Algorithm(Protocol):
+    """One step is `experience` then `rows`; the actor differentiates `objective` over the rows."""
+
+    objective: Objective
+
+    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+        """Everything that has to be sampled or graded for one step, in query order."""
+
+    def rows(self, experience: Experience) -> list[Row]:
+        """The training rows, advantages included. Pure."""
+
+    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+        """The step's counters. Pure."""
+
+
+class Recorder(Protocol):
+    """Where the loop's outcome is written, and how a person follows it."""
+
+    def phase(self, text: str) -> None: ...
+
+    def step(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        experience: Experience,
+        rows: Sequence[Row],
+        results: Sequence[UpdateResult],
+    ) -> None: ...
+
+    def resume(self, step: int) -> None:
+        """Forget records of `step` and later: they will be made again."""
+
+    def warn(self, text: str) -> None: ...

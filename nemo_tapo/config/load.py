@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nemo_tapo.config import RunConfig, known_keys, unknown_key, validate
+from nemo_tapo.config.run_config import RunConfig, known_keys, unknown_key, validate
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -18,15 +18,6 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     unknown key (naming the nearest) or a value that does not fit.
     """
     return validate(compose(path, overrides))
-
-
-def load_either(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a file of either kind, this package's or NeMo-RL's with a `tapo:` block. Raises as `load`."""
-    from nemo_tapo.runtime.nemo_rl import config as nemo_rl
-
-    if path is not None and nemo_rl.is_nemo_rl(path):
-        return nemo_rl.load(path, overrides).cfg
-    return load(path, overrides)
 
 
 def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:

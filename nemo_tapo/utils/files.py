@@ -1,0 +1,75 @@
+"""Files and folders that are never seen half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_tree(path: Path) -> None:
+    """Every file and folder below `path` to the disk."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    for folder in [path, *(f for f in path.rglob("*") if f.is_dir())]:
+        sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """A folder's entries to the disk: without this a rename may be lost when the power goes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(folder: Path, build: Path) -> None:
+    """Renames the finished `build` to `folder`, so that `folder` exists only when it is whole."""
+    sync_tree(build)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(build, folder)
+    sync_folder(folder.parent)
+
+
+def require_free(folder: Path, gib: float) -> None:
+    """Raises ValueError if the disk of `folder` has less than `gib` GiB free."""
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < gib:
+        raise ValueError(
+            f"{folder} has {free:.2f} GiB free, less than checkpoint.min_free_gib = {gib}. Free some, or choose "
+            "another `output`."
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Raises ValueError if a file stands in its place, or it may not be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be a folder for results ({error.strerror}): choose another.") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is never seen half-written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
