@@ -21,7 +21,7 @@ from torch import Tensor
 from nemo_tapo.checkpoint import Checkpoint, Warn, Write
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.objective import Objective
+from nemo_tapo.losses.base import Objective
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.tasks import corpus
+from nemo_tapo.tasks import arithmetic_corpus
 from nemo_tapo.types import Kind, Row
 from nemo_tapo.utils.seeding import seed_from
 
@@ -33,7 +33,7 @@ def write_random_model(cfg: RunConfig, folder: Path) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from nemo_tapo.tasks.tokenizer import build_tokenizer
+    from nemo_tapo.tasks.arithmetic_tokenizer import build_tokenizer
 
     tokenizer, settings = build_tokenizer(), cfg.pretrain
     torch.manual_seed(cfg.seed)
@@ -61,8 +61,8 @@ def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row
     """
     settings = cfg.pretrain
     seed = seed_from(cfg.seed, "corpus", step)
-    mix = EARLY_MIX if step < settings.early_steps else corpus.CORPUS_MIX
-    drawn = corpus.corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
+    mix = EARLY_MIX if step < settings.early_steps else arithmetic_corpus.CORPUS_MIX
+    drawn = arithmetic_corpus.corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
     rows = []
     for index, example in enumerate(drawn):
         ids = (*tokenizer.chat(example.prompt), *tokenizer.encode(example.response), tokenizer.eos_id)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.algorithms.base import Tools
-from nemo_tapo.algorithms.make import make_algorithm
+from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.coldstart.stage import coldstart, coldstart_only
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.data import DataReport, QueryOrder, with_prompts

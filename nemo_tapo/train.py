@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from nemo_tapo import checkpoint, interfaces
+from nemo_tapo.batch import collate
 from nemo_tapo.config.sections import LossConfig, OptimizerConfig
-from nemo_tapo.distillation import TeacherKind
-from nemo_tapo.equations.batching import collate
 from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
 from nemo_tapo.interfaces import Algorithm, Recorder, Runtime
+from nemo_tapo.losses.distillation import TeacherKind
 from nemo_tapo.types import INSTRUCTION_PREFIX, REFLECTED_SUFFIX, Batch, Kind, Query, Row, UpdateResult
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop

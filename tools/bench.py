@@ -144,9 +144,9 @@ async def steps(model: Path, repeats: int) -> None:
 async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, float]]:
     """Three steps; the first warms up and is left out."""
     from nemo_tapo.algorithms.base import Tools
-    from nemo_tapo.algorithms.make import make_algorithm
+    from nemo_tapo.algorithms.registry import make_algorithm
     from nemo_tapo.data import QueryOrder, with_prompts
-    from nemo_tapo.tasks.generated import ArithmeticTask
+    from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
     from nemo_tapo.train import Plan, train
     from nemo_tapo.utils.signals import Stop
 

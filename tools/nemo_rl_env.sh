@@ -27,6 +27,6 @@ fi
 pip install --no-deps -r requirements/nemo_rl.txt
 
 NO_VCS_VERSION=1 HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore PYTHONPATH=tests/contract/shim:.:$SRC \
-    "$VENV/bin/python" -c "import nemo_rl.algorithms.grpo, nemo_tapo.objective" ||
+    "$VENV/bin/python" -c "import nemo_rl.algorithms.grpo, nemo_tapo.losses.policy" ||
     fail "NeMo-RL at $SRC does not import; remove $VENV and run again, or take another checkout (v0.7.0 is tested)."
 echo "ready: NEMO_RL_SRC=$SRC NEMO_RL_PYTHON=$VENV/bin/python tools/test.sh tests/contract"

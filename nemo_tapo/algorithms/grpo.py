@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, is_uniform, normalise
-from nemo_tapo.objective import Objective, PolicyObjective
+from nemo_tapo.losses.base import Objective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Request, Rollout, Row
 from nemo_tapo.utils.concurrency import concurrently
 from nemo_tapo.utils.seeding import seed_from

@@ -14,8 +14,8 @@ from dataclasses import replace
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.distillation import DivergenceObjective, SampledObjective
 from nemo_tapo.equations.divergence import DivergenceRules
+from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
 from nemo_tapo.types import Experience, Group, Lesson, Query, Rollout, Row
 from nemo_tapo.utils.seeding import rng
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.objective import LikelihoodObjective
+from nemo_tapo.losses.likelihood import LikelihoodObjective
 from nemo_tapo.types import Experience, Row
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nemo_tapo.objective import LikelihoodObjective, Objective
+from nemo_tapo.losses.base import Objective
+from nemo_tapo.losses.likelihood import LikelihoodObjective
 from nemo_tapo.types import Experience, Query, Row
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.algorithms.tapo import Synthesis
+from nemo_tapo.algorithms.reflection import construct
+from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.coldstart import sampling
 from nemo_tapo.coldstart.writers import UNANSWERED, Writer, identity_of
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.equations.reflection import construct
 from nemo_tapo.evaluation.evaluate import digest
 from nemo_tapo.evaluation.samples import Store, cut_torn_line
 from nemo_tapo.evaluation.sampling import at_once

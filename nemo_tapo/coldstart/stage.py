@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.algorithms.tapo import Synthesis
+from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.coldstart import build, corrections, data
 from nemo_tapo.coldstart.corrections import Corrections
 from nemo_tapo.coldstart.sampling import sample

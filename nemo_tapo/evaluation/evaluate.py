@@ -10,7 +10,8 @@ from typing import Any
 
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
-from nemo_tapo.algorithms.tapo import TAPO, construction_counts
+from nemo_tapo.algorithms.synthesis import construction_counts
+from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.results import Evaluated, read_evaluated
 from nemo_tapo.evaluation.samples import Sample, Store, folder_of

@@ -86,7 +86,7 @@ def questions(cfg: RunConfig, answered: Answered) -> dict[Problem, tuple[str, st
 
     Raises ValueError if the task's problems are not those of the evaluation: its file may have changed since.
     """
-    from nemo_tapo.tasks.make import make_task
+    from nemo_tapo.tasks.registry import make_task
 
     if cfg.task.name == "nemo_rl":
         raise ValueError("the problems of task.name = nemo_rl are NeMo-RL's own; only this package's can be judged.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nemo_tapo import checkpoint, interfaces
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Task
-from nemo_tapo.tasks.make import make_task
+from nemo_tapo.tasks.registry import make_task
 
 if TYPE_CHECKING:
     from nemo_tapo.interfaces import Recorder

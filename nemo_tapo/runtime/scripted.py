@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.distillation import DivergenceObjective, taught_logits
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import Objective, next_token_scores, reduce_metrics
+from nemo_tapo.losses.base import Objective, next_token_scores, reduce_metrics
+from nemo_tapo.losses.distillation import DivergenceObjective, taught_logits
 from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult

@@ -10,8 +10,8 @@ from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig
 from nemo_tapo.datasets import screen
 from nemo_tapo.datasets.read import Example, Loaded, read
 from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
-from nemo_tapo.equations.reflection import FULL_PROMPT, PROMPT
 from nemo_tapo.grading.verifier import Verifier
+from nemo_tapo.tasks.prompts import FULL_PROMPT, PROMPT
 from nemo_tapo.types import Grade, Provenance, Query
 
 

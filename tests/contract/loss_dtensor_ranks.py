@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from nemo_tapo.objective import PolicyObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
 from tests.contract.test_loss_dtensor import case
 

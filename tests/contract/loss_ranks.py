@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_tapo.equations.batching import collate
-from nemo_tapo.objective import PolicyObjective
+from nemo_tapo.batch import collate
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
 from nemo_tapo.types import Batch, Kind, Row

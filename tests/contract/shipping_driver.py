@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_tapo.objective import PolicyObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.local import cluster
 from nemo_tapo.runtime.nemo_rl import loss_setup
 from nemo_tapo.types import Batch

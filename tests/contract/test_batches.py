@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.equations.batching import collate
+from nemo_tapo.batch import collate
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import Shape, filled
 from nemo_tapo.types import Batch, Kind, Row

@@ -13,15 +13,15 @@ from stubs import LIMIT, NotingPolicy, StubEngine
 
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.data import with_prompts
-from nemo_tapo.equations.batching import collate
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape, Weights
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
 from nemo_tapo.runtime.nemo_rl.phases import Phases
 from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedGenerator, arithmetic_script
-from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Experience, Kind, Request, Row
 from nemo_tapo.utils.errors import RuntimeFailure

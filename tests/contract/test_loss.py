@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_tapo.equations.batching import collate
+from nemo_tapo.batch import collate
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import LikelihoodObjective, PolicyObjective
+from nemo_tapo.losses.likelihood import LikelihoodObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.loss import Columns, LogitLoss, scores
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, reduce_worker_metrics

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_tapo.equations.batching import collate
+from nemo_tapo.batch import collate
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import PolicyObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.types import Batch, Kind, Row
 from tests.distributed.launch import run_ranks
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_tapo.equations.batching import collate
+from nemo_tapo.batch import collate
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import PolicyObjective, reduce_metrics
+from nemo_tapo.losses.base import reduce_metrics
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.types import Batch, Kind, Query, Request, Row
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.timeout(400)]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.equations.batching import collate
 from nemo_tapo.interfaces import Runtime
-from nemo_tapo.objective import PolicyObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
 from nemo_tapo.types import Batch, Kind, Request, Row
 from nemo_tapo.utils.signals import Stop

@@ -94,7 +94,7 @@ def test_the_stand_in_has_as_many_steps_as_the_run() -> None:
 
 
 def test_filling_up_keeps_the_rows_and_adds_rows_that_no_loss_sees() -> None:
-    from nemo_tapo.equations.batching import collate
+    from nemo_tapo.batch import collate
 
     shape = Shape(train_rows=8, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
     rows = [Row(f"q/{i}", "q", Kind.ORIGINAL, (1, 2, 3), (4,) * (i + 1), 1.0, 0.5, (-0.1,) * (i + 1)) for i in range(3)]
@@ -115,7 +115,7 @@ def test_filling_up_keeps_the_rows_and_adds_rows_that_no_loss_sees() -> None:
 
 def test_another_order_keeps_the_width() -> None:
     """Megatron without packing takes the width that it is given: a multiple of TP it must stay."""
-    from nemo_tapo.equations.batching import collate
+    from nemo_tapo.batch import collate
 
     shape = Shape(train_rows=4, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
     whole = filled(collate([Row("q/0", "q", Kind.ORIGINAL, (1, 2), (3, 4, 5))], pad_id=9), 4, shape)

@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_tapo.batch import collate
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
-from nemo_tapo.equations.batching import collate
-from nemo_tapo.objective import PolicyObjective, reduce_metrics
+from nemo_tapo.losses.base import reduce_metrics
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.local.actor import deal, filled, gather
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from nemo_tapo.distillation import DivergenceObjective, SampledObjective
-from nemo_tapo.equations.batching import collate
+from nemo_tapo.batch import collate
 from nemo_tapo.equations.divergence import DivergenceRules
 from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
-from nemo_tapo.objective import Objective, reduce_metrics
+from nemo_tapo.losses.base import Objective, reduce_metrics
+from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row
 from tests.distributed.layout_ranks import LAYOUTS, NO_CLIPPING, VOCAB, Ranks, copied, own_share, together, whole

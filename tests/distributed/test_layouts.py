@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import next_token_scores
+from nemo_tapo.losses.base import next_token_scores
 from tests.distributed.launch import run_ranks
 from tests.distributed.layout_ranks import LAYOUTS, OBJECTIVE, SPLITS, VOCAB, Layout, fixed_batch
 

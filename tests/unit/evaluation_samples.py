@@ -15,7 +15,7 @@ from nemo_tapo.evaluation.samples import Sample, file_name, folder_of
 from nemo_tapo.evaluation.sampling import EngineSampler, Response
 from nemo_tapo.report.progress import Progress
 from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
-from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Grade, Query
 from nemo_tapo.utils.signals import Stop
 

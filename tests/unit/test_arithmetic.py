@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from nemo_tapo.tasks import arithmetic as A
-from nemo_tapo.tasks import corpus
+from nemo_tapo.tasks import arithmetic_corpus
 
 CHAIN = A.Problem(47, (("+", 38), ("-", 19)))
 RIGHT = "a: 47+38=85\nb: 85-19=66\n\\boxed{66}"
@@ -142,15 +142,19 @@ def test_a_generator_rejects_a_held_out_problem_that_it_draws(monkeypatch: pytes
 
 
 def test_examples_are_functions_of_the_seed_and_of_the_mix() -> None:
-    assert corpus.corpus(50, seed=3) == corpus.corpus(50, seed=3) != corpus.corpus(50, seed=4)
-    assert {example.kind for example in corpus.corpus(400, seed=0)} == set(corpus.CORPUS_MIX)
+    assert (
+        arithmetic_corpus.corpus(50, seed=3)
+        == arithmetic_corpus.corpus(50, seed=3)
+        != arithmetic_corpus.corpus(50, seed=4)
+    )
+    assert {example.kind for example in arithmetic_corpus.corpus(400, seed=0)} == set(arithmetic_corpus.CORPUS_MIX)
     with pytest.raises(ValueError, match="no such kind"):
-        corpus.corpus(1, seed=0, mix={"poem": 1.0})
+        arithmetic_corpus.corpus(1, seed=0, mix={"poem": 1.0})
 
 
 def test_the_text_skills_name_the_first_difference() -> None:
     for seed in range(30):
-        example = corpus.change_example(Random(seed))
+        example = arithmetic_corpus.change_example(Random(seed))
         texts = example.prompt.removeprefix("Old text:\n").removesuffix("\nShow the first change.")
         old, new = (text.split("\n") for text in texts.split("\nNew text:\n"))
         same = 0

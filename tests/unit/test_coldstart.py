@@ -14,7 +14,7 @@ import pytest
 
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
-from nemo_tapo.algorithms.tapo import Synthesis
+from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.coldstart import build, data
 from nemo_tapo.coldstart.corrections import Corrections
 from nemo_tapo.coldstart.statistics import in_words, overlaps, spread, statistics
@@ -22,7 +22,7 @@ from nemo_tapo.coldstart.writers import OracleWriter, check_writer, without_thin
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.data import with_prompts
 from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedRuntime, arithmetic_script
-from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Completion, Construction, Grade, Group, Kind, Pair, Query, Rollout
 
 TOKENIZER = CharacterTokenizer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_tapo.equations.batching import collate
+from nemo_tapo.batch import collate
 from nemo_tapo.runtime.local.actor import deal, filled, gather
 from nemo_tapo.types import Batch, Kind, Row
 

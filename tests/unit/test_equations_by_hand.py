@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
+from nemo_tapo.batch import collate, loss_coefficients, micro_batches
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
-from nemo_tapo.equations.batching import collate, loss_coefficients, micro_batches
-from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.selection import Zone, select_pairs, zone
 from nemo_tapo.equations.suppression import suppression_weights
+from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.evaluation.passk import pass_at_k
-from nemo_tapo.objective import PolicyObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.types import Batch, Completion, Grade, Group, Kind, Query, Rollout, Row
 from tests import reference
 

@@ -20,15 +20,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.batch import collate, loss_coefficients, micro_batches
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
-from nemo_tapo.equations.batching import collate, loss_coefficients, micro_batches
-from nemo_tapo.equations.loss import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.selection import select_pairs, zone
 from nemo_tapo.equations.suppression import suppression_weights
+from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.evaluation.passk import pass_at_k
-from nemo_tapo.objective import LikelihoodObjective, PolicyObjective, reduce_metrics
+from nemo_tapo.losses.base import reduce_metrics
+from nemo_tapo.losses.likelihood import LikelihoodObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.types import (
     Batch,
     Completion,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.runtime.tokenizer import HFTokenizer
-from nemo_tapo.tasks.tokenizer import build_tokenizer
+from nemo_tapo.tasks.arithmetic_tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import torch
 
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.reflection import DROP_REASONS
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config import OptimizerConfig
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.data import QueryOrder, with_prompts
-from nemo_tapo.equations.reflection import DROP_REASONS
 from nemo_tapo.runtime.scripted import ScriptedActor, ScriptedRuntime, arithmetic_script
-from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import Plan, check_first_step, parts, train
 from nemo_tapo.types import Experience, Kind, Row, UpdateResult
 from nemo_tapo.utils.errors import Stopped

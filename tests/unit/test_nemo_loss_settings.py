@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemo_tapo.equations.importance import ImportanceRules, importance_weights
-from nemo_tapo.equations.loss import KLRules, kl_penalty
+from nemo_tapo.equations.surrogate import KLRules, kl_penalty
 from nemo_tapo.runtime.nemo_rl.loss_setup import read_settings, reduce_worker_metrics
 
 TRUNCATED = {"use_importance_sampling_correction": True, "truncated_importance_sampling_ratio": 2.0}

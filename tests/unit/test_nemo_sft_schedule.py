@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.equations.schedule import learning_rate
+from nemo_tapo.runtime.local.lr_schedule import learning_rate
 from nemo_tapo.runtime.nemo_rl.sft import torch_schedulers
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_tapo.equations import reflection
-from nemo_tapo.equations.reflection import ReflectionRules, anchor, construct, parse, render
+from nemo_tapo.algorithms import reflection
+from nemo_tapo.algorithms.reflection import ReflectionRules, anchor, construct, parse, render
 from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.tasks import prompts
 from nemo_tapo.types import Completion, Grade, Pair, Query, Rollout
 
 GOOD = "<analysis>Line 1: no carry.</analysis>\n<reconstruction>\n4+8=2\nWait, 4+8=12\n\\boxed{12}\n</reconstruction>"
@@ -144,7 +145,7 @@ def test_minimum_share_and_row_length() -> None:
 
 
 def test_prompt_is_filled_with_texts_that_hold_braces() -> None:
-    text = render(reflection.PROMPT, pair())
+    text = render(prompts.PROMPT, pair())
     assert "4+8=?" in text
     assert "\\boxed{2}" in text
     assert "\\boxed{12}" in text

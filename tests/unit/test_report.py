@@ -275,7 +275,7 @@ def test_one_evaluation_of_several_benchmarks_has_them_as_columns() -> None:
 
 
 def test_every_drop_reason_is_explained() -> None:
-    from nemo_tapo.equations.reflection import DROP_REASONS
+    from nemo_tapo.algorithms.reflection import DROP_REASONS
 
     assert {f"dropped:{reason}" for reason in DROP_REASONS} <= set(summary.OUTCOMES)
 

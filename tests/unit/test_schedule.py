@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.equations.schedule import learning_rate
+from nemo_tapo.runtime.local.lr_schedule import learning_rate
 
 
 def test_linear_warm_up_reaches_lr_at_its_last_step() -> None:

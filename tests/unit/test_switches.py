@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from nemo_tapo.algorithms.base import Tools
-from nemo_tapo.algorithms.make import make_algorithm
+from nemo_tapo.algorithms.reflection import tokens_before_last_step
+from nemo_tapo.algorithms.registry import make_algorithm
+from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.data import QueryOrder, with_prompts
-from nemo_tapo.equations.batching import collate
-from nemo_tapo.equations.reflection import tokens_before_last_step
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.interfaces import Algorithm
-from nemo_tapo.objective import LikelihoodObjective, PolicyObjective
+from nemo_tapo.losses.likelihood import LikelihoodObjective
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedRuntime, arithmetic_script
-from nemo_tapo.tasks.generated import ArithmeticTask
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Batch, Experience, Kind, Row
 
 SYNTHETIC_TOKENS, LONGEST = 800, 4000

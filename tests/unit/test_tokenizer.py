@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nemo_tapo.tasks.tokenizer import build_tokenizer, save_tokenizer
+from nemo_tapo.tasks.arithmetic_tokenizer import build_tokenizer, save_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.algorithms.reflection import ReflectionRules, construct, render
 from nemo_tapo.config.sections import VerifierConfig
-from nemo_tapo.equations import reflection
-from nemo_tapo.equations.reflection import ReflectionRules, construct, render
 from nemo_tapo.equations.selection import select_pairs
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import Verifier
 from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.tasks import prompts
 from nemo_tapo.types import Completion, Grade, Group, Pair, Query, Rollout
 from tests.data_files import data_rows
 
@@ -113,7 +113,7 @@ def any_pairs(groups: list[Group]) -> list[Pair]:
     return [Pair(wrong, g.correct[0], i) for g in groups if g.correct for i, wrong in enumerate(g.incorrect)]
 
 
-@pytest.mark.parametrize("template", [reflection.PROMPT, reflection.FULL_PROMPT], ids=["anchored", "full"])
+@pytest.mark.parametrize("template", [prompts.PROMPT, prompts.FULL_PROMPT], ids=["anchored", "full"])
 def test_prompts_hold_both_responses_and_the_problem_to_the_letter(groups: list[Group], template: str) -> None:
     pairs = any_pairs(groups)
     assert len(pairs) >= 10

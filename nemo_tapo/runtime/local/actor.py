@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
-from nemo_tapo.objective import Objective, reduce_metrics
+from nemo_tapo.losses.base import Objective, reduce_metrics
 from nemo_tapo.runtime.local import cluster, hf
 from nemo_tapo.runtime.local.remote import why_dead
 from nemo_tapo.runtime.local.weights import check_layout

@@ -9,7 +9,7 @@ from dataclasses import replace
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
-from nemo_tapo.distillation import taught_logits
+from nemo_tapo.losses.distillation import taught_logits
 from nemo_tapo.runtime.local import schedule
 from nemo_tapo.types import Batch
 

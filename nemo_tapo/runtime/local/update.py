@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.equations.schedule import learning_rate
+from nemo_tapo.runtime.local.lr_schedule import learning_rate
 from nemo_tapo.runtime.local.model import gradient_of
 from nemo_tapo.runtime.local.weights import is_shared_over_tp
 from nemo_tapo.utils.errors import RuntimeFailure

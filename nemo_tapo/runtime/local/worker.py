@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_tapo.batch import micro_batches
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
-from nemo_tapo.distillation import DivergenceObjective, TeacherKind
-from nemo_tapo.equations.batching import micro_batches
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import Metrics, Objective, next_token_scores
+from nemo_tapo.losses.base import Metrics, Objective, next_token_scores
+from nemo_tapo.losses.distillation import DivergenceObjective, TeacherKind
 from nemo_tapo.runtime.local import hf
 from nemo_tapo.runtime.local.weights import Place, State, check_layout, merge, split
 from nemo_tapo.types import Batch

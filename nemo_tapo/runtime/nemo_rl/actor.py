@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.objective import Objective
+from nemo_tapo.losses.base import Objective
 from nemo_tapo.runtime.local.actor import deal
 from nemo_tapo.runtime.nemo_rl.loss_setup import reduce_worker_metrics
 from nemo_tapo.runtime.nemo_rl.phases import Phases, blocking

@@ -16,7 +16,7 @@ import torch
 
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import Metrics, Streams
+from nemo_tapo.losses.base import Metrics, Streams
 from nemo_tapo.runtime.local import hf
 from nemo_tapo.runtime.local.worker import Data, MegatronWorker
 from nemo_tapo.runtime.nemo_rl import compat

@@ -34,9 +34,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_tapo.equations.loss import k3_divergence
+from nemo_tapo.equations.surrogate import k3_divergence
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
-from nemo_tapo.objective import Metrics, Objective, masked_mean
+from nemo_tapo.losses.base import Metrics, Objective, masked_mean
 from nemo_tapo.types import Batch
 
 

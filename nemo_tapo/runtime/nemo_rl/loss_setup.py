@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemo_tapo.equations.importance import ImportanceRules
-from nemo_tapo.equations.loss import KLRules
-from nemo_tapo.objective import Metrics, Objective, PolicyObjective, reduce_metrics
+from nemo_tapo.equations.surrogate import KLRules
+from nemo_tapo.losses.base import Metrics, Objective, reduce_metrics
+from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
 
@@ -28,11 +29,13 @@ TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
 # What our objective's modules are made of; workers need nothing else of this package (see ship_by_value).
 TRAVELLING = (
     "nemo_tapo.types",
-    "nemo_tapo.distillation",
-    "nemo_tapo.objective",
+    "nemo_tapo.losses",
+    "nemo_tapo.losses.base",
+    "nemo_tapo.losses.distillation",
+    "nemo_tapo.losses.policy",
     "nemo_tapo.equations.divergence",
     "nemo_tapo.equations.importance",
-    "nemo_tapo.equations.loss",
+    "nemo_tapo.equations.surrogate",
     "nemo_tapo.equations.suppression",
     "nemo_tapo.equations.teacher",
     "nemo_tapo.equations.vocab",

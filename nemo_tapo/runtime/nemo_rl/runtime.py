@@ -32,7 +32,7 @@ from nemo_tapo.runtime.nemo_rl.phases import Phases, told
 from nemo_tapo.runtime.nemo_rl.record import NemoRecorder
 from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.stages import rl_fingerprint
-from nemo_tapo.tasks.make import make_task
+from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.train import require_same
 from nemo_tapo.utils.signals import Stop
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from nemo_tapo.equations.divergence import DivergenceRules, token_divergence
 from nemo_tapo.equations.teacher import in_teacher_rows, taught_tokens
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.objective import Metrics, Outcome, masked_mean, next_token_scores, rollout_metrics
+from nemo_tapo.losses.base import Metrics, Outcome, masked_mean, next_token_scores, rollout_metrics
 from nemo_tapo.types import Batch
 
 TeacherKind = Literal["frozen", "live"]  # the weights of the run's beginning (or others that were given), or today's

@@ -9,7 +9,7 @@ from nemo_tapo.interfaces import Task
 def make_task(cfg: TaskConfig, seed: int) -> Task:
     """Raises ValueError for data that cannot be read. The caller closes the task."""
     if cfg.name == "arithmetic":
-        from nemo_tapo.tasks.generated import ArithmeticTask
+        from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 
         return ArithmeticTask(cfg.arithmetic, seed)
     assert cfg.name == "mathematics", "nemo_rl is made by its own runtime, and config.py lets no other have it"

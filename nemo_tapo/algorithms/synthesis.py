@@ -1,0 +1,77 @@
+"""Ask the policy to correct a wrong response, and grade what it writes (section 3.3.2 of arXiv 2606.18844)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nemo_tapo.algorithms import reflection
+from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.interfaces import Task
+from nemo_tapo.types import (
+    Completion,
+    Construction,
+    Pair,
+    Request,
+)
+from nemo_tapo.utils.seeding import seed_from
+
+
+def synthesis_template(cfg: RunConfig, task: Task) -> str:
+    """The prompt that asks for a construction: the run's own, else the task's for the kind that is asked for."""
+    return cfg.tapo.prompt or (task.full_prompt if cfg.tapo.full_reconstruction else task.synthesis_prompt)
+
+
+class Synthesis:
+    """Pair -> graded construction, through the policy's own engine. The cold start uses it too (section 3.2)."""
+
+    def __init__(self, cfg: RunConfig, tools: Tools) -> None:
+        self.cfg, self.tools = cfg, tools
+        self.template = synthesis_template(cfg, tools.task)
+        self.rules = reflection.ReflectionRules(
+            leak_words=cfg.tapo.leak_words,
+            min_kept_share=cfg.tapo.min_kept_share,
+            full_reconstruction=cfg.tapo.full_reconstruction,
+            max_row_tokens=cfg.model.max_length,
+        )
+
+    async def construct(self, pair: Pair, step: int) -> Construction:
+        """Asks, parses, anchors, grades. A prompt that does not fit is dropped, never truncated."""
+        prompt_ids = self.tools.tokenizer.chat(reflection.render(self.template, pair))
+        if len(prompt_ids) + self.cfg.tapo.max_tokens > self.tools.generator.max_model_len:
+            return Construction(pair, "prompt_too_long")
+        request = Request(
+            uid=pair.uid,
+            prompt_ids=prompt_ids,
+            seed=seed_from(self.cfg.seed, "synthesis", step, pair.uid),
+            max_tokens=self.cfg.tapo.max_tokens,
+            temperature=self.cfg.tapo.temperature,
+        )
+        completion = await self.tools.generator.generate(request)
+        construction = await self.judged(pair, completion)
+        return replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
+
+    async def judged(self, pair: Pair, completion: Completion) -> Construction:
+        """An answer to the pair's synthesis prompt, whoever wrote it: parsed, anchored, and graded unless dropped."""
+        construction = reflection.construct(pair, completion, self.tools.tokenizer, self.rules)
+        if construction.dropped is not None:
+            return construction
+        grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)
+        return replace(construction, grade=grade)
+
+
+def construction_counts(constructions: Sequence[Construction]) -> dict[str, float]:
+    """pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are those of the parsed with reward > 0."""
+    parsed = [c for c in constructions if c.dropped is None]
+    dropped = Counter(c.dropped for c in constructions if c.dropped is not None)
+    counts: dict[str, float] = {
+        "tapo/pairs": len(constructions),
+        "tapo/parsed": len(parsed),
+        "tapo/correct": sum(c.correct for c in parsed),
+        **{f"tapo/dropped/{reason}": dropped[reason] for reason in reflection.DROP_REASONS},
+    }
+    if parsed:
+        counts["tapo/kept_share"] = sum(c.kept_share for c in parsed) / len(parsed)
+    return counts
