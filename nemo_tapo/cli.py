@@ -57,11 +57,11 @@ def parser() -> argparse.ArgumentParser:
         if name in OF_A_FOLDER:
             arguments_of_a_folder(sub, name)
         elif name == "grade":
-            from nemo_tapo.grading.command import add_arguments as add_grade_arguments
+            from nemo_tapo.commands.grade import add_arguments as add_grade_arguments
 
             add_grade_arguments(sub)
         elif name == "sweep":
-            from nemo_tapo.sweeps.command import add_arguments as add_sweep_arguments
+            from nemo_tapo.commands.sweep import add_arguments as add_sweep_arguments
 
             add_sweep_arguments(sub)
         else:
@@ -92,7 +92,7 @@ def arguments_of_a_config(sub: argparse.ArgumentParser, name: str) -> None:
         sub.add_argument("--model", help="model.path")
         sub.add_argument("--data", help="task.mathematics.train.path: a JSONL or Parquet file")
     if name == "judge":
-        from nemo_tapo.judge.command import add_arguments as add_judge_arguments
+        from nemo_tapo.commands.judge import add_arguments as add_judge_arguments
 
         add_judge_arguments(sub)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
@@ -135,15 +135,15 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.command in OF_A_FOLDER:
         return of_a_folder(arguments)
     if arguments.command == "grade":
-        from nemo_tapo.grading.command import grade
+        from nemo_tapo.commands.grade import grade
 
         return grade(arguments)
     if arguments.command == "sweep":
-        from nemo_tapo.sweeps.command import sweep
+        from nemo_tapo.commands.sweep import sweep
 
         return sweep(arguments)
     if arguments.command == "judge":
-        from nemo_tapo.judge.command import judge
+        from nemo_tapo.commands.judge import judge
 
         return judge(arguments)
     from nemo_tapo.config.load import load
@@ -221,7 +221,7 @@ def of_a_folder(arguments: argparse.Namespace) -> int:
 
         print(compare(arguments.first, arguments.second))
         return DONE
-    from nemo_tapo.report.sweep_read import is_sweep
+    from nemo_tapo.sweeps.report.read_runs import is_sweep
 
     if not arguments.folder.is_dir():
         raise ValueError(f"no run folder {arguments.folder}")
@@ -230,14 +230,14 @@ def of_a_folder(arguments: argparse.Namespace) -> int:
 
         show(arguments.folder, step=arguments.step, limit=arguments.limit)
     elif is_sweep(arguments.folder):
-        from nemo_tapo.report.sweep import report_sweep
+        from nemo_tapo.sweeps.report.write_report import report_sweep
 
         print(report_sweep(arguments.folder, arguments.table))
     elif arguments.table:
         raise ValueError(f"{arguments.folder} is no folder of a sweep: it has no runs in <row>/seed-<k>.")
     else:
-        from nemo_tapo.report.progress import Progress
         from nemo_tapo.stages import report
+        from nemo_tapo.tracking.progress import Progress
 
         with Progress() as progress:
             report(arguments.folder, progress)
@@ -249,8 +249,8 @@ async def run_stages(cfg: RunConfig, command: str, master: dict[str, Any] | None
 
     `master` is NeMo-RL's configuration, where its runtime is meant.
     """
-    from nemo_tapo.report.progress import Progress
     from nemo_tapo.stages import STAGES, WEIGHTS, Session
+    from nemo_tapo.tracking.progress import Progress
 
     stop = Stop()
     with Progress(WEIGHTS.get(command, ())) as progress:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
-from nemo_tapo.evaluation.evaluate import digest
-from nemo_tapo.evaluation.samples import Sample, Store, read
+from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.evaluation.sample_store import Sample, Store, read
 from nemo_tapo.evaluation.stage import identity
 from nemo_tapo.types import Query, Request, SetAside
 from nemo_tapo.utils.concurrency import concurrently
@@ -26,8 +26,8 @@ from nemo_tapo.utils.jsonl import finite
 from nemo_tapo.utils.seeding import seed_from
 
 if TYPE_CHECKING:
-    from nemo_tapo.report.progress import Stage
     from nemo_tapo.stages import Session
+    from nemo_tapo.tracking.progress import Stage
 
 SAMPLES, SUMMARY = "samples", "summary.json"
 KEPT, TOO_EASY, TOO_HARD, FAILED = CLASSES = ("kept", "too_easy", "too_hard", "failed")

@@ -21,9 +21,9 @@ from nemo_tapo.evaluation.stage import evaluate_only, evaluation
 from nemo_tapo.filtering import filter_queries
 from nemo_tapo.interfaces import Runtime, Task
 from nemo_tapo.pretrain import corpus_rows
-from nemo_tapo.record import RunRecorder
-from nemo_tapo.report.progress import Progress
 from nemo_tapo.supervised import MODEL, supervised
+from nemo_tapo.tracking.progress import Progress
+from nemo_tapo.tracking.recorder import RunRecorder
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files

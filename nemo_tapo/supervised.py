@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.sft import SFT
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.record import RunRecorder
+from nemo_tapo.tracking.recorder import RunRecorder
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Row
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_tapo.evaluation.samples import folder_of
+from nemo_tapo.evaluation.sample_store import folder_of
 from nemo_tapo.judge.responses import read_answered
 from nemo_tapo.tasks.arithmetic import apply
 

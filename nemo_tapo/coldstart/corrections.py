@@ -19,10 +19,10 @@ from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.coldstart import sampling
 from nemo_tapo.coldstart.writers import UNANSWERED, Writer, identity_of
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.evaluation.evaluate import digest
-from nemo_tapo.evaluation.samples import Store, cut_torn_line
-from nemo_tapo.evaluation.sampling import at_once
+from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.evaluation.sample_store import Store, cut_torn_line
 from nemo_tapo.types import Completion, Construction, Pair, Query
+from nemo_tapo.utils.concurrency import at_once
 
 if TYPE_CHECKING:
     from nemo_tapo.stages import Session

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sets import TRAIN
-from nemo_tapo.evaluation.evaluate import digest
-from nemo_tapo.evaluation.samples import Store, cut_torn_line
-from nemo_tapo.evaluation.sampling import at_once
+from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.evaluation.sample_store import Store, cut_torn_line
 from nemo_tapo.evaluation.stage import identity
 from nemo_tapo.types import Completion, Grade, Group, Query, Rollout
+from nemo_tapo.utils.concurrency import at_once
 
 if TYPE_CHECKING:
     from nemo_tapo.stages import Session

@@ -21,7 +21,7 @@ from nemo_tapo.coldstart.sampling import sample
 from nemo_tapo.coldstart.statistics import in_words, overlaps, statistics
 from nemo_tapo.coldstart.writers import check_writer, open_writer
 from nemo_tapo.config.run_config import RunConfig, flatten
-from nemo_tapo.evaluation.samples import differences
+from nemo_tapo.evaluation.sample_store import differences
 from nemo_tapo.supervised import MODEL, supervised
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files

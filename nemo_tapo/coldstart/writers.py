@@ -14,7 +14,7 @@ from nemo_tapo.algorithms.reflection import render
 from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.coldstart.sampling import STEP
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointError, EndpointRefused
+from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Completion, Construction, Pair
 from nemo_tapo.utils.seeding import seed_from

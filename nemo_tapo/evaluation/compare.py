@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from nemo_tapo.evaluation.graded import Measures, change, names, require_same_problems
+from nemo_tapo.evaluation.accuracy import Measures, change, names, require_same_problems
 from nemo_tapo.evaluation.results import Evaluated, of_title, read_evaluated, titles
-from nemo_tapo.evaluation.samples import FOLDER, SETTINGS, differences
+from nemo_tapo.evaluation.sample_store import FOLDER, SETTINGS, differences
 
 
 def compare(first: Path, second: Path, width: int | None = None) -> str:
@@ -74,7 +74,7 @@ def label(one: Evaluated, other: Evaluated) -> str:
 
 def tables(sides: Mapping[str, Mapping[str, Any]], gain: Mapping[str, Any], n: int, width: int | None) -> str:
     """The text of `compare`: a table a benchmark, then what is to be said of the differences."""
-    from nemo_tapo.report.evaluation import HEAD, LEGEND, Table, compared, print_tables
+    from nemo_tapo.evaluation.tables import HEAD, LEGEND, Table, compared, print_tables
 
     found = [
         Table(title, [*sides, HEAD, "excludes 0"], rows)

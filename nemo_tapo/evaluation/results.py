@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.evaluation.graded import Graded, collect, summarise, values, with_intervals
-from nemo_tapo.evaluation.samples import SETTINGS, file_name, read
+from nemo_tapo.evaluation.accuracy import Graded, collect, summarise, values, with_intervals
+from nemo_tapo.evaluation.sample_store import SETTINGS, file_name, read
 from nemo_tapo.utils.files import replace_text
 
 RESULTS, MARKDOWN = "evaluation.json", "evaluation.md"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.config.run_config import RunConfig, as_yaml
-from nemo_tapo.endpoint import Endpoint
+from nemo_tapo.endpoint.client import Endpoint
 from nemo_tapo.evaluation import results
-from nemo_tapo.evaluation.evaluate import Benchmarks, digest, evaluate, measure_synthesis, shown_settings
-from nemo_tapo.evaluation.graded import change
-from nemo_tapo.evaluation.model import ASSEMBLED, is_checkpoint, locate, name_of, weights_digest
-from nemo_tapo.evaluation.samples import folder_of
-from nemo_tapo.evaluation.sampling import EndpointSampler, EngineSampler, Sampler
+from nemo_tapo.evaluation.accuracy import change
+from nemo_tapo.evaluation.benchmarks import Benchmarks, digest, evaluate, measure_synthesis, shown_settings
+from nemo_tapo.evaluation.model_files import ASSEMBLED, is_checkpoint, locate, name_of, weights_digest
+from nemo_tapo.evaluation.sample_store import folder_of
+from nemo_tapo.evaluation.samplers import EndpointSampler, EngineSampler, Sampler
 from nemo_tapo.utils.files import replace_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async def evaluate_only(session: Session) -> str:
         # A checkpoint was verified and put together for the engine to start with.
         weights = workspace(cfg) if is_checkpoint(path) else locate(path, workspace(cfg))
         await evaluation(session, name, weights, shown=path)
-    from nemo_tapo.report.evaluation import as_text
+    from nemo_tapo.evaluation.tables import as_text
 
     return as_text({name: results.stored(session.output)[name]})
 

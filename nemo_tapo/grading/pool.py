@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_tapo.grading.worker import patience
+from nemo_tapo.grading.grader import patience
 from nemo_tapo.utils.errors import RuntimeFailure
 
 START_SECONDS = 180.0  # for imports from a slow disk
@@ -164,7 +164,7 @@ class Pool:
         limits = [str(self.processor_time), str(self.deadline)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when nurseries fail
         self._nursery = subprocess.Popen(
-            [sys.executable, "-P", "-m", "nemo_tapo.grading.worker", *limits, *map(str, fds)],
+            [sys.executable, "-P", "-m", "nemo_tapo.grading.grader", *limits, *map(str, fds)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_tapo.config.sections import JudgeConfig
-from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointError, EndpointRefused
-from nemo_tapo.judge.cache import Cache, key_of
+from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
 from nemo_tapo.judge.prompt import messages
 from nemo_tapo.judge.verdict import Unparsable, Verdict, parse
-from nemo_tapo.report.progress import Progress
+from nemo_tapo.judge.verdict_cache import Cache, key_of
+from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.utils.concurrency import concurrently
 from nemo_tapo.utils.seeding import seed_from
 

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import JudgeConfig
-from nemo_tapo.evaluation.samples import Sample
+from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.judge import oracle as arithmetic_oracle
 from nemo_tapo.judge.judging import JUDGED, Item, Judgement, Tally, judge_all, listed, print_counts, tally_of
+from nemo_tapo.judge.rate_table import markdown, rows_of
 from nemo_tapo.judge.rates import RATES, Marked, counts, difference, rate_of
 from nemo_tapo.judge.responses import (
     Answered,
@@ -26,7 +27,6 @@ from nemo_tapo.judge.responses import (
     read_answered,
     require_same_problems,
 )
-from nemo_tapo.judge.table import markdown, rows_of
 from nemo_tapo.utils.jsonl import encode
 
 Asked = tuple[str, Sample]  # (the model's name, one of its responses on the boundary subset)

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.evaluation.benchmarks import digest
 from nemo_tapo.evaluation.compare import find
-from nemo_tapo.evaluation.evaluate import digest
-from nemo_tapo.evaluation.samples import SETTINGS, Sample, file_name, read
+from nemo_tapo.evaluation.sample_store import SETTINGS, Sample, file_name, read
 
 Problem = tuple[str, str]  # (benchmark, uid)
 

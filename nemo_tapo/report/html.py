@@ -18,10 +18,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.report import paper, summary
-from nemo_tapo.report.evaluation import LEGEND, settings_lines, tables
+from nemo_tapo.evaluation import paper_results
+from nemo_tapo.evaluation.tables import LEGEND, settings_lines, tables
+from nemo_tapo.report import summary
 from nemo_tapo.report.plots import Metrics, construction_figure, figure3
-from nemo_tapo.report.records import outcome, read_metrics
+from nemo_tapo.tracking.records import outcome, read_metrics
 from nemo_tapo.utils.jsonl import Record, finite
 
 PAGE, FIGURE3, CONSTRUCTION = "report.html", "figure3.png", "construction.png"
@@ -59,7 +60,7 @@ def write_page(
             lambda t, d: figure3(runs, t, window, d),
             run_folder / FIGURE3,
         ),
-        "paper_figure": "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in paper.FIGURE_3) + "</ul>",
+        "paper_figure": "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in paper_results.FIGURE_3) + "</ul>",
         "totals": _table(("over all steps", "number", "share"), summary.totals(run.metrics)),
         "construction": _figures(
             "What became of queries and pairs, over steps",
@@ -142,7 +143,7 @@ def _evaluation(evaluations: Mapping[str, Any]) -> str:
     lines = [LEGEND, *settings_lines(evaluations)] if own else ["Nothing was recorded."]
     reference = [
         (f"{benchmark}, {model}", *(f"{value:.2f}" for value in values))
-        for benchmark, models in paper.TABLE_1.items()
+        for benchmark, models in paper_results.TABLE_1.items()
         for model, values in models.items()
     ]
     table = _table(("Qwen3-8B, percent", "pass@1", "pass@2", "pass@3", "pass@4", "pass@5"), reference)

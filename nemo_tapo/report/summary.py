@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.report.plots import DROP_PREFIX
-from nemo_tapo.report.records import outcome, read_metrics, read_trajectories
+from nemo_tapo.tracking.records import outcome, read_metrics, read_trajectories
 from nemo_tapo.utils.jsonl import Record
 
 # What each outcome of records.outcome means.

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import io
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_tapo.evaluation.tables import tables
 from nemo_tapo.report import summary
-from nemo_tapo.report.evaluation import tables
-from nemo_tapo.report.records import fair_share, outcome
+from nemo_tapo.tracking.records import fair_share, outcome
 from nemo_tapo.utils.jsonl import Record
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+from nemo_tapo.utils.text_table import plain_text, text_table
 
 LOW_WEIGHT = 0.5  # tokens below it are marked, as in the page
 LABEL_WIDTH = 11
@@ -50,7 +50,7 @@ def show(run_folder: Path, step: int | None = None, limit: int = 10, console: Co
         console = Console(highlight=False)
     console.print(_heading(f"TAPO run {run.name}"))
     for note in run.notes:
-        console.print(_plain(f"note: {note}", "yellow"))
+        console.print(plain_text(f"note: {note}", "yellow"))
     for table in _tables(run):
         console.print(table)
         console.print()
@@ -90,64 +90,51 @@ def _tables(run: summary.Run) -> Iterator[Table]:
         yield text_table("Queries and pairs, all steps", ("", "number", "share"), totals)
 
 
-def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """First column to the left, the others to the right."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.show_header = any(head)
-    for index, name in enumerate(head):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
-    return table
-
-
 def _card(record: Record) -> Iterator[RenderableType]:
     """The lines of one record."""
     name = outcome(record)
-    head = _plain("")
+    head = plain_text("")
     title = name.replace("_", " ").replace(":", ": ").replace("skipped", "not constructed")
-    head.append_text(_plain(title, TONES[name.partition(":")[0]]))
+    head.append_text(plain_text(title, TONES[name.partition(":")[0]]))
     facts = [f"step {record['step']}", record["group"]]
     if record["kind"] == "pair" and record["dropped"] is None:
         advantage = "not trained on" if record["advantage"] is None else f"{record['advantage']:.3g}"
         facts += [f"pair {record['uid']}", f"reward {record['reward']:g}", f"advantage {advantage}"]
-    head.append_text(_plain("  " + "  ".join(facts)))
+    head.append_text(plain_text("  " + "  ".join(facts)))
     yield head
     if name in summary.OUTCOMES:
-        yield _plain(f"  {summary.OUTCOMES[name]}", "dim")
-    yield _row("question", _plain(f"{record['question']}   (answer {record['answer']})"))
+        yield plain_text(f"  {summary.OUTCOMES[name]}", "dim")
+    yield _row("question", plain_text(f"{record['question']}   (answer {record['answer']})"))
     yield from _skipped(record) if record["kind"] == "skipped" else _pair(record)
 
 
 def _skipped(record: Record) -> Iterator[RenderableType]:
     marks = " ".join("right" if reward > 0 else "wrong" for reward in record["rewards"])
-    yield _row("rollouts", _plain(marks))
+    yield _row("rollouts", plain_text(marks))
     for label in ("wrong", "right"):
         if record[label]:
-            yield _row(f"a {label} one", _plain(record[label]))
+            yield _row(f"a {label} one", plain_text(record[label]))
 
 
 def _pair(record: Record) -> Iterator[RenderableType]:
-    yield _row("wrong", _plain(record["wrong"]))
-    yield _row("reference", _plain(record["reference"]))
+    yield _row("wrong", plain_text(record["wrong"]))
+    yield _row("reference", plain_text(record["reference"]))
     if record["analysis"]:
-        yield _row("analysis", _plain(record["analysis"]))
+        yield _row("analysis", plain_text(record["analysis"]))
     text, kept, turn = record["reconstruction"], record["kept_chars"], record["turn_chars"]
     rest = "correction" if kept or record["dropped"] is None else "unanchored"
     for label, begin, end in (("kept", 0, kept), ("turn", kept, turn), (rest, turn, len(text))):
         if end > begin:
             yield _row(label, _part(record, label, begin, end), STYLES[label])
     if record["dropped"] is not None:
-        yield _row("raw answer", _plain(record["raw"] or "(nothing was asked)"))
+        yield _row("raw answer", plain_text(record["raw"] or "(nothing was asked)"))
 
 
 def _part(record: Record, label: str, begin: int, end: int) -> Text:
     """reconstruction[begin:end]; a token below LOW_WEIGHT in brackets with its weight."""
     if not record["tokens"]:
-        return _plain(record["reconstruction"][begin:end], STYLES[label])
-    out = _plain("")
+        return plain_text(record["reconstruction"][begin:end], STYLES[label])
+    out = plain_text("")
     stop = 0
     for token, weight in zip(record["tokens"], record["weights"], strict=True):
         start, stop = stop, stop + len(token)
@@ -157,10 +144,10 @@ def _part(record: Record, label: str, begin: int, end: int) -> Text:
         if not cut:
             continue
         if weight < LOW_WEIGHT:
-            out.append_text(_plain(f"[{cut.rstrip(chr(10))}|{weight:.2g}]", "bold red"))
+            out.append_text(plain_text(f"[{cut.rstrip(chr(10))}|{weight:.2g}]", "bold red"))
             out.append("\n" * cut.endswith("\n"))
         else:
-            out.append_text(_plain(cut, STYLES[label]))
+            out.append_text(plain_text(cut, STYLES[label]))
     return out
 
 
@@ -173,19 +160,19 @@ def _row(label: str, text: Text, style: str = "") -> Table:
     table = Table(box=box.MINIMAL, show_header=False, show_edge=False, pad_edge=False, border_style=style or "dim")
     table.add_column(width=LABEL_WIDTH, justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(_plain(label, style or "dim"), text)
+    table.add_row(plain_text(label, style or "dim"), text)
     return table
 
 
 def _legend() -> Text:
-    text = _plain("kept", STYLES["kept"])
-    text.append_text(_plain(": the wrong response's own tokens;  "))
-    text.append_text(_plain("turn", STYLES["turn"]))
-    text.append_text(_plain(": the change of mind;  "))
-    text.append_text(_plain("correction", STYLES["correction"]))
-    text.append_text(_plain(": newly written;  "))
-    text.append_text(_plain("[token|0.05]", "bold red"))
-    text.append_text(_plain(f": its OTS weight (Eq. 7), where it is below {LOW_WEIGHT:g}"))
+    text = plain_text("kept", STYLES["kept"])
+    text.append_text(plain_text(": the wrong response's own tokens;  "))
+    text.append_text(plain_text("turn", STYLES["turn"]))
+    text.append_text(plain_text(": the change of mind;  "))
+    text.append_text(plain_text("correction", STYLES["correction"]))
+    text.append_text(plain_text(": newly written;  "))
+    text.append_text(plain_text("[token|0.05]", "bold red"))
+    text.append_text(plain_text(f": its OTS weight (Eq. 7), where it is below {LOW_WEIGHT:g}"))
     return text
 
 
@@ -195,7 +182,7 @@ def _print_remainder(console: Console, shown: int, records: Sequence[Record], st
         console.print()
         where = "" if step is None else f" of step {step}"
         console.print(
-            _plain(
+            plain_text(
                 f"{shown} of {len(there)} records{where} shown; a larger limit shows more, report.html all.",
                 "dim",
             )
@@ -203,20 +190,4 @@ def _print_remainder(console: Console, shown: int, records: Sequence[Record], st
 
 
 def _heading(text: str) -> Text:
-    return _plain(f"== {text} ==", "bold")
-
-
-def _plain(text: str, style: str = "") -> Text:
-    """Text that cannot steer the terminal: no markup; control characters but newlines made visible."""
-    from rich.text import Text
-
-    return Text("".join(_visible(character) for character in text), style=style)
-
-
-def _visible(character: str) -> str:
-    if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
-        return character
-    if character == "\t":
-        return "    "
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
+    return plain_text(f"== {text} ==", "bold")

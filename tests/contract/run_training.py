@@ -20,7 +20,7 @@ from nemo_tapo.utils.signals import Stop
 
 
 async def main(folder: Path, steps: int, changes: dict[str, Any]) -> None:
-    from nemo_tapo.report.progress import Progress
+    from nemo_tapo.tracking.progress import Progress
 
     cfg = parts.run_config(folder, steps=steps, **changes)
     stop = Stop()

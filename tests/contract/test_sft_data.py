@@ -139,10 +139,10 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
 
     import nemo_parts as parts
 
-    from nemo_tapo.report.progress import Progress
     from nemo_tapo.runtime.local import cluster
     from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
     from nemo_tapo.stages import STAGES, Session
+    from nemo_tapo.tracking.progress import Progress
     from nemo_tapo.utils.signals import Stop
 
     folder = tmp_path / "run"

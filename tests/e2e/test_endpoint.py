@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.config.sections import EndpointConfig, JudgeConfig
-from nemo_tapo.endpoint import Endpoint, EndpointRefused, Reply
+from nemo_tapo.endpoint.client import Endpoint, EndpointRefused, Reply
 from nemo_tapo.judge.judging import Item, judge_all
 from nemo_tapo.tasks.arithmetic import verify
 from tests.endpoint_servers import vllm_server

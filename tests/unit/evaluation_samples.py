@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.evaluation.evaluate import evaluate
+from nemo_tapo.evaluation.benchmarks import evaluate
 from nemo_tapo.evaluation.results import Evaluated
-from nemo_tapo.evaluation.samples import Sample, file_name, folder_of
-from nemo_tapo.evaluation.sampling import EngineSampler, Response
-from nemo_tapo.report.progress import Progress
+from nemo_tapo.evaluation.sample_store import Sample, file_name, folder_of
+from nemo_tapo.evaluation.samplers import EngineSampler, Response
 from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
+from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Grade, Query
 from nemo_tapo.utils.signals import Stop
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_tapo.report.records import MetricsWriter, TrajectoryWriter, skipped_record, trajectory_record
+from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter, skipped_record, trajectory_record
 from nemo_tapo.types import Completion, Construction, Grade, Group, Pair, Query, Rollout
 from nemo_tapo.utils.jsonl import Record
 

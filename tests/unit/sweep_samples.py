@@ -10,8 +10,8 @@ from random import Random
 from typing import Any
 
 from nemo_tapo.config.run_config import as_yaml, validate
-from nemo_tapo.evaluation.evaluate import digest
-from nemo_tapo.evaluation.samples import Sample
+from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.tasks import arithmetic
 
 # Held-out problems in which a carry can be forgotten, under the names that the task gives them.

@@ -16,11 +16,11 @@ from nemo_tapo.coldstart import data
 from nemo_tapo.coldstart.stage import data_of
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.grading.boxed import last_boxed
-from nemo_tapo.report.progress import Progress
 from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.runtime.scripted import ScriptedActor
 from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.stages import Session
+from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import REFLECTED_SUFFIX, Completion, Request
 from nemo_tapo.utils.signals import Stop
 from tests.data_files import data_file, data_rows

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from nemo_tapo.config.sections import EndpointConfig
-from nemo_tapo.endpoint import LONGEST_PAUSE, Endpoint, EndpointDown, EndpointError, EndpointRefused, _pause
-from nemo_tapo.wire import Reply, base_url, retry_after
+from nemo_tapo.endpoint.client import LONGEST_PAUSE, Endpoint, EndpointDown, EndpointError, EndpointRefused, _pause
+from nemo_tapo.endpoint.protocol import Reply, base_url, retry_after
 from tests.endpoint_servers import Answer, ScriptedServer, as_json, completion, error, free_port, listing, scripted
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def test_what_another_attempt_may_mend_is_tried_again_and_counted(name: str) -> 
 
 
 def test_a_body_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_tapo.endpoint.LONGEST_BODY", 2**20)
+    monkeypatch.setattr("nemo_tapo.endpoint.client.LONGEST_BODY", 2**20)
     endless = Answer(200, b" " * 2**20 * 8, {"Content-Length": str(2**40)})
     with scripted([endless, completion("x" * 2**19), completion("4")]) as server:
         replies, endpoint = run(chats(server, timeout=20))

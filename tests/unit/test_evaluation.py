@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled
 
-from nemo_tapo.evaluation.evaluate import evaluate, settings_of
+from nemo_tapo.evaluation.benchmarks import evaluate, settings_of
 from nemo_tapo.evaluation.results import read_evaluated
-from nemo_tapo.evaluation.samples import Store, folder_of, read
-from nemo_tapo.evaluation.sampling import Response
-from nemo_tapo.report.progress import Progress
+from nemo_tapo.evaluation.sample_store import Store, folder_of, read
+from nemo_tapo.evaluation.samplers import Response
+from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.utils.signals import Stop

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.evaluation import results
-from nemo_tapo.evaluation.model import locate, name_of, weights_digest
+from nemo_tapo.evaluation.model_files import locate, name_of, weights_digest
 from nemo_tapo.runtime.scripted import arithmetic_script
 from nemo_tapo.types import Request
 from tests.command import nemo_tapo

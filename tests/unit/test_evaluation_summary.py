@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from evaluation_samples import MODEL, Slow, a_sample, config, problems, sampled
 
+from nemo_tapo.evaluation.accuracy import change, collect, meaning, summarise
+from nemo_tapo.evaluation.benchmarks import evaluate
 from nemo_tapo.evaluation.compare import compare
-from nemo_tapo.evaluation.evaluate import evaluate
-from nemo_tapo.evaluation.graded import change, collect, meaning, summarise
 from nemo_tapo.evaluation.results import markdown, read_evaluated
-from nemo_tapo.evaluation.samples import folder_of
-from nemo_tapo.report.evaluation import as_text
-from nemo_tapo.report.progress import Progress
+from nemo_tapo.evaluation.sample_store import folder_of
+from nemo_tapo.evaluation.tables import as_text
+from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Grade, Query
 from nemo_tapo.utils.signals import Stop
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.config.sections import EndpointConfig, JudgeConfig
-from nemo_tapo.endpoint import Endpoint, EndpointDown, EndpointRefused
+from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointRefused
 from nemo_tapo.judge.judging import Item, Judge, Judgement, Tally, judge_all, tally_of
 from nemo_tapo.judge.prompt import LABELS, fill, messages
 from nemo_tapo.judge.verdict import Unparsable, Verdict, parse

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from nemo_tapo.cli import main
-from nemo_tapo.evaluation.samples import Sample
+from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.judge import oracle
 from nemo_tapo.judge.agreement import agreement, kappa, read_labels
+from nemo_tapo.judge.rate_table import markdown, place, rows_of
 from nemo_tapo.judge.rates import Counts, Difference, Marked, Rate, counts, difference, rate_of
 from nemo_tapo.judge.responses import Answered, boundary
-from nemo_tapo.judge.table import markdown, place, rows_of
 from nemo_tapo.judge.verdict import Verdict
 from nemo_tapo.tasks.arithmetic import correction, held_out, written
 from tests.endpoint_servers import Answer, completion, free_port, scripted

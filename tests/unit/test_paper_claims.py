@@ -10,7 +10,7 @@ import torch
 
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages
 from nemo_tapo.equations.suppression import suppression_weights
-from nemo_tapo.report.paper import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5
+from nemo_tapo.evaluation.paper_results import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5
 
 K = 8
 CASES = [(right, m, good) for right in range(1, K) for m in range(1, 5) for good in range(1, m + 1)]

@@ -13,7 +13,7 @@ from io import StringIO
 
 import pytest
 
-from nemo_tapo.report.progress import Progress, duration
+from nemo_tapo.tracking.progress import Progress, duration
 
 
 class Clock:

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import report_samples as samples
 
+from nemo_tapo.evaluation.tables import tables
 from nemo_tapo.report import summary
-from nemo_tapo.report.evaluation import tables
 from nemo_tapo.report.html import write_page
 from nemo_tapo.report.plots import construction_figure, figure3, rolling
-from nemo_tapo.report.records import (
+from nemo_tapo.report.terminal import show
+from nemo_tapo.tracking.records import (
     MetricsWriter,
     TrajectoryWriter,
     outcome,
@@ -35,7 +36,6 @@ from nemo_tapo.report.records import (
     trajectory_record,
     turn_end,
 )
-from nemo_tapo.report.terminal import show
 from nemo_tapo.types import Group, Query
 from nemo_tapo.utils import jsonl
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from nemo_tapo.commands.sweep import asked_of, listed
 from nemo_tapo.config.load import load
 from nemo_tapo.config.run_config import RunConfig, flatten, known_keys
-from nemo_tapo.report import paper
+from nemo_tapo.evaluation import paper_results
 from nemo_tapo.runtime.nemo_rl.source import HOW, find_source
-from nemo_tapo.sweeps.command import asked_of, listed
 from nemo_tapo.sweeps.definition import names, read_sweep
 from nemo_tapo.sweeps.expand import Asked, Job, combinations, expand, seeds_of, written
 
@@ -316,7 +316,7 @@ def test_the_papers_tables_agree_with_its_text() -> None:
     """Sections 4.2, 4.4 and 4.5: the differences that it states; and rows that stand in several tables."""
 
     def gain(benchmark: str, row: str, other: str) -> float:
-        table = paper.TABLE_1[benchmark]
+        table = paper_results.TABLE_1[benchmark]
         return round(table[row][0] - table[other][0], 2)
 
     cold, direct = "Cold-start + ", "Qwen3-8B-Instruct + "
@@ -333,18 +333,28 @@ def test_the_papers_tables_agree_with_its_text() -> None:
     )
     assert gain("AIME 2025", direct + "TAPO", direct + "GRPO") == -0.83
     assert gain("HMMT 2025", direct + "TAPO", direct + "GRPO") == -2.29
-    full, kept = paper.TABLE_3["+ TAPO w/ full reconstruction"], paper.TABLE_3["+ TAPO w/ micro-reflective"]
+    full, kept = (
+        paper_results.TABLE_3["+ TAPO w/ full reconstruction"],
+        paper_results.TABLE_3["+ TAPO w/ micro-reflective"],
+    )
     assert [round(kept[i] - full[i], 2) for i in (0, 2, 4)] == [4.38, 2.71, 1.87]
-    coldstart = tuple(v for rows in paper.TABLE_1.values() for v in (rows["Cold-start"][0], rows["Cold-start"][4]))
-    tapo = tuple(v for rows in paper.TABLE_1.values() for v in (rows[cold + "TAPO"][0], rows[cold + "TAPO"][4]))
-    assert paper.TABLE_3["Cold-start"] == paper.TABLE_4["Cold-start"] == coldstart
-    assert paper.TABLE_4["+ TAPO"] == paper.TABLE_5["2 4 4"] == tapo
+    coldstart = tuple(
+        v for rows in paper_results.TABLE_1.values() for v in (rows["Cold-start"][0], rows["Cold-start"][4])
+    )
+    tapo = tuple(v for rows in paper_results.TABLE_1.values() for v in (rows[cold + "TAPO"][0], rows[cold + "TAPO"][4]))
+    assert paper_results.TABLE_3["Cold-start"] == paper_results.TABLE_4["Cold-start"] == coldstart
+    assert paper_results.TABLE_4["+ TAPO"] == paper_results.TABLE_5["2 4 4"] == tapo
 
 
 def test_every_figure_is_a_count_of_480() -> None:
     """30 problems x 16 runs: all values are multiples of 1/480, but for two that cannot come about."""
-    tables = [v for rows in paper.TABLE_1.values() for values in rows.values() for v in values]
-    tables += [v for t in (paper.TABLE_3, paper.TABLE_4, paper.TABLE_5) for values in t.values() for v in values]
+    tables = [v for rows in paper_results.TABLE_1.values() for values in rows.values() for v in values]
+    tables += [
+        v
+        for t in (paper_results.TABLE_3, paper_results.TABLE_4, paper_results.TABLE_5)
+        for values in t.values()
+        for v in values
+    ]
     off = sorted({v for v in tables if min(abs(v - 100 * round(v * 4.8 + d) / 480) for d in (-1, 0, 1)) > 0.0051})
     assert off == [31.52, 68.45]  # Table 1, AIME 2024: pass@2 of Qwen3-8B-Instruct, pass@4 with thinking
 
@@ -355,8 +365,8 @@ def test_every_row_of_a_table_has_the_papers_figures_beside_it() -> None:
         if sweep.paper in (None, "figure3", "table2"):
             continue
         for row in sweep.rows:
-            found = paper.passes(sweep.paper, row.paper or row.label)
+            found = paper_results.passes(sweep.paper, row.paper or row.label)
             assert list(found) == ["AIME 2024", "AIME 2025", "HMMT 2025"], row.label
-    assert paper.passes("table4", "+ TAPO w/o OTS")["HMMT 2025"] == {1: 21.46, 5: 46.25}
-    assert paper.passes("table1", "Cold-start + OPSD")["AIME 2024"][4] == 75.62
-    assert paper.passes("table4", "of ones own") == paper.passes(None, "TAPO") == {}
+    assert paper_results.passes("table4", "+ TAPO w/o OTS")["HMMT 2025"] == {1: 21.46, 5: 46.25}
+    assert paper_results.passes("table1", "Cold-start + OPSD")["AIME 2024"][4] == 75.62
+    assert paper_results.passes("table4", "of ones own") == paper_results.passes(None, "TAPO") == {}

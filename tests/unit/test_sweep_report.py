@@ -14,15 +14,22 @@ import pytest
 from sweep_samples import write_run
 
 from nemo_tapo.cli import main
+from nemo_tapo.commands.sweep import asked_of, keep_definitions
 from nemo_tapo.report import plots
-from nemo_tapo.report.sweep import report_sweep
-from nemo_tapo.report.sweep_effort import accuracy_at, accuracy_at_step, effort, in_common, sampled_in_all, why
-from nemo_tapo.report.sweep_plots import compared, table_figure
-from nemo_tapo.report.sweep_read import find, is_sweep, sweeps_of
-from nemo_tapo.report.sweep_stats import difference, estimates, of_row, over_seeds, t_975
-from nemo_tapo.report.sweep_text import numbers_of, percent_ends
-from nemo_tapo.sweeps.command import asked_of, keep_definitions
 from nemo_tapo.sweeps.expand import expand
+from nemo_tapo.sweeps.report.estimates import difference, estimates, of_row, over_seeds, t_975
+from nemo_tapo.sweeps.report.read_runs import find, is_sweep, sweeps_of
+from nemo_tapo.sweeps.report.table_figure import compared, table_figure
+from nemo_tapo.sweeps.report.text_report import numbers_of, percent_ends
+from nemo_tapo.sweeps.report.training_effort import (
+    accuracy_at,
+    accuracy_at_step,
+    effort,
+    in_common,
+    sampled_in_all,
+    why,
+)
+from nemo_tapo.sweeps.report.write_report import report_sweep
 
 BASE = Path(__file__).parents[2] / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
 R, W, T, TW = "right", "wrong", "turned", "turned wrong"
@@ -181,7 +188,7 @@ def test_seeds_that_differ_are_told(output: Path) -> None:
     assert "no run that counts" in text
     [sweep] = sweeps_of(output, ["table4"])
     bare = sweep.model_copy(update={"rows": tuple(row for row in sweep.rows if row.name in ("coldstart", "tapo"))})
-    from nemo_tapo.report.sweep_text import notes
+    from nemo_tapo.sweeps.report.text_report import notes
 
     found = find(output, bare)
     assert notes(found, numbers_of(found)) == [

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemo_tapo.sweeps.command import asked_of
+from nemo_tapo.commands.sweep import asked_of
 from nemo_tapo.sweeps.expand import Job, expand
 from nemo_tapo.sweeps.serial import Child, last_words, length, run_all
 from nemo_tapo.sweeps.state import Failure, State, differences, failure, state_of

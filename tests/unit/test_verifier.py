@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_tapo.config.sections import VerifierConfig
-from nemo_tapo.grading import pool, worker
+from nemo_tapo.grading import grader, pool
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from nemo_tapo.types import Grade
@@ -309,8 +309,8 @@ def test_a_timeout_by_processor_time_is_remembered_as_one(make: Make, monkeypatc
 
 def test_a_gold_answer_has_far_more_time_on_the_clock_than_on_a_processor() -> None:
     """So the rows that are set aside do not depend on what else the machine does."""
-    assert worker.patience(("compare", "x", "y")) == 1
-    assert worker.patience(("fault", "x")) >= 10
+    assert grader.patience(("compare", "x", "y")) == 1
+    assert grader.patience(("fault", "x")) >= 10
 
 
 def test_a_thousand_at_once_are_not_mixed_up(verifier: Verifier) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
-from nemo_tapo.report.progress_views import Clock, LiveView, PlainView, View, duration
+from nemo_tapo.tracking.progress_views import Clock, LiveView, PlainView, View, duration
 from nemo_tapo.utils.errors import Stopped
 
 POINTS = 30  # of a stage's recent past; their pace gives the time left

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nemo_tapo.evaluation import passk
 from nemo_tapo.evaluation.bootstrap import interval95
-from nemo_tapo.evaluation.samples import Sample
+from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.grading.normal import integer, letters, normalise
 
 Measures = Mapping[str, Any]  # "pass@1": 0.31, "pass@1/interval95": [0.2, 0.4], ...

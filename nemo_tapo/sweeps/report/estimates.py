@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_tapo.evaluation.accuracy import names, values
 from nemo_tapo.evaluation.bootstrap import DRAWS, SEED, interval95
-from nemo_tapo.evaluation.graded import names, values
 from nemo_tapo.evaluation.results import AVERAGE
-from nemo_tapo.report.sweep_read import Outcome
+from nemo_tapo.sweeps.report.read_runs import Outcome
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -176,7 +176,7 @@ def print_tables(found: Sequence[Table], lines: Sequence[str], width: int | None
     """Tables and lines below them as text of at most `width` columns, by default the terminal's."""
     from rich.console import Console
 
-    from nemo_tapo.report.terminal import text_table
+    from nemo_tapo.utils.text_table import text_table
 
     out = StringIO()
     console = Console(file=out, width=width or shutil.get_terminal_size((100, 24)).columns, highlight=False)

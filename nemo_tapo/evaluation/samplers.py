@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import EvaluationConfig
-from nemo_tapo.endpoint import Endpoint
-from nemo_tapo.evaluation.samples import Sample
+from nemo_tapo.endpoint.client import Endpoint
+from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.interfaces import Generator
 from nemo_tapo.types import Grade, Query, Request
+from nemo_tapo.utils.concurrency import at_once
 from nemo_tapo.utils.seeding import seed_from
 from nemo_tapo.utils.signals import Stop
 
-HEARD_WITHIN = 0.5  # seconds after which what is under way is dropped, when a stop was requested
-
 Verify = Callable[[Query, str], Awaitable[Grade]]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,32 +116,6 @@ async def take(
         keep(await _one(job, sampler, verify, seed))
 
     await at_once(jobs, work, sampler.in_flight, stop)
-
-
-async def at_once(jobs: Iterable[T], work: Callable[[T], Awaitable[None]], most: int, stop: Stop) -> None:
-    """`work` on every job, at most `most` under way. When `stop` is requested it returns and drops what is under way.
-
-    The first failure ends all and is raised.
-    """
-    queue = iter(jobs)  # shared: whoever is free takes the next
-
-    async def one_after_the_other() -> None:
-        for job in queue:
-            if stop.requested:
-                return
-            await work(job)
-
-    workers = [asyncio.ensure_future(one_after_the_other()) for _ in range(most)]
-    left = set(workers)
-    try:
-        while left and not stop.requested:
-            finished, left = await asyncio.wait(left, timeout=HEARD_WITHIN, return_when=asyncio.FIRST_EXCEPTION)
-            for worker in finished:
-                worker.result()
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
 
 
 async def _one(job: Job, sampler: Sampler, verify: Verify, seed: int) -> Sample:

@@ -25,8 +25,18 @@ from typing import Any, Self
 import httpx
 
 from nemo_tapo.config.sections import EndpointConfig
+from nemo_tapo.endpoint.protocol import (
+    Malformed,
+    Reply,
+    base_url,
+    is_loopback,
+    json_of,
+    read_key,
+    reply_of,
+    retry_after,
+    words_of,
+)
 from nemo_tapo.utils.errors import RuntimeFailure
-from nemo_tapo.wire import Malformed, Reply, base_url, is_loopback, json_of, read_key, reply_of, retry_after, words_of
 
 RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
 LONGEST_BODY = 16 * 2**20  # bytes of an answer; what is longer is none, and never in memory as a whole

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_tapo.report.sweep_read import Outcome, Run
+from nemo_tapo.sweeps.report.read_runs import Outcome, Run
 
 Metrics = Sequence[Mapping[str, Any]]
 SAMPLED = ("tokens/generated", "tokens/synthesised")

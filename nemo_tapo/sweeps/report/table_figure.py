@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_tapo.report.plots import COLOURS, drawing
-from nemo_tapo.report.sweep_read import Outcome
-from nemo_tapo.report.sweep_stats import Estimate
-from nemo_tapo.report.sweep_text import Numbers
+from nemo_tapo.sweeps.report.estimates import Estimate
+from nemo_tapo.sweeps.report.read_runs import Outcome
+from nemo_tapo.sweeps.report.text_report import Numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

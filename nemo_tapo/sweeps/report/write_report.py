@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_tapo.report import plots
-from nemo_tapo.report.sweep_csv import as_csv
-from nemo_tapo.report.sweep_plots import table_figure
-from nemo_tapo.report.sweep_rates import Rated, rate, table2
-from nemo_tapo.report.sweep_read import Found, Outcome, find, kept_sweeps, sweeps_of
-from nemo_tapo.report.sweep_text import Grid, Numbers, as_markdown, grids, notes, numbers_of, sentence
+from nemo_tapo.sweeps.report.csv_file import as_csv
+from nemo_tapo.sweeps.report.read_runs import Found, Outcome, find, kept_sweeps, sweeps_of
+from nemo_tapo.sweeps.report.reflection_rates import Rated, rate, table2
+from nemo_tapo.sweeps.report.table_figure import table_figure
+from nemo_tapo.sweeps.report.text_report import Grid, Numbers, as_markdown, grids, notes, numbers_of, sentence
 from nemo_tapo.utils.files import replace_text
 
 REPORT = "report"  # folder of the sweep's
@@ -81,7 +81,7 @@ def in_terminal(found: Found, tables: Sequence[Grid]) -> str:
     """The tables as plain text, as wide as they need."""
     from rich.console import Console
 
-    from nemo_tapo.report.terminal import text_table
+    from nemo_tapo.utils.text_table import text_table
 
     console = Console(file=io.StringIO(), width=220, highlight=False)
     console.print(f"{found.sweep.title} ({found.sweep.name})", markup=False)

@@ -9,14 +9,8 @@ from pathlib import Path
 from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.equations.selection import Zone, zone
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.report.progress import Progress, Stage
-from nemo_tapo.report.records import (
-    MetricsWriter,
-    TrajectoryWriter,
-    skipped_record,
-    token_pieces,
-    trajectory_record,
-)
+from nemo_tapo.tracking.progress import Progress, Stage
+from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter, skipped_record, token_pieces, trajectory_record
 from nemo_tapo.types import Construction, Experience, Row, UpdateResult
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_tapo.evaluation.samples import Sample, file_name, read
+from nemo_tapo.evaluation import paper_results
+from nemo_tapo.evaluation.sample_store import Sample, file_name, read
 from nemo_tapo.judge import oracle
 from nemo_tapo.judge.rates import RATES, Marked, counts, rate_of
 from nemo_tapo.judge.responses import Answered, boundary, problem_of, questions
-from nemo_tapo.report import paper
-from nemo_tapo.report.sweep_read import Outcome, Run
-from nemo_tapo.report.sweep_stats import over_seeds
-from nemo_tapo.report.sweep_text import Grid, percent_ends
 from nemo_tapo.sweeps import state
+from nemo_tapo.sweeps.report.estimates import over_seeds
+from nemo_tapo.sweeps.report.read_runs import Outcome, Run
+from nemo_tapo.sweeps.report.text_report import Grid, percent_ends
 
 NOTE = (
     "DSR: right responses without reflection, of the right ones. ERR: responses that located the error, diagnosed it "
@@ -105,7 +105,7 @@ def table2(rated: Rated) -> Grid:
     """Table 2: both rows and their difference, the paper's figures to the right."""
     columns = [_papers(rate.name) for rate in rated.rates]
     head = ["Method", *(rate.name for rate in rated.rates)]
-    head += [f"paper, {rate.name}, {b}" for rate in rated.rates for b in paper.TABLE_2_BENCHMARKS]
+    head += [f"paper, {rate.name}, {b}" for rate in rated.rates for b in paper_results.TABLE_2_BENCHMARKS]
     rows = [
         [rated.first.row.label, *(_cell(r.first) for r in rated.rates)],
         [rated.second.row.label, *(_cell(r.second) for r in rated.rates)],
@@ -117,7 +117,7 @@ def table2(rated: Rated) -> Grid:
 
 
 def _papers(rate: str) -> list[tuple[float, ...]]:
-    return [of[rate] for of in paper.TABLE_2.values()]
+    return [of[rate] for of in paper_results.TABLE_2.values()]
 
 
 def _flat(columns: list[list[tuple[float, ...]]], row: int) -> list[str]:

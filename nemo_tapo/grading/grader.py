@@ -1,4 +1,4 @@
-"""The verifier's processes: `python -m nemo_tapo.grading.worker CPU_SECONDS SECONDS FD...`, one FD a grader.
+"""The verifier's processes: `python -m nemo_tapo.grading.grader CPU_SECONDS SECONDS FD...`, one FD a grader.
 
     verifier (pool.py) --Popen--> nursery --fork--> grader 0   request <-> verdict over FD 0
                                     |   '---fork--> grader 1   ...
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the verifier blocks or ignores is inherited
     for signum in (*TIMERS, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_DFL)
-    from nemo_tapo.grading.compare import warm_up
+    from nemo_tapo.grading.equivalence import warm_up
 
     warm_up()
     gc.collect()
@@ -119,10 +119,10 @@ def patience(question: Sequence[str]) -> int:
 
 
 def _verdict(what: str, *texts: str) -> str | None:
-    from nemo_tapo.grading import compare
+    from nemo_tapo.grading import equivalence
 
     try:
-        return compare.compare(*texts) if what == "compare" else compare.fault(*texts)
+        return equivalence.compare(*texts) if what == "compare" else equivalence.fault(*texts)
     except (MemoryError, RecursionError):
         return "too_large" if what == "compare" else "is too large to be worked out"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from nemo_tapo.report.progress import Progress
+    from nemo_tapo.tracking.progress import Progress
 
 Clock = Callable[[], float]
 

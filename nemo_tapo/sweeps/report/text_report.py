@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nemo_tapo.judge.table import markdown, place
-from nemo_tapo.report import paper, sweep_effort
-from nemo_tapo.report.sweep_read import Found, Outcome
-from nemo_tapo.report.sweep_stats import Estimate, Interval, difference, of_row
+from nemo_tapo.evaluation import paper_results
+from nemo_tapo.judge.rate_table import markdown, place
+from nemo_tapo.sweeps.report import training_effort
+from nemo_tapo.sweeps.report.estimates import Estimate, Interval, difference, of_row
+from nemo_tapo.sweeps.report.read_runs import Found, Outcome
 
 Estimates = Mapping[str, Mapping[str, Estimate]]  # {benchmark: {measure: Estimate}}
 
@@ -132,12 +133,12 @@ def layout(found: Found, numbers: Sequence[Numbers], benchmark: str) -> Grid:
 def _papers(benchmark: str) -> list[str]:
     """The paper's benchmark that this one is; all of them if it is none."""
     where = place(benchmark)
-    return list(paper.TABLE_1) if where is None else [list(paper.TABLE_1)[where]]
+    return list(paper_results.TABLE_1) if where is None else [list(paper_results.TABLE_1)[where]]
 
 
 def theirs_of(found: Found, outcome: Outcome) -> dict[str, dict[int, float]]:
     """What the paper has for a row: {benchmark: {k: pass@k in percent}}."""
-    return paper.passes(found.sweep.paper, outcome.row.paper or outcome.row.label)
+    return paper_results.passes(found.sweep.paper, outcome.row.paper or outcome.row.label)
 
 
 def intervals(numbers: Sequence[Numbers], benchmark: str) -> Grid:
@@ -178,15 +179,15 @@ def _first_and_last(names: Sequence[str]) -> list[str]:
 def effort(numbers: Sequence[Numbers]) -> Grid:
     """What was spent, and training accuracy at equal steps and at equal tokens."""
     trained = [n.outcome for n in numbers if n.outcome.row.train and n.outcome.runs]
-    steps, budget = sweep_effort.in_common(trained)
+    steps, budget = training_effort.in_common(trained)
     head = ["", "steps", "tokens sampled", "tokens synthesised", "tokens trained", "rows", "seconds"]
     at = ["accuracy at equal steps", "accuracy at equal tokens"]
     rows = []
     for outcome in trained:
-        e = sweep_effort.effort(outcome)
+        e = training_effort.effort(outcome)
         spent = [_number(v) for v in (e.steps, e.sampled, e.synthesised, e.trained, e.rows, e.seconds)]
-        at_steps = sweep_effort.accuracy_at_step(outcome, steps)
-        at_tokens = None if budget is None else sweep_effort.accuracy_at(outcome, budget)
+        at_steps = training_effort.accuracy_at_step(outcome, steps)
+        at_tokens = None if budget is None else training_effort.accuracy_at(outcome, budget)
         rows.append([outcome.row.label, *spent, _share(at_steps), _share(at_tokens)])
     return Grid("Compute spent", [*head, *at], rows)
 
@@ -198,7 +199,7 @@ def why(numbers: Sequence[Numbers]) -> Grid:
     rows = []
     for n in numbers:
         if n.outcome.runs:
-            w = sweep_effort.why(n.outcome)
+            w = training_effort.why(n.outcome)
             ends = [_first_last(pair) for pair in (w.correct, w.mixed, w.accuracy)]
             rows.append([n.outcome.row.label, *ends, _share(w.reflection), _number(w.tokens)])
     return Grid("Counters", head, rows)

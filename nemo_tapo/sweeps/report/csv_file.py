@@ -6,15 +6,16 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from nemo_tapo.report import paper, sweep_effort
-from nemo_tapo.report.sweep_rates import Rated
-from nemo_tapo.report.sweep_read import Found, Outcome
-from nemo_tapo.report.sweep_stats import Estimate, Interval, over_seeds
-from nemo_tapo.report.sweep_text import Numbers, theirs_of
+from nemo_tapo.evaluation import paper_results
+from nemo_tapo.sweeps.report import training_effort
+from nemo_tapo.sweeps.report.estimates import Estimate, Interval, over_seeds
+from nemo_tapo.sweeps.report.read_runs import Found, Outcome
+from nemo_tapo.sweeps.report.reflection_rates import Rated
+from nemo_tapo.sweeps.report.text_report import Numbers, theirs_of
 
 OF_MEAN = ("mean", "seeds_low", "seeds_high", "problems_low", "problems_high", "both_low", "both_high")
 OF_DIFFERENCE = tuple("difference" if name == "mean" else f"difference_{name}" for name in OF_MEAN)
-PAPERS = {name: f"paper_{name.replace(' ', '')}_percent" for name in paper.TABLE_1}
+PAPERS = {name: f"paper_{name.replace(' ', '')}_percent" for name in paper_results.TABLE_1}
 HEAD = (
     "table", "row", "label", "benchmark", "measure", "seeds", *OF_MEAN, "from", "difference_seeds", *OF_DIFFERENCE,
     *PAPERS.values(),
@@ -31,7 +32,7 @@ def as_csv(found: Found, numbers: Sequence[Numbers], rated: Sequence[Rated]) -> 
     writer = csv.DictWriter(text, HEAD, restval="", lineterminator="\n")
     writer.writeheader()
     trained = [n.outcome for n in numbers if n.outcome.row.train and n.outcome.runs]
-    in_common = sweep_effort.in_common(trained)
+    in_common = training_effort.in_common(trained)
     measured = {b: list(of) for b, of in next((n.means for n in numbers if n.means), {}).items()}
     for n in numbers:
         named = {"table": found.sweep.name, "row": n.outcome.row.name, "label": n.outcome.row.label}
@@ -62,10 +63,10 @@ def _counters(outcome: Outcome, steps: int, tokens: float | None) -> Iterator[Li
     """What the tables "Compute spent" and "Counters" show. steps, tokens: those that all runs have."""
     told: dict[str, float | None] = {}
     if outcome.row.train:
-        told |= vars(sweep_effort.effort(outcome))
-        told["accuracy_at_equal_steps"] = sweep_effort.accuracy_at_step(outcome, steps)
-        told["accuracy_at_equal_tokens"] = None if tokens is None else sweep_effort.accuracy_at(outcome, tokens)
-    w = sweep_effort.why(outcome)
+        told |= vars(training_effort.effort(outcome))
+        told["accuracy_at_equal_steps"] = training_effort.accuracy_at_step(outcome, steps)
+        told["accuracy_at_equal_tokens"] = None if tokens is None else training_effort.accuracy_at(outcome, tokens)
+    w = training_effort.why(outcome)
     ends = {"constructions_right": w.correct, "mixed_groups": w.mixed, "training_accuracy": w.accuracy}
     if outcome.row.train:
         told |= {f"{name}_{end}": value for name, of in ends.items() for end, value in zip(ENDS, of, strict=True)}
@@ -93,7 +94,7 @@ def _over_seeds(mean: str, over: str, values: Sequence[float | None], seeds: Seq
     """Mean and interval, in the columns of these names, over the seeds whose rate is over some response."""
     known = {seed: value for seed, value in zip(seeds, values, strict=True) if value is not None}
     low, high = _pair(over_seeds([*known.values()]))
-    return {over: _list([*known]), mean: sweep_effort.mean(values), f"{over}_low": low, f"{over}_high": high}
+    return {over: _list([*known]), mean: training_effort.mean(values), f"{over}_low": low, f"{over}_high": high}
 
 
 def _numbers(names: Sequence[str], e: Estimate) -> Line:

@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nemo_tapo.evaluation.accuracy import collect
 from nemo_tapo.evaluation.compare import require_comparable
-from nemo_tapo.evaluation.graded import collect
 from nemo_tapo.evaluation.results import Evaluated
-from nemo_tapo.evaluation.samples import SETTINGS, differences, file_name, folder_of, read
-from nemo_tapo.report.records import read_metrics
+from nemo_tapo.evaluation.sample_store import SETTINGS, differences, file_name, folder_of, read
 from nemo_tapo.sweeps import state
 from nemo_tapo.sweeps.definition import SWEEPS, Row, Sweep, names, read_kept, read_sweep
+from nemo_tapo.tracking.records import read_metrics
 from nemo_tapo.utils.jsonl import Record
 from nemo_tapo.utils.run_folder import CONFIG
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nemo_tapo.evaluation.paper_results import TABLE_2, TABLE_2_BENCHMARKS
 from nemo_tapo.judge.rates import RATES
-from nemo_tapo.report.paper import TABLE_2, TABLE_2_BENCHMARKS
 
 NOTHING = "not defined"
 

@@ -14,9 +14,9 @@ from nemo_tapo.algorithms.synthesis import construction_counts
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.results import Evaluated, read_evaluated
-from nemo_tapo.evaluation.samples import Sample, Store, folder_of
-from nemo_tapo.evaluation.sampling import Sampler, Verify, missing, take
-from nemo_tapo.report.progress import Progress
+from nemo_tapo.evaluation.sample_store import Sample, Store, folder_of
+from nemo_tapo.evaluation.samplers import Sampler, Verify, missing, take
+from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
 from nemo_tapo.utils.signals import Stop
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
-from nemo_tapo.report.progress import Progress, Stage
+from nemo_tapo.tracking.progress import Progress, Stage
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
 
 WINDOW = 64  # rows in hand

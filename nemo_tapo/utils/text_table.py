@@ -1,0 +1,40 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+
+def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """First column to the left, the others to the right."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.show_header = any(head)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(plain_text(cell) for cell in row))
+    return table
+
+
+def plain_text(text: str, style: str = "") -> Text:
+    """Text that cannot steer the terminal: no markup; control characters but newlines made visible."""
+    from rich.text import Text
+
+    return Text("".join(visible(character) for character in text), style=style)
+
+
+def visible(character: str) -> str:
+    if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
+        return character
+    if character == "\t":
+        return "    "
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else f"<U+{code:04X}>"
