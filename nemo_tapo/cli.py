@@ -148,9 +148,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         return judge(arguments)
     from nemo_tapo.config.load import load
     from nemo_tapo.config.run_config import as_yaml
-    from nemo_tapo.datasets.preview import check_data
-    from nemo_tapo.plan import describe
     from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.stages.data_preview import check_data
+    from nemo_tapo.stages.dry_run import describe
     from nemo_tapo.utils.run_folder import folder_of_run
 
     if is_nemo_rl(arguments.config):
@@ -164,7 +164,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     require_free(cfg.output, cfg.checkpoint.min_free_gib)
     with folder_of_run(cfg.output, as_yaml(cfg), arguments.command):
         if arguments.command == "pretrain":
-            from nemo_tapo.pretrain import initialise
+            from nemo_tapo.stages.pretrain import initialise
 
             cfg = initialise(cfg)
         told = asyncio.run(run_stages(cfg, arguments.command))
@@ -175,9 +175,9 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def on_nemo_rl(arguments: argparse.Namespace) -> int:
     """A command with a NeMo-RL config file: everything is checked before a GPU is touched."""
-    from nemo_tapo.datasets.preview import check_data
     from nemo_tapo.runtime.nemo_rl import command
     from nemo_tapo.runtime.nemo_rl.runtime import prepared
+    from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.utils.run_folder import folder_of_run
 
     run = command.checked(arguments.config, arguments.overrides)
@@ -198,7 +198,7 @@ def on_nemo_rl(arguments: argparse.Namespace) -> int:
 def check_coldstart(cfg: RunConfig, command: str) -> None:
     """Raises ValueError for a cold start that could not end well, before engines are started."""
     if command == "coldstart" or (command == "run" and "coldstart" in cfg.parts):
-        from nemo_tapo.coldstart.stage import check
+        from nemo_tapo.stages.coldstart.stage import check
 
         check(cfg)
 
@@ -236,7 +236,7 @@ def of_a_folder(arguments: argparse.Namespace) -> int:
     elif arguments.table:
         raise ValueError(f"{arguments.folder} is no folder of a sweep: it has no runs in <row>/seed-<k>.")
     else:
-        from nemo_tapo.stages import report
+        from nemo_tapo.stages.main_job import report
         from nemo_tapo.tracking.progress import Progress
 
         with Progress() as progress:
@@ -249,7 +249,8 @@ async def run_stages(cfg: RunConfig, command: str, master: dict[str, Any] | None
 
     `master` is NeMo-RL's configuration, where its runtime is meant.
     """
-    from nemo_tapo.stages import STAGES, WEIGHTS, Session
+    from nemo_tapo.stages.registry import STAGES, WEIGHTS
+    from nemo_tapo.stages.session import Session
     from nemo_tapo.tracking.progress import Progress
 
     stop = Stop()
@@ -282,7 +283,7 @@ async def start_runtime(
     if cfg.runtime == "nemo_rl":
         raise ValueError("runtime: nemo_rl needs a config file with NeMo-RL's sections (policy, cluster, ...).")
     if command == "evaluate":
-        from nemo_tapo.evaluation.stage import model_of
+        from nemo_tapo.evaluation.model_files import model_of
 
         cfg = model_of(cfg)
     if cfg.runtime == "scripted":

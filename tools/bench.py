@@ -145,7 +145,7 @@ async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, flo
     """Three steps; the first warms up and is left out."""
     from nemo_tapo.algorithms.base import Tools
     from nemo_tapo.algorithms.registry import make_algorithm
-    from nemo_tapo.data import QueryOrder, with_prompts
+    from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
     from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
     from nemo_tapo.train import Plan, train
     from nemo_tapo.utils.signals import Stop

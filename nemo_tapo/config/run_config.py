@@ -236,3 +236,9 @@ def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> l
 def as_yaml(cfg: RunConfig) -> str:
     """The configuration as YAML that `load` reads back."""
     return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:
+    """The settings that decide the numbers of RL: a checkpoint goes on under the same ones only."""
+    own = ("opsd",) if cfg.algorithm == "opsd" else ()
+    return cfg.fingerprint("algorithm", "steps", "task", "model", "rollout", "tapo", "loss", "optimizer", *own)

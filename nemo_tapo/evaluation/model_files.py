@@ -10,11 +10,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from nemo_tapo.checkpoint import MANIFEST, find_fault
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.evaluation.sample_store import folder_of
 from nemo_tapo.utils.files import sha256
+
+if TYPE_CHECKING:
+    pass
 
 HF, CHECKPOINTS, INITIAL, WEIGHTS = "hf", "checkpoints", "initial", "model.safetensors"
 ASSEMBLED = "model"  # of a checkpoint, within the evaluation's folder
@@ -102,3 +108,18 @@ def weights_digest(folder: Path) -> str:
     for file in files:
         digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def identity(model: Path) -> dict[str, str]:
+    """What tells a model's weights from others': a digest of them; of one that is not on this disk, its name."""
+    return {"weights": weights_digest(model)} if model.is_dir() else {"name": str(model)}
+
+
+def model_of(cfg: RunConfig) -> RunConfig:
+    """`cfg` with the directory that its model.path means; one for a checkpoint is made beside its samples."""
+    model = cfg.model.model_copy(update={"path": locate(cfg.model.path, workspace(cfg))})
+    return cfg.model_copy(update={"model": model})
+
+
+def workspace(cfg: RunConfig) -> Path:
+    return folder_of(cfg.output, name_of(cfg.model.path)) / ASSEMBLED

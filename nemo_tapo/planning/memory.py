@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_tapo.planning.setup import GPUS, Assumptions, GiB, Setup
-from nemo_tapo.planning.shapes import ModelShape
+from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, GiB, Setup
+from nemo_tapo.planning.model_shape import ModelShape
 
 BF16, FP32 = 2, 4
 OPTIMIZER = 3 * FP32  # master weight and two moments

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig
-from nemo_tapo.datasets import screen
+from nemo_tapo.datasets import screening
 from nemo_tapo.datasets.read import Example, Loaded, read
 from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
 from nemo_tapo.grading.verifier import Verifier
@@ -63,11 +63,11 @@ class MathematicsTask:
     def _screened(self, name: str, cfg: DatasetConfig) -> Loaded:
         if name not in self._sets:
             loaded = read(cfg, name, setting(name))
-            examples, ungradable = screen.drop_ungradable(loaded.examples, self.verifier.gold_faults)
-            examples, doubles = screen.drop_duplicates(examples)
+            examples, ungradable = screening.drop_ungradable(loaded.examples, self.verifier.gold_faults)
+            examples, doubles = screening.drop_duplicates(examples)
             aside = [*loaded.provenance.set_aside, *ungradable, *doubles]
             if name == TRAIN and self.cfg.exclude_benchmarks:
-                examples, known = screen.drop_benchmark_problems(examples, self._benchmark_examples())
+                examples, known = screening.drop_benchmark_problems(examples, self._benchmark_examples())
                 aside += known
             self._sets[name] = Loaded(tuple(examples), replace(loaded.provenance, set_aside=tuple(aside)))
         return self._sets[name]

@@ -15,7 +15,8 @@ import nemo_parts as parts
 
 from nemo_tapo.runtime.local import cluster
 from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
-from nemo_tapo.stages import Session, reinforce
+from nemo_tapo.stages.reinforce import reinforce
+from nemo_tapo.stages.session import Session
 from nemo_tapo.utils.signals import Stop
 
 

@@ -15,7 +15,7 @@ from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.data import with_prompts
+from nemo_tapo.datasets.query_order import with_prompts
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape, Weights
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
 from nemo_tapo.runtime.nemo_rl.phases import Phases

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nemo_tapo.coldstart import data
 from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.datasets import sft_examples
 from nemo_tapo.runtime.nemo_rl.sft import CONFIG, check_recipe, completed, next_step
 from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.tasks import arithmetic
@@ -31,7 +31,7 @@ def run_config(folder: Path, **coldstart: Any) -> RunConfig:
     )
 
 
-def examples(tokenizer: HFTokenizer, count: int) -> list[data.Example]:
+def examples(tokenizer: HFTokenizer, count: int) -> list[sft_examples.Example]:
     """Right solutions and their checks, as the data holds them."""
     made = []
     for i, problem in enumerate(arithmetic.problems(count, 3, 2, 4)):
@@ -40,20 +40,22 @@ def examples(tokenizer: HFTokenizer, count: int) -> list[data.Example]:
             prompt = arithmetic.SYNTHESIS_PROMPT.format(question=prompt, wrong=response, reference=response)
             response = f"<analysis>{{fine}}</analysis>\n<reconstruction>{response}</reconstruction>"
         ids = (*tokenizer.encode(response), tokenizer.eos_id)
-        source = data.Source(f"train-{i}", f"train-{i}/0", f"train-{i}/1" if i % 3 == 0 else None)
-        made.append(data.Example(f"e{i}", "sft", "correct", prompt, response, tokenizer.chat(prompt), ids, source))
+        source = sft_examples.Source(f"train-{i}", f"train-{i}/0", f"train-{i}/1" if i % 3 == 0 else None)
+        made.append(
+            sft_examples.Example(f"e{i}", "sft", "correct", prompt, response, tokenizer.chat(prompt), ids, source)
+        )
     return made
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> tuple[RunConfig, list[data.Example]]:
+def written(tmp_path: Path) -> tuple[RunConfig, list[sft_examples.Example]]:
     cfg, made = run_config(tmp_path), examples(HFTokenizer(MODEL), 13)
-    data.write(tmp_path, made)
+    sft_examples.write(tmp_path, made)
     return cfg, made
 
 
 def test_nemo_rls_loader_sees_the_same_tokens_and_trains_on_the_response_alone(
-    written: tuple[RunConfig, list[data.Example]],
+    written: tuple[RunConfig, list[sft_examples.Example]],
 ) -> None:
     from examples.run_sft import setup_data  # NeMo-RL's
     from nemo_rl.algorithms.sft import MasterConfig
@@ -78,7 +80,9 @@ def test_nemo_rls_loader_sees_the_same_tokens_and_trains_on_the_response_alone(
         assert datum["loss_multiplier"] == 1.0
 
 
-def test_the_written_configuration_has_our_steps_and_schedule(written: tuple[RunConfig, list[data.Example]]) -> None:
+def test_the_written_configuration_has_our_steps_and_schedule(
+    written: tuple[RunConfig, list[sft_examples.Example]],
+) -> None:
     cfg, _ = written
     told = next_step(cfg, cfg.output)
     assert f"run_sft.py --config {cfg.output / CONFIG}" in told and told.startswith("13 examples are in")
@@ -104,7 +108,7 @@ def test_recipes_that_cannot_train_the_data_are_a_sentence(tmp_path: Path) -> No
         check_recipe(run_config(tmp_path, sft_recipe=str(RECIPE.with_name("tapo-qwen3-8b-1n8g-megatron.yaml"))))
 
 
-def test_without_a_recipe_it_says_what_to_run(written: tuple[RunConfig, list[data.Example]]) -> None:
+def test_without_a_recipe_it_says_what_to_run(written: tuple[RunConfig, list[sft_examples.Example]]) -> None:
     cfg, _ = written
     bare = cfg.model_copy(update={"coldstart": cfg.coldstart.model_copy(update={"sft_recipe": None})})
     assert "examples/run_sft.py" in next_step(bare, cfg.output) and not (cfg.output / CONFIG).exists()
@@ -141,7 +145,8 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
 
     from nemo_tapo.runtime.local import cluster
     from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
-    from nemo_tapo.stages import STAGES, Session
+    from nemo_tapo.stages.registry import STAGES
+    from nemo_tapo.stages.session import Session
     from nemo_tapo.tracking.progress import Progress
     from nemo_tapo.utils.signals import Stop
 
@@ -169,4 +174,4 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
     finally:
         cluster.stop(here)
     assert told is not None and str(folder / CONFIG) in told and (folder / CONFIG).is_file()
-    assert data.read(folder / "data.jsonl") and not (folder / "hf").exists()
+    assert sft_examples.read(folder / "data.jsonl") and not (folder / "hf").exists()

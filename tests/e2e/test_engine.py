@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.pretrain import write_random_model
 from nemo_tapo.runtime.local import cluster
 from nemo_tapo.runtime.local.engine import EngineInfo
 from nemo_tapo.runtime.local.generator import LocalGenerator
 from nemo_tapo.runtime.local.runtime import start_engine
 from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.stages.pretrain import write_random_model
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
 

@@ -15,13 +15,14 @@ import pytest
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.synthesis import Synthesis
-from nemo_tapo.coldstart import build, data
-from nemo_tapo.coldstart.corrections import Corrections
-from nemo_tapo.coldstart.statistics import in_words, overlaps, spread, statistics
-from nemo_tapo.coldstart.writers import OracleWriter, check_writer, without_thinking
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.data import with_prompts
+from nemo_tapo.datasets import sft_examples
+from nemo_tapo.datasets.query_order import with_prompts
 from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedRuntime, arithmetic_script
+from nemo_tapo.stages.coldstart import build
+from nemo_tapo.stages.coldstart.corrections import Corrections
+from nemo_tapo.stages.coldstart.statistics import in_words, overlaps, spread, statistics
+from nemo_tapo.stages.coldstart.writers import OracleWriter, check_writer, without_thinking
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Completion, Construction, Grade, Group, Kind, Pair, Query, Rollout
 
@@ -192,8 +193,8 @@ def test_the_prompt_is_what_the_policy_reads() -> None:
 
 def test_files_round_trip_and_tell_where_each_example_comes_from(tmp_path: Path) -> None:
     mixed, *_ = made(config(sft_examples=8, ift_examples=5, corrective_share=0.5))
-    data.write(tmp_path, mixed.examples, parquet=True)
-    assert data.read(tmp_path / "data.jsonl") == mixed.examples
+    sft_examples.write(tmp_path, mixed.examples, parquet=True)
+    assert sft_examples.read(tmp_path / "data.jsonl") == mixed.examples
     chats = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
     for chat, example in zip(chats, mixed.examples, strict=True):
         assert [m["role"] for m in chat["messages"]] == ["user", "assistant"]
@@ -217,18 +218,18 @@ def test_files_round_trip_and_tell_where_each_example_comes_from(tmp_path: Path)
 )
 def test_a_broken_row_is_named_with_what_to_do(tmp_path: Path, broken: str | None, why: str) -> None:
     mixed, *_ = made(config(sft_examples=3, ift_examples=2, corrective_share=0.5))
-    data.write(tmp_path, mixed.examples)
+    sft_examples.write(tmp_path, mixed.examples)
     file = tmp_path / "data.jsonl"
     lines = file.read_text().splitlines()
     empty = json.dumps({**json.loads(lines[2]), "response_ids": []})
     lines[2] = broken if broken is not None else empty
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=rf"data\.jsonl, line 3 is no cold-start example: .*({why})") as error:
-        data.read(file)
+        sft_examples.read(file)
     assert str(error.value).endswith(". Mend or remove that line.")  # nobody's samples lie beside it
-    (tmp_path / data.STATISTICS).write_text("{}")
+    (tmp_path / sft_examples.STATISTICS).write_text("{}")
     with pytest.raises(ValueError, match="nothing is asked again"):
-        data.read(file)
+        sft_examples.read(file)
 
 
 # ----------------------------------------------------------------------------- statistics

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.coldstart.sampling import Groups
 from nemo_tapo.runtime.scripted import SYNTHESIS
+from nemo_tapo.stages.coldstart.base_samples import Groups
 from nemo_tapo.tasks import arithmetic
 from tests.command import nemo_tapo
 from tests.endpoint_servers import Answer, Body, completion, error, free_port, scripted

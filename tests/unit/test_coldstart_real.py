@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.coldstart import data
-from nemo_tapo.coldstart.stage import data_of
 from nemo_tapo.config.run_config import validate
+from nemo_tapo.datasets import sft_examples
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.runtime.own import OwnServices
 from nemo_tapo.runtime.scripted import ScriptedActor
 from nemo_tapo.runtime.tokenizer import HFTokenizer
-from nemo_tapo.stages import Session
+from nemo_tapo.stages.coldstart.stage import data_of
+from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import REFLECTED_SUFFIX, Completion, Request
 from nemo_tapo.utils.signals import Stop
@@ -145,7 +145,7 @@ def test_kept_prefixes_are_the_responses_own_tokens(built: Built) -> None:
     folder, _, engine = built
     tokenizer = engine.tokenizer
     chats = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
-    examples = data.read(folder / "data.jsonl")
+    examples = sft_examples.read(folder / "data.jsonl")
     corrective = 0
     for chat, example in zip(chats, examples, strict=True):
         said = example.response

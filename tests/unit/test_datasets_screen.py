@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.datasets.read import Example
-from nemo_tapo.datasets.screen import Overlaps, drop_benchmark_problems, drop_duplicates, drop_ungradable, words
+from nemo_tapo.datasets.screening import Overlaps, drop_benchmark_problems, drop_duplicates, drop_ungradable, words
 from tests.data_files import data_file
 
 # A real one (AIME 2024, of the copy in the data folder) and what copies of it look like.

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.config.load import load
-from nemo_tapo.filtering import FAILED, KEPT, TOO_EASY, TOO_HARD, Sampled, exactly, result_row
+from nemo_tapo.stages.filter_queries import FAILED, KEPT, TOO_EASY, TOO_HARD, Sampled, exactly, result_row
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Query
 from tests.command import nemo_tapo

@@ -11,9 +11,10 @@ import pytest
 
 from nemo_tapo.config.load import load
 from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig, VerifierConfig
-from nemo_tapo.data import DataReport, with_prompts
-from nemo_tapo.datasets.preview import check_data, preview
+from nemo_tapo.datasets.data_report import DataReport
+from nemo_tapo.datasets.query_order import with_prompts
 from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.stages.data_preview import check_data, preview
 from nemo_tapo.tasks.mathematics import MathematicsTask
 from nemo_tapo.tasks.prompts import PROMPT
 from nemo_tapo.types import Provenance, Query, SetAside

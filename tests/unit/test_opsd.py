@@ -17,22 +17,21 @@ from nemo_tapo.algorithms.opsd import LEFT_OUT_REASONS, OPSD, PROMPT, privileged
 from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.batch import collate
 from nemo_tapo.config.load import load
-from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.data import QueryOrder, with_prompts
+from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
 from nemo_tapo.datasets.read import read
 from nemo_tapo.equations.divergence import DivergenceRules
 from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import next_token_scores
 from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
-from nemo_tapo.plan import plan
 from nemo_tapo.runtime.local.actor import deal, filled
 from nemo_tapo.runtime.local.hf import require_same_kind
 from nemo_tapo.runtime.nemo_rl import config as nemo_config
 from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
 from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
-from nemo_tapo.stages import rl_fingerprint
+from nemo_tapo.stages.dry_run import plan
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Completion, Experience, Grade, Group, Kind, Query, Rollout, Row

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.planning import memory, text, time
-from nemo_tapo.planning.setup import Assumptions, GiB, Setup, update_rows
-from nemo_tapo.planning.shapes import QWEN3, ModelShape, shape_of
+from nemo_tapo.planning import memory, plan_text, step_time
+from nemo_tapo.planning.cluster_setup import Assumptions, GiB, Setup, update_rows
+from nemo_tapo.planning.model_shape import QWEN3, ModelShape, shape_of
 
 ASSUMED = Assumptions()
 SETUP = Setup(
@@ -132,15 +132,15 @@ def test_experts_are_divided_by_expert_parallelism() -> None:
 
 def test_the_class_that_breaks_a_plan_is_named() -> None:
     big = replace(SETUP, tp=8, engine_tp=4, micro_batch_tokens=10240)
-    fault = list(text.faults(QWEN3["Qwen3-32B"], big, ASSUMED))
+    fault = list(plan_text.faults(QWEN3["Qwen3-32B"], big, ASSUMED))
     assert len(fault) == 1
     assert fault[0].startswith("training needs about")
     assert "the largest part is optimizer (fp32 master, two moments) with 45.8." in fault[0]  # 12 bytes x 32.76e9 / 8
-    assert not list(text.faults(QWEN3["Qwen3-32B"], replace(big, nodes=8, train_gpus=64, engine_gpus=64), ASSUMED))
+    assert not list(plan_text.faults(QWEN3["Qwen3-32B"], replace(big, nodes=8, train_gpus=64, engine_gpus=64), ASSUMED))
 
 
 def test_an_engine_without_room_for_one_completion_is_refused() -> None:
-    faults = list(text.faults(QWEN3["Qwen3-32B"], replace(SETUP, tp=8), ASSUMED))
+    faults = list(plan_text.faults(QWEN3["Qwen3-32B"], replace(SETUP, tp=8), ASSUMED))
     assert any("the KV cache holds" in fault and "engine's weights take 61.0 GiB" in fault for fault in faults)
 
 
@@ -197,11 +197,11 @@ BENCHMARK = replace(
     ids=["Llama-3.1-8B", "Qwen3-30B-A3B"],
 )
 def test_times_are_of_the_published_size(shape: ModelShape, setup: Setup, mean: int, seconds: float) -> None:
-    estimate = sum(time.step_seconds(shape, setup, Assumptions(response_share=mean / 4096)).values())
+    estimate = sum(step_time.step_seconds(shape, setup, Assumptions(response_share=mean / 4096)).values())
     assert seconds / 1.5 < estimate < seconds * 1.5
 
 
 def test_synthesis_costs_time_only_when_something_is_constructed() -> None:
     shape = QWEN3["Qwen3-8B"]
-    assert "synthesis" in time.step_seconds(shape, SETUP, ASSUMED)
-    assert "synthesis" not in time.step_seconds(shape, replace(SETUP, most_constructed=0), ASSUMED)
+    assert "synthesis" in step_time.step_seconds(shape, SETUP, ASSUMED)
+    assert "synthesis" not in step_time.step_seconds(shape, replace(SETUP, most_constructed=0), ASSUMED)

@@ -17,7 +17,7 @@ from nemo_tapo.algorithms.reflection import tokens_before_last_step
 from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.data import QueryOrder, with_prompts
+from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.interfaces import Algorithm
 from nemo_tapo.losses.likelihood import LikelihoodObjective

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from nemo_tapo.planning import text
-from nemo_tapo.planning.shapes import ModelShape, shape_of
+from nemo_tapo.planning import plan_text
+from nemo_tapo.planning.model_shape import ModelShape, shape_of
 from nemo_tapo.runtime.nemo_rl import config, refusals
 from nemo_tapo.runtime.nemo_rl.config import ClusterRun
 from nemo_tapo.runtime.nemo_rl.refusals import at
@@ -53,7 +53,7 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     if shape is not None:
         faults = list(refusals.model(shape, run.setup))
         if run.setup.megatron and not faults:
-            faults = list(text.faults(shape, run.setup, run.assumed))
+            faults = list(plan_text.faults(shape, run.setup, run.assumed))
         if faults:
             raise ValueError("\n".join(faults))
     return run
@@ -91,10 +91,10 @@ def _plan(run: ClusterRun) -> Iterable[str]:
     shape = _shape(run)
     yield f"output: {run.cfg.output}, checkpoints: {at(run.master, 'checkpointing.checkpoint_dir')}"
     if shape is None:
-        yield from text.rows(run.setup)
+        yield from plan_text.rows(run.setup)
         yield f"no estimate of memory and time: {_why_no_shape(run)}"
     else:
-        yield from text.lines(shape, run.setup, run.assumed)
+        yield from plan_text.lines(shape, run.setup, run.assumed)
     yield from (f"note: {note}" for note in run.notes)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from nemo_tapo.config.run_config import RunConfig, known_keys
-from nemo_tapo.planning.setup import Assumptions, Setup
+from nemo_tapo.planning.cluster_setup import Assumptions, Setup
 from nemo_tapo.runtime.nemo_rl import refusals
 from nemo_tapo.runtime.nemo_rl.derive import DERIVED, OWN, PARTS, SCALARS, SECTIONS, assumptions, make_setup, run_config
 from nemo_tapo.runtime.nemo_rl.known_keys import known_keys as nemo_keys

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.planning.setup import Setup
-from nemo_tapo.planning.shapes import ModelShape
+from nemo_tapo.planning.cluster_setup import Setup
+from nemo_tapo.planning.model_shape import ModelShape
 
 Master = Mapping[str, Any]
 OFF: tuple[Any, ...] = (None, False)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.run_config import RunConfig, rl_fingerprint
 from nemo_tapo.interfaces import Recorder, Store, Task
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape
@@ -31,7 +31,6 @@ from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, ship_by_value
 from nemo_tapo.runtime.nemo_rl.phases import Phases, told
 from nemo_tapo.runtime.nemo_rl.record import NemoRecorder
 from nemo_tapo.runtime.tokenizer import HFTokenizer
-from nemo_tapo.stages import rl_fingerprint
 from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.train import require_same
 from nemo_tapo.utils.signals import Stop

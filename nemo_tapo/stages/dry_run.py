@@ -15,7 +15,7 @@ def describe(cfg: RunConfig, command: str) -> str:
 
 def plan(cfg: RunConfig, command: str) -> list[str]:
     """One sentence a line."""
-    from nemo_tapo.datasets.preview import preview
+    from nemo_tapo.stages.data_preview import preview
 
     r, t, local = cfg.rollout, cfg.tapo, cfg.local
     rollouts = r.queries_per_step * r.samples_per_query

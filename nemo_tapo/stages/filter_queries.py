@@ -18,15 +18,15 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.evaluation.model_files import identity
 from nemo_tapo.evaluation.sample_store import Sample, Store, read
-from nemo_tapo.evaluation.stage import identity
 from nemo_tapo.types import Query, Request, SetAside
 from nemo_tapo.utils.concurrency import concurrently
 from nemo_tapo.utils.jsonl import finite
 from nemo_tapo.utils.seeding import seed_from
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
     from nemo_tapo.tracking.progress import Stage
 
 SAMPLES, SUMMARY = "samples", "summary.json"

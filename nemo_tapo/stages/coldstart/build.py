@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nemo_tapo.algorithms.reflection import render
-from nemo_tapo.coldstart.data import Example, Source
 from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.datasets.sft_examples import Example, Source
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Construction, Group, Pair, Row
 from nemo_tapo.utils.seeding import rng

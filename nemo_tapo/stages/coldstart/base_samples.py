@@ -16,13 +16,13 @@ from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.evaluation.model_files import identity
 from nemo_tapo.evaluation.sample_store import Store, cut_torn_line
-from nemo_tapo.evaluation.stage import identity
 from nemo_tapo.types import Completion, Grade, Group, Query, Rollout
 from nemo_tapo.utils.concurrency import at_once
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
 
 FOLDER = "samples"
 STEP = -1  # of the seeds: no step of RL has it

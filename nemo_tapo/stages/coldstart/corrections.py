@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.reflection import construct
 from nemo_tapo.algorithms.synthesis import Synthesis
-from nemo_tapo.coldstart import sampling
-from nemo_tapo.coldstart.writers import UNANSWERED, Writer, identity_of
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.benchmarks import digest
 from nemo_tapo.evaluation.sample_store import Store, cut_torn_line
+from nemo_tapo.stages.coldstart import base_samples
+from nemo_tapo.stages.coldstart.writers import UNANSWERED, Writer, identity_of
 from nemo_tapo.types import Completion, Construction, Pair, Query
 from nemo_tapo.utils.concurrency import at_once
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
 
 FOLDER = NAME = "corrections"
 ACCEPTED, REFUSED = "accepted", "refused_by_verifier"
@@ -53,7 +53,7 @@ async def correct(
     cfg, outcomes = session.cfg, dict[str, str]()
     accepted: dict[str, Construction] = {}
     synthesis = Synthesis(cfg, session.tools)
-    with Store(folder / FOLDER, {**settings_of(cfg), "data": sampling.data_digest(queries)}) as store:
+    with Store(folder / FOLDER, {**settings_of(cfg), "data": base_samples.data_digest(queries)}) as store:
         path = store.path(NAME)
         by_uid = {pair.uid: pair for pair in pairs}
         for row in read(path):
@@ -134,7 +134,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def settings_of(cfg: RunConfig) -> dict[str, Any]:
     """What decides the pairs and the answers."""
-    t, before = cfg.tapo, sampling.settings_of(cfg)
+    t, before = cfg.tapo, base_samples.settings_of(cfg)
     return {
         **before,
         "coldstart": {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Tokenizer
+from nemo_tapo.stages.session import Session
+from nemo_tapo.stages.supervised import supervised
 from nemo_tapo.tasks import arithmetic_corpus
 from nemo_tapo.types import Kind, Row
 from nemo_tapo.utils.seeding import seed_from
@@ -69,3 +71,17 @@ def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row
         uid = f"{example.kind}-{step}-{index}"
         rows.append(Row(uid, uid, Kind.EXAMPLE, ids[:1], ids[1:]))
     return rows
+
+
+async def pretrain(session: Session) -> None:
+    """A base from nothing (generated tasks): <output>/hf."""
+    cfg, tokenizer = session.cfg, session.runtime.tokenizer
+    await supervised(
+        session,
+        "pre-training",
+        session.output,
+        cfg.pretrain.steps,
+        lambda step: corpus_rows(cfg, tokenizer, step),
+        cfg.pretrain.optimizer,
+        cfg.fingerprint("pretrain"),
+    )

@@ -13,7 +13,7 @@ from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Row
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
 
 MODEL = "hf"  # the folder of a trained model, an ordinary Hugging Face directory
 

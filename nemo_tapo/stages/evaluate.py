@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.config.run_config import RunConfig, as_yaml
+from nemo_tapo.config.run_config import as_yaml
 from nemo_tapo.endpoint.client import Endpoint
 from nemo_tapo.evaluation import results
 from nemo_tapo.evaluation.accuracy import change
 from nemo_tapo.evaluation.benchmarks import Benchmarks, digest, evaluate, measure_synthesis, shown_settings
-from nemo_tapo.evaluation.model_files import ASSEMBLED, is_checkpoint, locate, name_of, weights_digest
+from nemo_tapo.evaluation.model_files import is_checkpoint, locate, name_of
 from nemo_tapo.evaluation.sample_store import folder_of
 from nemo_tapo.evaluation.samplers import EndpointSampler, EngineSampler, Sampler
 from nemo_tapo.utils.files import replace_text
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
+from nemo_tapo.evaluation.model_files import identity, workspace
 
 SECTION = "evaluation.endpoint"
 
@@ -52,21 +53,6 @@ async def evaluate_only(session: Session) -> str:
     from nemo_tapo.evaluation.tables import as_text
 
     return as_text({name: results.stored(session.output)[name]})
-
-
-def identity(model: Path) -> dict[str, str]:
-    """What tells a model's weights from others': a digest of them; of one that is not on this disk, its name."""
-    return {"weights": weights_digest(model)} if model.is_dir() else {"name": str(model)}
-
-
-def model_of(cfg: RunConfig) -> RunConfig:
-    """`cfg` with the directory that its model.path means; one for a checkpoint is made beside its samples."""
-    model = cfg.model.model_copy(update={"path": locate(cfg.model.path, workspace(cfg))})
-    return cfg.model_copy(update={"model": model})
-
-
-def workspace(cfg: RunConfig) -> Path:
-    return folder_of(cfg.output, name_of(cfg.model.path)) / ASSEMBLED
 
 
 async def _evaluation(

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.synthesis import Synthesis
-from nemo_tapo.coldstart import build, corrections, data
-from nemo_tapo.coldstart.corrections import Corrections
-from nemo_tapo.coldstart.sampling import sample
-from nemo_tapo.coldstart.statistics import in_words, overlaps, statistics
-from nemo_tapo.coldstart.writers import check_writer, open_writer
 from nemo_tapo.config.run_config import RunConfig, flatten
+from nemo_tapo.datasets import sft_examples
 from nemo_tapo.evaluation.sample_store import differences
-from nemo_tapo.supervised import MODEL, supervised
+from nemo_tapo.stages.coldstart import build, corrections
+from nemo_tapo.stages.coldstart.base_samples import sample
+from nemo_tapo.stages.coldstart.corrections import Corrections
+from nemo_tapo.stages.coldstart.statistics import in_words, overlaps, statistics
+from nemo_tapo.stages.coldstart.writers import check_writer, open_writer
+from nemo_tapo.stages.supervised import MODEL, supervised
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
 
 TRAINED = "trained.json"
 
@@ -36,7 +37,7 @@ def check(cfg: RunConfig) -> None:
     """Raises ValueError for a cold start that could not end well; asked before engines are started."""
     check_writer(cfg)
     if cfg.coldstart.parquet:
-        data.check_parquet()
+        sft_examples.check_parquet()
     if cfg.runtime == "nemo_rl":
         from nemo_tapo.runtime.nemo_rl.sft import check_recipe
 
@@ -56,14 +57,14 @@ async def coldstart_only(session: Session) -> str | None:
 
 async def coldstart(session: Session, folder: Path) -> Path:
     """Returns the Hugging Face directory of the cold-start model; the actor holds it."""
-    result, file = folder / MODEL, folder / data.DATA
+    result, file = folder / MODEL, folder / sft_examples.DATA
     if result.is_dir():
         require_made_so(session.cfg, folder)
         await session.runtime.actor.load_model(result)
         return result
     await data_of(session, folder)
     settings = session.cfg.coldstart
-    epochs = build.Epochs(data.read(file), settings.examples_per_step, settings.epochs, session.cfg.seed)
+    epochs = build.Epochs(sft_examples.read(file), settings.examples_per_step, settings.epochs, session.cfg.seed)
     training = {**training_of(session.cfg), "data": files.sha256(file)}
     await supervised(session, "cold start", folder, epochs.steps, epochs.batch, settings.optimizer, training)
     files.replace_text(folder / TRAINED, json.dumps(training_of(session.cfg), indent=1) + "\n")
@@ -79,7 +80,7 @@ def training_of(cfg: RunConfig) -> dict[str, Any]:
 
 def require_made_so(cfg: RunConfig, folder: Path) -> None:
     """Raises ValueError, naming the differences, if the model that is in `folder` was made with other settings."""
-    file, trained = folder / data.DATA, folder / TRAINED
+    file, trained = folder / sft_examples.DATA, folder / TRAINED
     if file.is_file():
         require_same(file, settings_of(cfg))
     if not trained.is_file():
@@ -94,7 +95,7 @@ def require_made_so(cfg: RunConfig, folder: Path) -> None:
 
 async def data_of(session: Session, folder: Path) -> None:
     """The data in `folder`: made, or found there. Raises ValueError if it was made with other settings."""
-    file = folder / data.DATA
+    file = folder / sft_examples.DATA
     if file.is_file():
         require_same(file, settings_of(session.cfg))
         return
@@ -114,8 +115,8 @@ async def data_of(session: Session, folder: Path) -> None:
     template = Synthesis(session.cfg, session.tools).template
     mixed = build.mix(found, corrected.accepted, template, session.cfg, session.tools.tokenizer)
     counts = statistics(found, corrected, mixed, known, settings_of(session.cfg))
-    files.replace_text(folder / data.STATISTICS, json.dumps(counts, indent=1) + "\n")
-    data.write(folder, mixed.examples, session.cfg.coldstart.parquet)
+    files.replace_text(folder / sft_examples.STATISTICS, json.dumps(counts, indent=1) + "\n")
+    sft_examples.write(folder, mixed.examples, session.cfg.coldstart.parquet)
     for sentence in in_words(counts):
         session.progress.message(sentence)
 
@@ -178,7 +179,7 @@ def require_same(file: Path, now: Mapping[str, Any]) -> None:
 
     Data without statistics beside it is somebody's own and taken as it is.
     """
-    beside = file.with_name(data.STATISTICS)
+    beside = file.with_name(sft_examples.STATISTICS)
     then = json.loads(beside.read_text()).get("settings") if beside.is_file() else None
     changed = differences(then, now, sorted({*then, *now})) if then is not None else []
     if changed:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from nemo_tapo.coldstart.build import FATES, Mix, Survey
-from nemo_tapo.coldstart.corrections import ACCEPTED, Corrections
-from nemo_tapo.coldstart.data import Example
-from nemo_tapo.datasets.screen import Overlaps
+from nemo_tapo.datasets.screening import Overlaps
+from nemo_tapo.datasets.sft_examples import Example
+from nemo_tapo.stages.coldstart.build import FATES, Mix, Survey
+from nemo_tapo.stages.coldstart.corrections import ACCEPTED, Corrections
 from nemo_tapo.types import Query
 
 SHOWN_OVERLAPS = 100

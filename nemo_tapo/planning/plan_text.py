@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nemo_tapo.planning import memory
-from nemo_tapo.planning.setup import GPUS, Assumptions, GiB, Setup
-from nemo_tapo.planning.shapes import ModelShape
-from nemo_tapo.planning.time import step_seconds
+from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, GiB, Setup
+from nemo_tapo.planning.model_shape import ModelShape
+from nemo_tapo.planning.step_time import step_seconds
 
 
 def faults(shape: ModelShape, setup: Setup, assumed: Assumptions) -> Iterable[str]:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_tapo.algorithms.reflection import render
 from nemo_tapo.algorithms.synthesis import Synthesis
-from nemo_tapo.coldstart.sampling import STEP
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
+from nemo_tapo.stages.coldstart.base_samples import STEP
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Completion, Construction, Pair
 from nemo_tapo.utils.seeding import seed_from
 
 if TYPE_CHECKING:
-    from nemo_tapo.stages import Session
+    from nemo_tapo.stages.session import Session
 
 # Why a pair got no answer, beside reflection.DROP_REASONS.
 NO_ERROR, SERVER_REFUSED, UNANSWERED = "no_locatable_error", "refused_by_server", "unanswered"

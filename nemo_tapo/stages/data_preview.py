@@ -7,7 +7,7 @@ from pathlib import Path
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.read import Loaded, read
-from nemo_tapo.datasets.screen import drop_duplicates
+from nemo_tapo.datasets.screening import drop_duplicates
 from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
 
 TRAINING = ("run", "train", "coldstart", "filter")  # commands that read the training set

@@ -6,9 +6,9 @@ Decoding reads the weights and the live rows' KV cache once a token (bandwidth) 
 
 from __future__ import annotations
 
+from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, Setup
 from nemo_tapo.planning.memory import BF16, OPTIMIZER, cached_tokens, engine_weights, held
-from nemo_tapo.planning.setup import GPUS, Assumptions, Setup
-from nemo_tapo.planning.shapes import ModelShape
+from nemo_tapo.planning.model_shape import ModelShape
 
 
 def step_seconds(shape: ModelShape, setup: Setup, assumed: Assumptions) -> dict[str, float]:

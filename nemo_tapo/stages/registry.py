@@ -1,0 +1,41 @@
+"""The stages of the main job, in order, each resumable: base -> cold start -> TAPO -> evaluation -> report.
+
+A stage is done when its result exists under its final name (results appear by one rename), so a run that was
+stopped or killed goes on where it was: `nemo-tapo run` with the same output folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from nemo_tapo.stages.coldstart.stage import coldstart_only
+from nemo_tapo.stages.evaluate import evaluate_only
+from nemo_tapo.stages.filter_queries import filter_queries
+from nemo_tapo.stages.main_job import main_job, train_only
+from nemo_tapo.stages.pretrain import pretrain
+from nemo_tapo.stages.session import Session
+
+# What a stage returns is printed at the end.
+STAGES: dict[str, Callable[[Session], Awaitable[str | None]]] = {
+    "run": main_job,
+    "pretrain": pretrain,
+    "coldstart": coldstart_only,
+    "train": train_only,
+    "filter": filter_queries,
+    "evaluate": evaluate_only,
+}
+
+# Stages as the progress display names them, with rough weights (seconds of the demo on two cores).
+WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
+    "filter": (("starting engines", 20), ("filtering", 300)),
+    "run": (
+        ("starting engines", 20),
+        ("sampling from the base", 30),
+        ("correcting", 2),
+        ("cold start", 150),
+        ("evaluating (before)", 20),
+        ("TAPO", 300),
+        ("evaluating (after)", 20),
+        ("report", 10),
+    ),
+}

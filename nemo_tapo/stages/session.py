@@ -1,0 +1,74 @@
+"""What every stage works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.datasets.data_report import DataReport
+from nemo_tapo.datasets.query_order import with_prompts
+from nemo_tapo.interfaces import Runtime, Task
+from nemo_tapo.tracking.progress import Progress
+from nemo_tapo.types import Query
+from nemo_tapo.utils import files
+from nemo_tapo.utils.signals import Stop
+
+
+@dataclass
+class Session:
+    """What every stage works with."""
+
+    cfg: RunConfig
+    runtime: Runtime
+    progress: Progress
+    stop: Stop
+    task: Task = field(init=False)
+    tools: Tools = field(init=False)
+    data: DataReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.task = self.runtime.task(self.cfg)
+        self.data = DataReport(self.output, self.cfg.max_bad_rows)
+        self.tools = Tools(self.runtime.generator, self.runtime.tokenizer, self.task)
+
+    @property
+    def output(self) -> Path:
+        return self.cfg.output
+
+    def usable(self, name: str, queries: Sequence[Query], max_tokens: int, most: int | None = None) -> list[Query]:
+        """The first `most` queries of a set with their prompt ids; data.json accounts for every row of it."""
+        longest = self.cfg.model.max_length - max_tokens
+        usable, aside = with_prompts(queries[:most], self.runtime.tokenizer, longest)
+        left_out = len(queries[most:]) if most is not None else 0
+        found = self.task.provenance(name)
+        for sentence in (self.data.add(name, found, len(usable), left_out, aside), *found.notes):
+            self.progress.message(sentence)
+        return usable
+
+    def train_queries(self, max_tokens: int | None = None) -> list[Query]:
+        """The training set with its prompt ids; room is left for `max_tokens`, by default those of a rollout."""
+        self.progress.status("reading the training queries")  # gold answers are parsed: seconds for thousands
+        return self.usable("train", self.task.train_queries(), max_tokens or self.cfg.rollout.max_tokens)
+
+    @cached_property
+    def benchmarks(self) -> dict[str, list[Query]]:
+        """Each evaluation set with its prompt ids, read once."""
+        e = self.cfg.evaluation
+        return {
+            name: self.usable(name, queries, e.max_tokens, e.problems)
+            for name, queries in self.task.benchmarks().items()
+        }
+
+    async def hand_over(self) -> None:
+        """The actor's weights to the engine."""
+        await self.runtime.generator.update_weights(await self.runtime.actor.weights())
+
+    async def export(self, folder: Path) -> None:
+        """A Hugging Face directory under `folder`, which appears only when it is whole."""
+        building = folder.with_name(f"tmp-{folder.name}")
+        await self.runtime.actor.export(building)
+        files.publish(folder, building)
