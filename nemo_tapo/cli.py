@@ -148,7 +148,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         return judge(arguments)
     from nemo_tapo.config.load import load
     from nemo_tapo.config.run_config import as_yaml
-    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
     from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.stages.dry_run import describe
     from nemo_tapo.utils.run_folder import folder_of_run
@@ -175,20 +175,20 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def on_nemo_rl(arguments: argparse.Namespace) -> int:
     """A command with a NeMo-RL config file: everything is checked before a GPU is touched."""
-    from nemo_tapo.runtime.nemo_rl import command
+    from nemo_tapo.runtime.nemo_rl.config import describe_run as describe_run
     from nemo_tapo.runtime.nemo_rl.runtime import prepared
     from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.utils.run_folder import folder_of_run
 
-    run = command.checked(arguments.config, arguments.overrides)
+    run = describe_run.checked(arguments.config, arguments.overrides)
     if arguments.command == "plan" or arguments.dry_run:
-        print(command.describe(run, full=getattr(arguments, "full", False)))
+        print(describe_run.describe(run, full=getattr(arguments, "full", False)))
         return DONE
     prepared(run.master, run.cfg, arguments.command)  # for its refusals
-    command.require_environment(run)
+    describe_run.require_environment(run)
     check_data(run.cfg, arguments.command)
     check_coldstart(run.cfg, arguments.command)
-    with folder_of_run(run.cfg.output, command.as_yaml(run), arguments.command):
+    with folder_of_run(run.cfg.output, describe_run.as_yaml(run), arguments.command):
         told = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
     if told is not None:
         print(told)
@@ -273,7 +273,7 @@ async def start_runtime(
 ) -> Runtime:
     """The runtime that the config names; heavy packages are imported here and not before."""
     if command == "evaluate" and cfg.evaluation.endpoint.url:
-        from nemo_tapo.runtime.served import ServedRuntime
+        from nemo_tapo.runtime.endpoint_runtime import ServedRuntime
 
         return ServedRuntime()
     if master is not None:
@@ -287,7 +287,7 @@ async def start_runtime(
 
         cfg = model_of(cfg)
     if cfg.runtime == "scripted":
-        from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+        from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 
         return ScriptedRuntime(arithmetic_script, cfg.model.max_length)
     from nemo_tapo.runtime.local.runtime import LocalRuntime

@@ -109,7 +109,7 @@ def listed(jobs: Sequence[Job]) -> str:
 
 def submit(asked: Asked, jobs: Sequence[Job], options: Sequence[str]) -> int:
     """Hands the runs to the launcher, one element of a job array each."""
-    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
 
     if not jobs:
         print("sweep: all runs are done")

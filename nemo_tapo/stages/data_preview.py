@@ -73,7 +73,7 @@ def prompt_lines(cfg: RunConfig, command: str, question: str) -> list[str]:
     if command == "evaluate" and cfg.evaluation.endpoint.url is not None:
         return [f"message to the endpoint, {name}:", *quoted(text)]
     try:
-        from nemo_tapo.runtime.tokenizer import HFTokenizer
+        from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 
         tokenizer = HFTokenizer(cfg.model.path, cfg.model.enable_thinking)
     except ImportError as error:

@@ -227,7 +227,7 @@ def own_settings(asked: Asked, choice: Choice) -> dict[str, Any]:
 
 def make_job(asked: Asked, choice: Choice) -> Job:
     """The row's run at the first seed. Raises ValueError if it cannot be."""
-    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
     from nemo_tapo.runtime.registry import load_either
 
     cluster, row, seed = is_nemo_rl(asked.config), choice.row, asked.seeds[0]
@@ -242,7 +242,7 @@ def make_job(asked: Asked, choice: Choice) -> Job:
 
 def at_seed(asked: Asked, job: Job, seed: int) -> Job:
     """The same run with another seed, in that seed's folder."""
-    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
 
     cluster = is_nemo_rl(asked.config)
     folder = folder_of(asked.output, job.row.name, seed)
@@ -280,7 +280,7 @@ def written(key: str, value: Any, cluster: bool) -> str:
 
 def in_their_words(key: str) -> str | None:
     """`seed` -> `grpo.seed`, `algorithm` -> `tapo.algorithm`; None for what a NeMo-RL file cannot say."""
-    from nemo_tapo.runtime.nemo_rl.derive import DERIVED, PARTS, SCALARS, SECTIONS
+    from nemo_tapo.runtime.nemo_rl.config.translate import DERIVED, PARTS, SCALARS, SECTIONS
 
     if key in DERIVED:
         return DERIVED[key]

@@ -136,7 +136,7 @@ def whole(path: Path) -> bool:
     """
     import yaml
 
-    from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
 
     text = path.read_text()
     try:

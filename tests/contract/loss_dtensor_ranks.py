@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from nemo_tapo.losses.policy import PolicyObjective
-from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
 from tests.contract.test_loss_dtensor import case
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from nemo_tapo.batch import collate
 from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
 from nemo_tapo.types import Batch, Kind, Row
 
 VOCAB, WIDTH, HIDDEN = 61, 64, 5  # tokens, columns with Megatron's padding, hidden size

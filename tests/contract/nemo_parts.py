@@ -78,8 +78,8 @@ def on_cpus(folder: Path, engine: Any = None) -> Iterator[Any]:
     from nemo_rl.algorithms import grpo
 
     from nemo_tapo.runtime.nemo_rl import compat
-    from nemo_tapo.runtime.nemo_rl.cpu_engine import generation_class
-    from nemo_tapo.runtime.nemo_rl.cpu_worker import POLICY_WORKER, REFIT_FOLDER
+    from nemo_tapo.runtime.nemo_rl.cpu.generation import generation_class
+    from nemo_tapo.runtime.nemo_rl.cpu.policy_worker import POLICY_WORKER, REFIT_FOLDER
 
     handed_over = folder / "handed-over"
     handed_over.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import nemo_parts as parts
 
-from nemo_tapo.runtime.local import cluster
+from nemo_tapo.runtime.local import ray_cluster
 from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
 from nemo_tapo.stages.reinforce import reinforce
 from nemo_tapo.stages.session import Session
@@ -38,8 +38,8 @@ async def main(folder: Path, steps: int, changes: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    here = cluster.start(parts.CPUS)
+    here = ray_cluster.start(parts.CPUS)
     try:
         asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), json.loads((sys.argv[3:] or ["{}"])[0])))
     finally:
-        cluster.stop(here)
+        ray_cluster.stop(here)

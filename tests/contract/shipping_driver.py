@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.losses.policy import PolicyObjective
-from nemo_tapo.runtime.local import cluster
+from nemo_tapo.runtime.local import ray_cluster
 from nemo_tapo.runtime.nemo_rl import loss_setup
 from nemo_tapo.types import Batch
 
@@ -65,7 +65,7 @@ def main(how: str) -> None:
     loss = loss_setup.make_loss(PolicyObjective(kl_coef=0.1), correction, temperature=1.0, chunk=4)
     data, logits = fixed()
     here = run(loss, data, logits)
-    started = cluster.start()
+    started = ray_cluster.start()
     try:
         import ray
 
@@ -75,7 +75,7 @@ def main(how: str) -> None:
         worker = ray.remote(Worker).options(runtime_env=environment).remote()
         there = ray.get(worker.run.remote(loss, data, logits))
     finally:
-        cluster.stop(started)
+        ray_cluster.stop(started)
     assert there[0] == here[0] and torch.equal(there[1], here[1]) and there[2] == here[2]
     print("the same in the worker:", here[0])
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_tapo.runtime.nemo_rl.cpu_engine import generation_output
-from nemo_tapo.runtime.scripted import CharacterTokenizer, arithmetic_script
+from nemo_tapo.runtime.nemo_rl.cpu.generation import generation_output
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, arithmetic_script
 from nemo_tapo.types import Request
 
 LIMIT = 900  # tokens of one answer

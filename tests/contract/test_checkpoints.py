@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from nemo_tapo.checkpoint import Checkpoint
-from nemo_tapo.runtime.nemo_rl.checkpoints import NemoCheckpoints, newest
-from nemo_tapo.runtime.nemo_rl.record import NemoRecorder
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, newest
+from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.types import Experience
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
 from nemo_tapo.utils.signals import Stop

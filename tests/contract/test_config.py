@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.runtime.nemo_rl import command, config
-from nemo_tapo.runtime.nemo_rl.known_keys import known_keys, paths, unknown
-from nemo_tapo.runtime.nemo_rl.source import compose
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose
+from nemo_tapo.runtime.nemo_rl.config.known_keys import known_keys, paths, unknown
 
 pytestmark = pytest.mark.nemo_rl
 
@@ -85,7 +85,7 @@ def test_nemo_rls_classes_have_no_key_that_is_unknown_here() -> None:
 def test_recipes_pass_nemo_rls_own_validation(path: Path) -> None:
     from nemo_rl.algorithms.grpo import MasterConfig
 
-    run = command.checked(path)
+    run = describe_run.checked(path)
     master = MasterConfig(**run.master)
     assert master.policy["train_global_batch_size"] == run.setup.update_rows
     assert master.model_dump()["tapo"]["n_pos"] == 2  # ours travels with it into the saved config.yaml
@@ -103,7 +103,7 @@ def test_every_misspelt_key_of_a_recipe_is_refused() -> None:
             if keys.below[name].free or key[:-1] in keys.below[name].below:
                 continue
             wrong = {name: {(k[:-1] if k == key else k): v for k, v in section.items()}}
-            sentences = list(config.unknown_keys(wrong, SOURCE))
+            sentences = list(cluster_run.unknown_keys(wrong, SOURCE))
             assert len(sentences) == 1 and f"unknown key '{name}.{key[:-1]}'" in sentences[0]
             told += 1
     assert told > 60
@@ -117,7 +117,7 @@ def test_a_misspelling_names_the_key_that_was_meant() -> None:
         ("+n_pos=2", "tapo.n_pos"),
     ):
         with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
-            config.load(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml", [override])
+            cluster_run.load(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml", [override])
 
 
 @pytest.mark.parametrize("key", ["policy.megatron_cfg.use_fused_linear_logprobs", "policy.sequence_packing.fuse_loss"])
@@ -125,5 +125,5 @@ def test_a_loss_that_takes_no_logits_is_refused_whether_the_release_has_the_key_
     """v0.7.0 has the first under another name, which "did you mean" would recommend."""
     recipe = CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml"
     with pytest.raises(ValueError, match="is not supported: the OTS weight needs the logits") as told:
-        config.load(recipe, [f"+{key}=true"])
+        cluster_run.load(recipe, [f"+{key}=true"])
     assert "did you mean" not in str(told.value)

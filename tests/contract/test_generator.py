@@ -16,11 +16,11 @@ from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets.query_order import with_prompts
+from nemo_tapo.runtime.defaults import OwnServices
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape, Weights
+from nemo_tapo.runtime.nemo_rl.colocation import Phases
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
-from nemo_tapo.runtime.nemo_rl.phases import Phases
-from nemo_tapo.runtime.own import OwnServices
-from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedGenerator, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedGenerator, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Experience, Kind, Request, Row

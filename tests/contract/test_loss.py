@@ -21,7 +21,7 @@ from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.likelihood import LikelihoodObjective
 from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.loss import Columns, LogitLoss, scores
+from nemo_tapo.runtime.nemo_rl.logit_loss import Columns, LogitLoss, scores
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, reduce_worker_metrics
 from nemo_tapo.types import Batch, Kind, Row
 

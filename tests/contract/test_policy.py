@@ -41,7 +41,7 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     import nemo_parts as parts
 
-    from nemo_tapo.runtime.local import cluster
+    from nemo_tapo.runtime.local import ray_cluster
     from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
 
     folder = tmp_path_factory.mktemp("policy")
@@ -51,7 +51,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     sets = f"{{dataset_name: ResponseDataset, data_path: {data}, env_name: math, processor: math_hf_data_processor, "
     sets += "split_validation_size: 0}"
     master = parts.master_config(folder, 2, f"++data.train={sets}", "++data.validation=null", "++data.default=null")
-    here, loop = cluster.start(parts.CPUS), asyncio.new_event_loop()
+    here, loop = ray_cluster.start(parts.CPUS), asyncio.new_event_loop()
     try:
         with parts.on_cpus(folder) as factory:
             runtime = loop.run_until_complete(NemoRLRuntime.start(master, cfg, policy_factory=factory))
@@ -62,7 +62,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 runtime.close()
     finally:
         loop.close()
-        cluster.stop(here)
+        ray_cluster.stop(here)
 
 
 @pytest.fixture(scope="module")

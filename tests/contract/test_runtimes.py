@@ -16,7 +16,7 @@ from nemo_tapo.config.run_config import validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.interfaces import Runtime
 from nemo_tapo.losses.policy import PolicyObjective
-from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 from nemo_tapo.types import Batch, Kind, Request, Row
 from nemo_tapo.utils.signals import Stop
 
@@ -40,11 +40,11 @@ async def local(folder: Path, stack: list[Any]) -> Runtime:
 async def nemo_rl(folder: Path, stack: list[Any]) -> Runtime:
     import nemo_parts as parts
 
-    from nemo_tapo.runtime.local import cluster
+    from nemo_tapo.runtime.local import ray_cluster
     from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
 
-    here = cluster.start(parts.CPUS)
-    stack.append(lambda: cluster.stop(here))
+    here = ray_cluster.start(parts.CPUS)
+    stack.append(lambda: ray_cluster.stop(here))
     prepared = parts.on_cpus(folder)
     factory = prepared.__enter__()
     stack.append(lambda: prepared.__exit__(None, None, None))

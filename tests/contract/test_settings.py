@@ -15,7 +15,7 @@ import torch
 
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.runtime.nemo_rl.actor import Shape, filled, reordered, update_result
-from nemo_tapo.runtime.nemo_rl.export import Converter
+from nemo_tapo.runtime.nemo_rl.hf_export import Converter
 from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime, StandIn, keeps_reference, make_policy, prepared
 from nemo_tapo.types import Batch, Kind, Row
 from nemo_tapo.utils.errors import RuntimeFailure

@@ -10,8 +10,8 @@ import yaml
 
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets import sft_examples
-from nemo_tapo.runtime.nemo_rl.sft import CONFIG, check_recipe, completed, next_step
-from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
+from nemo_tapo.runtime.nemo_rl.sft_recipe import CONFIG, check_recipe, completed, next_step
 from nemo_tapo.tasks import arithmetic
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_every_key_of_the_recipe_is_one_of_nemo_rls() -> None:
     from nemo_rl.utils.config import load_config
     from omegaconf import OmegaConf
 
-    from nemo_tapo.runtime.nemo_rl.source import find_source
+    from nemo_tapo.runtime.nemo_rl.config.checkout import find_source
 
     source, own = find_source(), yaml.safe_load(RECIPE.read_text())
     assert source is not None
@@ -143,7 +143,7 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
 
     import nemo_parts as parts
 
-    from nemo_tapo.runtime.local import cluster
+    from nemo_tapo.runtime.local import ray_cluster
     from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
     from nemo_tapo.stages.registry import STAGES
     from nemo_tapo.stages.session import Session
@@ -167,11 +167,11 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
             session.task.close()
             runtime.close()
 
-    here = cluster.start(parts.CPUS)
+    here = ray_cluster.start(parts.CPUS)
     try:
         with parts.on_cpus(folder) as factory, Progress() as progress:
             told = asyncio.run(make(factory, progress))
     finally:
-        cluster.stop(here)
+        ray_cluster.stop(here)
     assert told is not None and str(folder / CONFIG) in told and (folder / CONFIG).is_file()
     assert sft_examples.read(folder / "data.jsonl") and not (folder / "hf").exists()

@@ -22,7 +22,7 @@ from nemo_tapo.batch import collate
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.losses.base import reduce_metrics
 from nemo_tapo.losses.policy import PolicyObjective
-from nemo_tapo.runtime.local.actor import deal, filled, gather
+from nemo_tapo.runtime.batch_sharding import deal, filled, gather
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row
 from nemo_tapo.utils.errors import RuntimeFailure

@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.runtime.local import cluster
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
+from nemo_tapo.runtime.local import ray_cluster
 from nemo_tapo.runtime.local.engine import EngineInfo
 from nemo_tapo.runtime.local.generator import LocalGenerator
 from nemo_tapo.runtime.local.runtime import start_engine
-from nemo_tapo.runtime.tokenizer import HFTokenizer
 from nemo_tapo.stages.pretrain import write_random_model
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
@@ -55,12 +55,12 @@ def model_directory(folder: Path, seed: int) -> RunConfig:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     cfg = model_directory(tmp_path_factory.mktemp("model"), seed=0)
     before = set(psutil.Process().children(recursive=True))
-    ray = cluster.start()
+    ray = ray_cluster.start()
     try:
         generator = asyncio.run(start_engine(cfg, print))
         yield Bench(cfg, generator, HFTokenizer(cfg.model.path))
     finally:
-        cluster.stop(ray)
+        ray_cluster.stop(ray)
     assert set(psutil.Process().children(recursive=True)) <= before, "processes were left behind"
     assert not ray.folder.exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.runtime.nemo_rl import refusals
+from nemo_tapo.runtime.nemo_rl.config import validate
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "tools" / "slurm" / "launch.py"
@@ -126,8 +126,8 @@ def test_a_container_that_is_not_supported_is_refused_before_it_is_queued(tmp_pa
     command = [sys.executable, str(LAUNCH), "--container", image, "--dry-run", "--", "train", "output=x"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2
-    assert f"--container {image} is not supported: of NVIDIA's, {', '.join(refusals.SUPPORTED_TAGS)} is." in done.stderr
-    assert list(refusals.container(image))
+    assert f"--container {image} is not supported: of NVIDIA's, {', '.join(validate.SUPPORTED_TAGS)} is." in done.stderr
+    assert list(validate.container(image))
 
 
 def test_a_run_of_nemo_rls_has_its_checkpoints_and_logs_in_its_folder(tmp_path: Path) -> None:

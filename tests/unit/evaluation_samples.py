@@ -13,7 +13,7 @@ from nemo_tapo.evaluation.benchmarks import evaluate
 from nemo_tapo.evaluation.results import Evaluated
 from nemo_tapo.evaluation.sample_store import Sample, file_name, folder_of
 from nemo_tapo.evaluation.samplers import EngineSampler, Response
-from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Grade, Query

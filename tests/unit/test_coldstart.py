@@ -18,7 +18,7 @@ from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets import sft_examples
 from nemo_tapo.datasets.query_order import with_prompts
-from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedRuntime, arithmetic_script
 from nemo_tapo.stages.coldstart import build
 from nemo_tapo.stages.coldstart.corrections import Corrections
 from nemo_tapo.stages.coldstart.statistics import in_words, overlaps, spread, statistics

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.runtime.scripted import SYNTHESIS
+from nemo_tapo.runtime.scripted_runtime import SYNTHESIS
 from nemo_tapo.stages.coldstart.base_samples import Groups
 from nemo_tapo.tasks import arithmetic
 from tests.command import nemo_tapo

@@ -15,9 +15,9 @@ import pytest
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.datasets import sft_examples
 from nemo_tapo.grading.boxed import last_boxed
-from nemo_tapo.runtime.own import OwnServices
-from nemo_tapo.runtime.scripted import ScriptedActor
-from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.runtime.defaults import OwnServices
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
+from nemo_tapo.runtime.scripted_runtime import ScriptedActor
 from nemo_tapo.stages.coldstart.stage import data_of
 from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.progress import Progress

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_tapo.batch import collate
-from nemo_tapo.runtime.local.actor import deal, filled, gather
+from nemo_tapo.runtime.batch_sharding import deal, filled, gather
 from nemo_tapo.types import Batch, Kind, Row
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from nemo_tapo.evaluation import results
 from nemo_tapo.evaluation.model_files import locate, name_of, weights_digest
-from nemo_tapo.runtime.scripted import arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import arithmetic_script
 from nemo_tapo.types import Request
 from tests.command import nemo_tapo
 from tests.endpoint_servers import Answer, completion, error, listing, scripted

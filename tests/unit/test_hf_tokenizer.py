@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.tasks.arithmetic_tokenizer import build_tokenizer
 
 

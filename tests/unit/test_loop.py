@@ -18,7 +18,7 @@ from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config import OptimizerConfig
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
-from nemo_tapo.runtime.scripted import ScriptedActor, ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import ScriptedActor, ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import Plan, check_first_step, parts, train
 from nemo_tapo.types import Experience, Kind, Row, UpdateResult

@@ -13,7 +13,7 @@ from nemo_tapo.config.load import load
 from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig, VerifierConfig
 from nemo_tapo.datasets.data_report import DataReport
 from nemo_tapo.datasets.query_order import with_prompts
-from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.stages.data_preview import check_data, preview
 from nemo_tapo.tasks.mathematics import MathematicsTask
 from nemo_tapo.tasks.prompts import PROMPT

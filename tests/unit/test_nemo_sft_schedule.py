@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.runtime.local.lr_schedule import learning_rate
-from nemo_tapo.runtime.nemo_rl.sft import torch_schedulers
+from nemo_tapo.runtime.nemo_rl.sft_recipe import torch_schedulers
 
 
 def rates(settings: OptimizerConfig, steps: int) -> list[float]:

@@ -26,11 +26,11 @@ from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import next_token_scores
 from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
-from nemo_tapo.runtime.local.actor import deal, filled
-from nemo_tapo.runtime.local.hf import require_same_kind
-from nemo_tapo.runtime.nemo_rl import config as nemo_config
-from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
-from nemo_tapo.runtime.scripted import ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.batch_sharding import deal, filled
+from nemo_tapo.runtime.local.hf_checkpoint import require_same_kind
+from nemo_tapo.runtime.nemo_rl.config import cluster_run as nemo_config
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
+from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 from nemo_tapo.stages.dry_run import plan
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import Plan, train

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.runtime.nemo_rl import command, config
-from nemo_tapo.runtime.nemo_rl.config import ClusterRun, is_nemo_rl
-from nemo_tapo.runtime.nemo_rl.source import compose, find_source
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose, find_source
+from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl
 from tests.command import nemo_tapo
 from tests.unit.cluster_files import cluster_file
 
@@ -20,7 +20,7 @@ def without_nemo_rl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(folder: Path, *overrides: str) -> ClusterRun:
-    return config.load(cluster_file(folder), overrides)
+    return cluster_run.load(cluster_file(folder), overrides)
 
 
 def test_every_derived_setting(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_model_that_does_not_allow_the_division(tmp_path: Path) -> None:
         (["policy.generation.vllm_cfg.max_model_len=65536"], "more than the model's 40960 positions"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            command.checked(path, overrides)
+            describe_run.checked(path, overrides)
 
 
 def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -212,22 +212,22 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         "policy.generation.vllm_cfg.tensor_parallel_size=4",
     ]
     with pytest.raises(ValueError, match=r"training needs about .* H100 has 79.1: the largest part is optimizer"):
-        command.checked(cluster_file(tmp_path), overrides)
-    command.checked(cluster_file(tmp_path), [*overrides, "tapo.plan.gpu=H200"])
+        describe_run.checked(cluster_file(tmp_path), overrides)
+    describe_run.checked(cluster_file(tmp_path), [*overrides, "tapo.plan.gpu=H200"])
 
 
 def test_a_model_of_unknown_shape_is_planned_without_estimate(tmp_path: Path) -> None:
-    run = command.checked(cluster_file(tmp_path), ["policy.model_name=acme/Big"])
-    assert "no estimate of memory and time: the shape of model acme/Big is not known" in command.describe(run)
+    run = describe_run.checked(cluster_file(tmp_path), ["policy.model_name=acme/Big"])
+    assert "no estimate of memory and time: the shape of model acme/Big is not known" in describe_run.describe(run)
 
 
 def test_environment_is_asked_for_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    run = command.checked(cluster_file(tmp_path))
+    run = describe_run.checked(cluster_file(tmp_path))
     with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST is not set"):
-        command.require_environment(run)
+        describe_run.require_environment(run)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    command.require_environment(run)
+    describe_run.require_environment(run)
 
 
 def test_notes_say_what_is_read_otherwise(tmp_path: Path) -> None:
@@ -296,9 +296,9 @@ def test_keys_that_no_class_and_no_example_has(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path / "src"))
     fine = {"grpo": {"num_prompts": 1, "inherited": 2, "only_in_an_example": 3}, "env": {"anything": {"goes": 1}}}
     fine["generation"] = {"backend": "vllm", "vllm_cfg": {"length": 1, "kwargs": {"what": {"ever": 1}}}}
-    assert list(config.unknown_keys(fine, find_source())) == []
+    assert list(cluster_run.unknown_keys(fine, find_source())) == []
     wrong = {"grpo": {"num_prompt": 1}, "generation": {"vllm_cfg": {"lenght": 1}}, "sft": 1}
-    told = list(config.unknown_keys(wrong, find_source()))
+    told = list(cluster_run.unknown_keys(wrong, find_source()))
     assert told[0] == "unknown key 'grpo.num_prompt': nothing reads it; did you mean 'grpo.num_prompts'?"
     assert "'generation.vllm_cfg.lenght'" in told[1] and "'generation.vllm_cfg.length'" in told[1]
     assert "unknown key 'sft'" in told[2]
@@ -332,8 +332,8 @@ def test_the_plan_command_refuses_with_exit_code_2(tmp_path: Path) -> None:
 
 def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
     run = load(tmp_path, "tapo.n_pos=3")
-    (tmp_path / "saved.yaml").write_text(command.as_yaml(run))
-    again = config.load(tmp_path / "saved.yaml")
+    (tmp_path / "saved.yaml").write_text(describe_run.as_yaml(run))
+    again = cluster_run.load(tmp_path / "saved.yaml")
     assert (again.master, again.cfg) == (run.master, run.cfg)
     assert is_nemo_rl(tmp_path / "saved.yaml")
 

@@ -10,10 +10,10 @@ import yaml
 from nemo_tapo.config.load import load
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.runtime.nemo_rl import command
-from nemo_tapo.runtime.nemo_rl.config import is_nemo_rl
-from nemo_tapo.runtime.nemo_rl.sft import completed, is_sft
-from nemo_tapo.runtime.nemo_rl.source import HOW, compose, find_source
+from nemo_tapo.runtime.nemo_rl.config import describe_run
+from nemo_tapo.runtime.nemo_rl.config.checkout import HOW, compose, find_source
+from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
+from nemo_tapo.runtime.nemo_rl.sft_recipe import completed, is_sft
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "configs"
@@ -53,14 +53,16 @@ def test_data_sets(path: Path) -> None:
 def test_cluster_recipes(path: Path) -> None:
     """Keys, settings, division, lengths and memory; the name says what the recipe does."""
     need_source()
-    run = command.checked(path)
+    run = describe_run.checked(path)
     algorithm, _, size, place, *_ = path.stem.split("-")
     assert run.cfg.algorithm == algorithm
     assert size in str(run.cfg.model.path).lower().replace("-", "")
     assert place == f"{run.setup.nodes}n{run.setup.gpus_per_node}g"
     assert path.stem in run.master["checkpointing"]["checkpoint_dir"] == str(run.cfg.output)
     assert path.stem in run.master["logger"]["log_dir"]
-    for phase in command.text.memory.phases(command.shape_of(str(run.cfg.model.path)), run.setup, run.assumed):
+    for phase in describe_run.text.memory.phases(
+        describe_run.shape_of(str(run.cfg.model.path)), run.setup, run.assumed
+    ):
         assert phase.total < 0.95 * phase.capacity, phase.name  # an estimate needs some room
 
 
@@ -68,7 +70,7 @@ def test_cluster_recipes(path: Path) -> None:
 def test_recipes_have_the_papers_settings(path: Path) -> None:
     """Section 4.1 of arXiv 2606.18844."""
     need_source()
-    cfg = command.checked(path).cfg
+    cfg = describe_run.checked(path).cfg
     assert (cfg.rollout.queries_per_step, cfg.rollout.samples_per_query, cfg.steps) == (32, 8, 500)
     assert (cfg.tapo.n_pos, cfg.tapo.n_neg, cfg.tapo.m_max, cfg.tapo.weight) == (2, 4, 4, 1.0)
     assert (cfg.tapo.w_min, cfg.tapo.w_max) == (0.01, 10.0)
@@ -82,7 +84,7 @@ def test_recipes_have_the_papers_settings(path: Path) -> None:
 def test_the_grpo_twin_differs_in_the_algorithm_alone(path: Path) -> None:
     need_source()
     twin = path.with_name(path.name.replace("tapo-", "grpo-", 1))
-    one, other = command.checked(path), command.checked(twin)
+    one, other = describe_run.checked(path), describe_run.checked(twin)
     assert other.cfg.algorithm == "grpo" and other.setup.update_rows == other.setup.originals
     same = {"algorithm": "tapo", "output": one.cfg.output}
     assert other.cfg.model_copy(update=same) == one.cfg
@@ -95,7 +97,7 @@ def test_sft_recipes(path: Path) -> None:
     master = compose(path)
     assert is_sft(master)
     with pytest.raises(ValueError, match=r"is a recipe of NeMo-RL's SFT, which its own examples/run_sft\.py runs"):
-        command.checked(path)
+        describe_run.checked(path)
     _, _, size, place, *_ = path.stem.split("-")
     assert size in master["policy"]["model_name"].lower().replace("-", "")
     assert place == f"{master['cluster']['num_nodes']}n{master['cluster']['gpus_per_node']}g"
@@ -108,7 +110,7 @@ def test_sft_recipes(path: Path) -> None:
 def test_coldstart_recipes_have_the_papers_settings(path: Path) -> None:
     """Sections 3.2 and 4.1 of arXiv 2606.18844; the SFT recipe that they name is completed with the same numbers."""
     need_source()
-    cfg = command.checked(path).cfg
+    cfg = describe_run.checked(path).cfg
     c = cfg.coldstart
     assert (c.queries, c.corrections_per_query, c.sft_examples, c.ift_examples) == (None, 1, 30_000, 15_000)
     assert (c.epochs, c.optimizer.lr, c.optimizer.warmup_steps, c.optimizer.schedule) == (3, 5e-6, 50, "cosine")
@@ -127,4 +129,4 @@ def test_32b_on_one_node_is_refused_with_the_class_that_breaks_it() -> None:
     need_source()
     recipe = CONFIGS / "tapo-qwen3-32b-8n8g-megatron-tp8.yaml"
     with pytest.raises(ValueError, match="the largest part is optimizer"):
-        command.checked(recipe, ["cluster.num_nodes=1"])
+        describe_run.checked(recipe, ["cluster.num_nodes=1"])

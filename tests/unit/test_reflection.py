@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.reflection import ReflectionRules, anchor, construct, parse, render
-from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.tasks import prompts
 from nemo_tapo.types import Completion, Grade, Pair, Query, Rollout
 

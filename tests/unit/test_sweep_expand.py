@@ -13,7 +13,7 @@ from nemo_tapo.commands.sweep import asked_of, listed
 from nemo_tapo.config.load import load
 from nemo_tapo.config.run_config import RunConfig, flatten, known_keys
 from nemo_tapo.evaluation import paper_results
-from nemo_tapo.runtime.nemo_rl.source import HOW, find_source
+from nemo_tapo.runtime.nemo_rl.config.checkout import HOW, find_source
 from nemo_tapo.sweeps.definition import names, read_sweep
 from nemo_tapo.sweeps.expand import Asked, Job, combinations, expand, seeds_of, written
 

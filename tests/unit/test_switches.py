@@ -22,7 +22,7 @@ from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.interfaces import Algorithm
 from nemo_tapo.losses.likelihood import LikelihoodObjective
 from nemo_tapo.losses.policy import PolicyObjective
-from nemo_tapo.runtime.scripted import CharacterTokenizer, ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Batch, Experience, Kind, Row
 

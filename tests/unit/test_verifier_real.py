@@ -14,7 +14,7 @@ from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.equations.selection import select_pairs
 from nemo_tapo.grading.boxed import last_boxed
 from nemo_tapo.grading.verifier import Verifier
-from nemo_tapo.runtime.scripted import CharacterTokenizer
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.tasks import prompts
 from nemo_tapo.types import Completion, Grade, Group, Pair, Query, Rollout
 from tests.data_files import data_rows

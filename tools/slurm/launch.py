@@ -39,7 +39,7 @@ OUTPUTS = ("output", "tapo.output")  # the local runtime's setting, and the same
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 THEIRS = {"checkpointing.checkpoint_dir": "checkpoints", "logger.log_dir": "logs"}  # NeMo-RL's settings, and our places
 NVIDIAS = re.compile(r"(?:docker://)?nvcr\.io[#/]nvidia/nemo-rl(?::([^@]*))?")
-TAGS = ("v0.7.0",)  # of it; as in nemo_tapo/runtime/nemo_rl/refusals.py
+TAGS = ("v0.7.0",)  # of it; as in nemo_tapo/runtime/nemo_rl/config/validate.py
 MOST = 1000  # configurations of a sweep; Slurm's usual MaxArraySize is 1001
 
 

@@ -14,18 +14,17 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.losses.base import Objective, reduce_metrics
-from nemo_tapo.runtime.local import cluster, hf
-from nemo_tapo.runtime.local.remote import why_dead
+from nemo_tapo.runtime.batch_sharding import deal, filled, gather
+from nemo_tapo.runtime.local import hf_checkpoint, ray_cluster
+from nemo_tapo.runtime.local.ray_calls import why_dead
 from nemo_tapo.runtime.local.weights import check_layout
 from nemo_tapo.types import Batch, UpdateResult
 from nemo_tapo.utils.errors import RuntimeFailure
@@ -49,7 +48,7 @@ class LocalActor:
 
         from nemo_tapo.runtime.local.worker import MegatronWorker
 
-        check_layout(hf.read_info(model_path).shape, local.tp, local.pp)
+        check_layout(hf_checkpoint.read_info(model_path).shape, local.tp, local.pp)
         self.local = local
         world = local.tp * local.pp * local.dp
         self._folder = tempfile.TemporaryDirectory(prefix="nemo-tapo-actor-")
@@ -57,7 +56,7 @@ class LocalActor:
             "num_cpus": 0,  # sampling and updates take turns on the same cores: nothing to reserve
             "runtime_env": {"env_vars": worker_environment(local)},
         }
-        places = cluster.places(world)
+        places = ray_cluster.places(world)
         meeting = f"file://{self._folder.name}/ranks"  # where the ranks find each other
         if places.host is not None:
             port = ray.remote(free_port).options(num_cpus=0, **places.options[0]).remote(places.host)
@@ -240,38 +239,6 @@ def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Row indices for each of `ranks`: dealt like cards from the longest row to the shortest, so work is equal."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[rank::ranks] for rank in range(ranks)]
-
-
-def filled(batch: Batch, share: Sequence[int], rows: int) -> Batch:
-    """The rows `share` of `batch`, and behind them as many as make `rows`, with sample_mask 0: in no loss.
-
-    Added rows have two tokens, so they cost next to nothing.
-    """
-    part = batch.select(list(share) or [0])
-    if not share:
-        part = replace(part, sample_mask=torch.zeros(1))
-    missing = rows - part.rows
-    if not missing:
-        return part
-    added = {k: torch.cat([v, v.new_zeros(missing, *v.shape[1:])]) for k, v in part.as_dict().items()}
-    for ids, lengths in (("input_ids", "input_lengths"), ("teacher_input_ids", "teacher_input_lengths")):
-        if lengths in added:
-            added[lengths][-missing:] = min(2, added[ids].shape[1])
-    return replace(part, **added)
-
-
-def gather(parts: Sequence[Tensor], shares: Sequence[Sequence[int]], batch: Batch, fill: float) -> Tensor:
-    """The replicas' [b, s] results as one [B, S] in the batch's row order; rows that only filled up are dropped."""
-    out = torch.full(batch.input_ids.shape, fill)
-    for part, share in zip(parts, shares, strict=True):
-        out[list(share), : part.shape[1]] = part[: len(share)]
-    return out
 
 
 async def _value(reference: Any) -> Any:

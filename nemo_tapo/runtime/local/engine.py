@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.types import Completion, Request
 
 if TYPE_CHECKING:

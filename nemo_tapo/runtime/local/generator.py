@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from nemo_tapo.runtime.local.engine import EngineInfo, Finished, Keyed
-from nemo_tapo.runtime.local.remote import answer
+from nemo_tapo.runtime.local.ray_calls import answer
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
 

@@ -14,9 +14,9 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from nemo_tapo.runtime.local.hf import ModelInfo
+from nemo_tapo.runtime.local.hf_checkpoint import ModelInfo
 from nemo_tapo.runtime.local.layers import CausalAttention, SwiGLU
-from nemo_tapo.runtime.local.schedule import finalize
+from nemo_tapo.runtime.local.pipeline_schedule import finalize
 
 
 class Policy(GPTModel):  # type: ignore[misc]

@@ -15,14 +15,14 @@ from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Generator
-from nemo_tapo.runtime.local import cluster as ray_cluster
-from nemo_tapo.runtime.local import hf
+from nemo_tapo.runtime.defaults import OwnServices
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
+from nemo_tapo.runtime.local import hf_checkpoint
+from nemo_tapo.runtime.local import ray_cluster as ray_cluster
 from nemo_tapo.runtime.local.actor import LocalActor, start_actor
 from nemo_tapo.runtime.local.engine import EngineInfo, VllmEngine, engine_environment
 from nemo_tapo.runtime.local.generator import LocalGenerator
-from nemo_tapo.runtime.local.remote import answer
-from nemo_tapo.runtime.own import OwnServices
-from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.runtime.local.ray_calls import answer
 from nemo_tapo.types import Completion, Request
 
 Progress = Callable[[str], None]
@@ -54,7 +54,7 @@ class LocalRuntime(OwnServices):
         """
         cfg = with_absolute_model(cfg)
         if cfg.algorithm == "opsd" and cfg.opsd.teacher_path is not None:
-            hf.require_same_kind(cfg.model.path, cfg.opsd.teacher_path)
+            hf_checkpoint.require_same_kind(cfg.model.path, cfg.opsd.teacher_path)
         progress("starting Ray")
         cluster = ray_cluster.start()
         parts: list[asyncio.Task[Any]] = []

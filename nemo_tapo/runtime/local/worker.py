@@ -30,7 +30,7 @@ from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import Metrics, Objective, next_token_scores
 from nemo_tapo.losses.distillation import DivergenceObjective, TeacherKind
-from nemo_tapo.runtime.local import hf
+from nemo_tapo.runtime.local import hf_checkpoint
 from nemo_tapo.runtime.local.weights import Place, State, check_layout, merge, split
 from nemo_tapo.types import Batch
 from nemo_tapo.utils.errors import RuntimeFailure
@@ -51,7 +51,7 @@ class MegatronWorker:
         """
         assert world_size == local.tp * local.pp * local.dp
         self.local, self.model_path = local, Path(model_path)
-        self.info = hf.read_info(self.model_path)
+        self.info = hf_checkpoint.read_info(self.model_path)
         check_layout(self.info.shape, local.tp, local.pp)
         torch.set_num_threads(max(1, local.threads // world_size))
         self._join(rank, world_size, init_method)
@@ -95,10 +95,10 @@ class MegatronWorker:
 
     def _weights_of(self, path: str | Path) -> State:
         path = Path(path)
-        shape = hf.read_info(path).shape
+        shape = hf_checkpoint.read_info(path).shape
         if shape != self.info.shape:
             raise ValueError(f"{path} is another model than {self.model_path}: {shape} instead of {self.info.shape}.")
-        return hf.read_weights(path)
+        return hf_checkpoint.read_weights(path)
 
     def _set_weights(self, full: Mapping[str, Tensor]) -> None:
         shard = self._shard(full)
@@ -195,7 +195,7 @@ class MegatronWorker:
             return {"teacher_logprobs": self._logprobs(data, micro_batch_size, temperature)}
 
     def _logprobs(self, data: Data, micro_batch_size: int | None, temperature: float) -> Tensor:
-        from nemo_tapo.runtime.local import schedule
+        from nemo_tapo.runtime.local import pipeline_schedule
 
         batch = _without_loss(data)
         plan = self._plan(batch, micro_batch_size)
@@ -204,7 +204,7 @@ class MegatronWorker:
             logp, _ = next_token_scores(logits, part, self.vocab, False, temperature)
             return logp.new_zeros(()), logp
 
-        parts = schedule.run(self.model, [batch.select(rows) for rows in plan], score, forward_only=True)
+        parts = pipeline_schedule.run(self.model, [batch.select(rows) for rows in plan], score, forward_only=True)
         out: Tensor = self._from_last_stage(_assemble(parts, plan, batch, fill=0.0))
         return out
 
@@ -212,7 +212,7 @@ class MegatronWorker:
 
     def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
         """A new optimizer and schedule on the present weights; step count 0. ValueError for muon with TP > 1."""
-        from nemo_tapo.runtime.local.update import Ownership, Updater
+        from nemo_tapo.runtime.local.optimizer import Ownership, Updater
 
         if optimizer.name == "muon" and self.place.tp > 1:
             raise ValueError(
@@ -232,8 +232,8 @@ class MegatronWorker:
         additive parts of this data-parallel rank (see objective.reduce_metrics), "token_weights": [B, S] or None}.
         Raises RuntimeFailure, and changes nothing, if the loss or the gradient is not finite.
         """
-        from nemo_tapo.runtime.local import schedule
-        from nemo_tapo.runtime.local.teaching import teacher_logits
+        from nemo_tapo.runtime.local import pipeline_schedule
+        from nemo_tapo.runtime.local.teacher_logits import teacher_logits
 
         batch = Batch.from_dict(data)
         if gbs is not None and gbs != batch.rows * self.local.dp:
@@ -253,7 +253,7 @@ class MegatronWorker:
 
         if not eval_mode:
             self.model.zero_grad_buffer()
-        reports = schedule.run(self.model, parts, score, forward_only=eval_mode)
+        reports = pipeline_schedule.run(self.model, parts, score, forward_only=eval_mode)
         own = sum(metrics["loss"] for metrics, _ in reports) if self.place.tp_rank == 0 else 0.0
         loss, norm, rate = self._updater.step(own) if not eval_mode else (_summed(own), 0.0, 0.0)
         weights = [w for _, w in reports if w is not None]
@@ -293,20 +293,20 @@ class MegatronWorker:
         """
         weights = self.export_full("weights")
         if weights is not None:
-            hf.write_tensors(weights, Path(weights_path) / hf.WEIGHTS)
+            hf_checkpoint.write_tensors(weights, Path(weights_path) / hf_checkpoint.WEIGHTS)
         if tokenizer_path is not None and dist.get_rank() == 0:
-            hf.copy_companions(self.model_path, Path(tokenizer_path))
+            hf_checkpoint.copy_companions(self.model_path, Path(tokenizer_path))
         if optimizer_path is not None:
             self._save_optimizer(Path(optimizer_path))
 
     def _save_optimizer(self, folder: Path) -> None:
-        from nemo_tapo.runtime.local.update import MOMENTS
+        from nemo_tapo.runtime.local.optimizer import MOMENTS
 
         full = {kind: self.export_full(kind) for kind in MOMENTS}
         if dist.get_rank() != 0:
             return
         moments = {f"{kind}.{name}": t for kind, state in full.items() for name, t in (state or {}).items()}
-        hf.write_tensors(moments, folder / OPTIMIZER_WEIGHTS)
+        hf_checkpoint.write_tensors(moments, folder / OPTIMIZER_WEIGHTS)
         state = {
             "steps_done": self._updater.steps_done,
             "total_steps": self._updater.total_steps,
@@ -318,13 +318,13 @@ class MegatronWorker:
         """The inverse of `save_checkpoint(path, optimizer_path or path)`, any layout; `configure` comes before."""
         from safetensors.torch import load_file
 
-        from nemo_tapo.runtime.local.update import MOMENTS
+        from nemo_tapo.runtime.local.optimizer import MOMENTS
 
         assert self._updater is not None, "configure comes before load_checkpoint"
         path = Path(path)
         optimizer = Path(optimizer_path or path)
         state = json.loads((optimizer / OPTIMIZER_STATE).read_text())
-        self._set_weights(hf.read_weights(path))
+        self._set_weights(hf_checkpoint.read_weights(path))
         full = load_file(optimizer / OPTIMIZER_WEIGHTS)
         moments = {
             kind: split({n.removeprefix(f"{kind}."): t for n, t in full.items()}, self.info.shape, self.place)

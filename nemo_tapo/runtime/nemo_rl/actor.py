@@ -20,9 +20,9 @@ from torch import Tensor
 
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.losses.base import Objective
-from nemo_tapo.runtime.local.actor import deal
+from nemo_tapo.runtime.batch_sharding import deal
+from nemo_tapo.runtime.nemo_rl.colocation import Phases, blocking
 from nemo_tapo.runtime.nemo_rl.loss_setup import reduce_worker_metrics
-from nemo_tapo.runtime.nemo_rl.phases import Phases, blocking
 from nemo_tapo.types import Batch, UpdateResult
 
 FILLER_LENGTH = 2  # tokens of a row that only fills up: one that predicts, one that is predicted

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl.actor import Weights
-from nemo_tapo.runtime.nemo_rl.phases import Phases, blocking
+from nemo_tapo.runtime.nemo_rl.colocation import Phases, blocking
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
 

@@ -12,7 +12,7 @@ from nemo_tapo.equations.surrogate import KLRules
 from nemo_tapo.losses.base import Metrics, Objective, reduce_metrics
 from nemo_tapo.losses.policy import PolicyObjective
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.loss import LogitLoss
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
 
 # Settings that ask for another loss than the paper's, with the value at which they ask for nothing.
 OTHER_LOSSES: Mapping[str, tuple[Any, str]] = {
@@ -39,7 +39,7 @@ TRAVELLING = (
     "nemo_tapo.equations.suppression",
     "nemo_tapo.equations.teacher",
     "nemo_tapo.equations.vocab",
-    "nemo_tapo.runtime.nemo_rl.loss",
+    "nemo_tapo.runtime.nemo_rl.logit_loss",
 )
 # What NeMo-RL itself puts beside every micro-batch's metrics.
 WORKERS_OWN = ("lr", "wd", "global_valid_seqs", "global_valid_toks")

@@ -20,17 +20,17 @@ from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint
 from nemo_tapo.interfaces import Recorder, Store, Task
+from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape
-from nemo_tapo.runtime.nemo_rl.checkpoints import NemoCheckpoints, newest
-from nemo_tapo.runtime.nemo_rl.derive import keeps_reference
-from nemo_tapo.runtime.nemo_rl.environment import environment_task
-from nemo_tapo.runtime.nemo_rl.export import Converter
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, newest
+from nemo_tapo.runtime.nemo_rl.colocation import Phases, told
+from nemo_tapo.runtime.nemo_rl.config.translate import keeps_reference
+from nemo_tapo.runtime.nemo_rl.environment_task import environment_task
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
+from nemo_tapo.runtime.nemo_rl.hf_export import Converter
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, ship_by_value
-from nemo_tapo.runtime.nemo_rl.phases import Phases, told
-from nemo_tapo.runtime.nemo_rl.record import NemoRecorder
-from nemo_tapo.runtime.tokenizer import HFTokenizer
+from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.train import require_same
 from nemo_tapo.utils.signals import Stop

@@ -39,7 +39,7 @@ def check(cfg: RunConfig) -> None:
     if cfg.coldstart.parquet:
         sft_examples.check_parquet()
     if cfg.runtime == "nemo_rl":
-        from nemo_tapo.runtime.nemo_rl.sft import check_recipe
+        from nemo_tapo.runtime.nemo_rl.sft_recipe import check_recipe
 
         check_recipe(cfg)
 
@@ -50,7 +50,7 @@ async def coldstart_only(session: Session) -> str | None:
         await coldstart(session, session.output)
         return None
     await data_of(session, session.output)
-    from nemo_tapo.runtime.nemo_rl.sft import next_step
+    from nemo_tapo.runtime.nemo_rl.sft_recipe import next_step
 
     return next_step(session.cfg, session.output)
 

@@ -10,7 +10,7 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from nemo_tapo.losses.distillation import taught_logits
-from nemo_tapo.runtime.local import schedule
+from nemo_tapo.runtime.local import pipeline_schedule
 from nemo_tapo.types import Batch
 
 Weights = Callable[[], AbstractContextManager[None]]  # inside, the model has the teacher's weights
@@ -39,4 +39,4 @@ def _forward(model: DistributedDataParallel, parts: Sequence[Batch], weights: We
 
     rows = [replace(part, input_ids=part.teacher_input_ids) for part in parts if part.teacher_input_ids is not None]
     with weights():
-        return schedule.run(model, rows, keep, forward_only=True)
+        return pipeline_schedule.run(model, rows, keep, forward_only=True)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import CheckpointConfig
 from nemo_tapo.planning.cluster_setup import Assumptions, Setup, update_rows
-from nemo_tapo.runtime.nemo_rl.refusals import Master, at
+from nemo_tapo.runtime.nemo_rl.config.validate import Master, at
 
 SECTIONS = ("task", "opsd", "evaluation", "coldstart", "filter", "judge")  # of RunConfig, under `tapo` as they are
 SCALARS = ("algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")

@@ -17,7 +17,7 @@ import torch
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import Metrics, Streams
-from nemo_tapo.runtime.local import hf
+from nemo_tapo.runtime.local import hf_checkpoint
 from nemo_tapo.runtime.local.worker import Data, MegatronWorker
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.types import Batch
@@ -129,7 +129,7 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         if weights is not None:
             final = Path(os.environ[REFIT_FOLDER]) / f"{self._refits}.safetensors"
             building = final.with_suffix(".tmp")
-            hf.write_tensors(weights, building)
+            hf_checkpoint.write_tensors(weights, building)
             building.rename(final)
 
     def prepare_refit_info(self) -> dict[str, Any]:

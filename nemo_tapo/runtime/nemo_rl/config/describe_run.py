@@ -10,9 +10,9 @@ import yaml
 
 from nemo_tapo.planning import plan_text
 from nemo_tapo.planning.model_shape import ModelShape, shape_of
-from nemo_tapo.runtime.nemo_rl import config, refusals
-from nemo_tapo.runtime.nemo_rl.config import ClusterRun
-from nemo_tapo.runtime.nemo_rl.refusals import at
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, validate
+from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun
+from nemo_tapo.runtime.nemo_rl.config.validate import at
 
 SHOWN = (
     "output",
@@ -48,10 +48,10 @@ BEHIND = (  # NeMo-RL's keys that a reader of a plan looks for, beside those tha
 
 def checked(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     """The run of a config file. Raises ValueError with one sentence a reason why it could not run on its cluster."""
-    run = config.load(path, overrides)
+    run = cluster_run.load(path, overrides)
     shape = _shape(run)
     if shape is not None:
-        faults = list(refusals.model(shape, run.setup))
+        faults = list(validate.model(shape, run.setup))
         if run.setup.megatron and not faults:
             faults = list(plan_text.faults(shape, run.setup, run.assumed))
         if faults:
@@ -61,7 +61,7 @@ def checked(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
 
 def require_environment(run: ClusterRun) -> None:
     """Raises ValueError for what the driver's environment lacks; asked when a run starts, not for a plan."""
-    faults = list(refusals.environment(run.setup))
+    faults = list(validate.environment(run.setup))
     if faults:
         raise ValueError("\n".join(faults))
 

@@ -19,7 +19,7 @@ from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import Objective, next_token_scores, reduce_metrics
 from nemo_tapo.losses.distillation import DivergenceObjective, taught_logits
-from nemo_tapo.runtime.own import OwnServices
+from nemo_tapo.runtime.defaults import OwnServices
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 

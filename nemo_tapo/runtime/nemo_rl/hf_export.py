@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.runtime.nemo_rl.checkpoints import newest
-from nemo_tapo.runtime.nemo_rl.source import find_source
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import newest
+from nemo_tapo.runtime.nemo_rl.config.checkout import find_source
 from nemo_tapo.utils.errors import RuntimeFailure
 
 MEGATRON_PYTHON = "python-MegatronPolicyWorker"  # in NVIDIA's container: the Megatron workers' interpreter

@@ -19,7 +19,7 @@ from typing import Any
 
 from nemo_tapo.checkpoint import Checkpoint, Warn, Write, whole_or_nothing
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.phases import blocking
+from nemo_tapo.runtime.nemo_rl.colocation import blocking
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.files import write_json
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.cpu_worker import REFIT_FOLDER
+from nemo_tapo.runtime.nemo_rl.cpu.policy_worker import REFIT_FOLDER
 
 Sampled = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, cut off by the length limit
 

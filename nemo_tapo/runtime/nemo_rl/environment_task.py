@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.phases import asked
+from nemo_tapo.runtime.nemo_rl.colocation import asked
 from nemo_tapo.tasks.prompts import FULL_PROMPT, PROMPT
 from nemo_tapo.types import Grade, Provenance, Query
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemo_tapo.interfaces import Actor
-from nemo_tapo.runtime.own import OwnServices
+from nemo_tapo.runtime.defaults import OwnServices
 from nemo_tapo.types import Completion, Request
 
 NOT_HERE = "the model is behind an endpoint: {} is not on this side"

@@ -23,13 +23,22 @@ import yaml
 
 from nemo_tapo.config.run_config import RunConfig, known_keys
 from nemo_tapo.planning.cluster_setup import Assumptions, Setup
-from nemo_tapo.runtime.nemo_rl import refusals
-from nemo_tapo.runtime.nemo_rl.derive import DERIVED, OWN, PARTS, SCALARS, SECTIONS, assumptions, make_setup, run_config
-from nemo_tapo.runtime.nemo_rl.known_keys import known_keys as nemo_keys
-from nemo_tapo.runtime.nemo_rl.known_keys import paths, unknown
-from nemo_tapo.runtime.nemo_rl.refusals import Master, at
-from nemo_tapo.runtime.nemo_rl.sft import is_sft
-from nemo_tapo.runtime.nemo_rl.source import HOW, compose, find_source
+from nemo_tapo.runtime.nemo_rl.config import validate
+from nemo_tapo.runtime.nemo_rl.config.checkout import HOW, compose, find_source
+from nemo_tapo.runtime.nemo_rl.config.known_keys import known_keys as nemo_keys
+from nemo_tapo.runtime.nemo_rl.config.known_keys import paths, unknown
+from nemo_tapo.runtime.nemo_rl.config.translate import (
+    DERIVED,
+    OWN,
+    PARTS,
+    SCALARS,
+    SECTIONS,
+    assumptions,
+    make_setup,
+    run_config,
+)
+from nemo_tapo.runtime.nemo_rl.config.validate import Master, at
+from nemo_tapo.runtime.nemo_rl.sft_recipe import is_sft
 
 SECTIONED = ("tapo", "policy", "grpo", "loss_fn", "cluster", "checkpointing")
 NO_END = 1_000_000  # NeMo-RL's default max_num_steps: "until the epochs are over"
@@ -91,11 +100,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     setup = make_setup(master, cfg)
     _raise(
         [
-            *refusals.settings(master),
-            *refusals.division(master, setup),
-            *refusals.lengths(setup, cfg.constructs, TEMPLATE_TOKENS),
-            *refusals.container(block.get("container")),
-            *refusals.algorithm(master, cfg),
+            *validate.settings(master),
+            *validate.division(master, setup),
+            *validate.lengths(setup, cfg.constructs, TEMPLATE_TOKENS),
+            *validate.container(block.get("container")),
+            *validate.algorithm(master, cfg),
             *_conflicts(master, cfg, setup),
         ]
     )
@@ -135,7 +144,7 @@ def unknown_keys(master: Master, source: Path | None) -> Iterable[str]:
     keys = nemo_keys(source)
     known = [*paths(keys), *ours]
     for path in unknown({k: v for k, v in master.items() if k != "tapo"}, keys):
-        if path not in refusals.NAMED:
+        if path not in validate.NAMED:
             yield _nearest(path, known)
 
 

@@ -16,8 +16,8 @@ import yaml
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.sft_examples import DATA, EXAMPLES, read
-from nemo_tapo.runtime.nemo_rl.refusals import at
-from nemo_tapo.runtime.nemo_rl.source import compose
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose
+from nemo_tapo.runtime.nemo_rl.config.validate import at
 from nemo_tapo.utils.files import replace_text
 
 CONFIG = "sft.yaml"
