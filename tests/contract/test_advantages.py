@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
-from tests import reference
+from tests.helpers import reference
 
 pytestmark = pytest.mark.nemo_rl
 EPS = 1e-6

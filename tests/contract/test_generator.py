@@ -26,7 +26,7 @@ from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Experience, Kind, Request, Row
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop
-from tests import reference
+from tests.helpers import reference
 
 SETTINGS = EngineSettings(
     max_model_len=4000, max_new_tokens=LIMIT, temperature=1.0, top_p=1.0, asynchronous=False, pad_id=0

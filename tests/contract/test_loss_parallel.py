@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.runtime.nemo_rl.loss_setup import reduce_worker_metrics
-from tests import reference
 from tests.contract import loss_ranks as setting
 from tests.distributed.launch import run_ranks
+from tests.helpers import reference
 
 pytestmark = pytest.mark.nemo_rl
 Results = dict[tuple[int, int, bool], tuple[Tensor, dict[str, list[float]]]]

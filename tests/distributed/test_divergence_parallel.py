@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.launch import run_ranks
-from tests.divergence_reference import reference
+from tests.helpers.divergence_reference import reference
 
 pytestmark = pytest.mark.distributed
 RANKS = 2

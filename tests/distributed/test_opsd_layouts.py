@@ -15,7 +15,7 @@ from tests.distributed.launch import run_ranks
 from tests.distributed.layout_ranks import LAYOUTS, Layout
 from tests.distributed.opsd_ranks import OBJECTIVES, SPLITS, TEMPERATURE, taught_batch
 from tests.distributed.test_layouts import assert_close, write_model
-from tests.divergence_reference import reference
+from tests.helpers.divergence_reference import reference
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 ONE, ALL = LAYOUTS[0], SPLITS[0]

@@ -12,7 +12,7 @@ from nemo_tapo.config.sections import EndpointConfig, JudgeConfig
 from nemo_tapo.endpoint.client import Endpoint, EndpointRefused, Reply
 from nemo_tapo.judge.judging import Item, judge_all
 from nemo_tapo.tasks.arithmetic import verify
-from tests.endpoint_servers import vllm_server
+from tests.helpers.endpoint_servers import vllm_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 MODEL = Path(__file__).parents[2] / "assets" / "tiny-coldstart"

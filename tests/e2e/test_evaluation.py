@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from nemo_tapo.tasks import arithmetic
-from tests.data_files import data_rows
-from tests.endpoint_servers import vllm_server
+from tests.helpers.data_files import data_rows
+from tests.helpers.endpoint_servers import vllm_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.tasks import arithmetic
-from tests.data_files import data_file
+from tests.helpers.data_files import data_file
 
 pytestmark = pytest.mark.e2e
 MODEL = Path(__file__).parents[2] / "assets" / "tiny-coldstart"

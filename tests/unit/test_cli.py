@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.utils.run_folder import held
-from tests.command import nemo_tapo
+from tests.helpers.command import nemo_tapo
 
 CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
 SMALL = [

@@ -1,0 +1,345 @@
+"""Cluster configs: what is derived from NeMo-RL's keys, what is refused at start, and the `plan` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose, find_source
+from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl
+from tests.helpers.cluster_files import cluster_file
+from tests.helpers.command import nemo_tapo
+
+
+@pytest.fixture(autouse=True)
+def without_nemo_rl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests say holds with or without NeMo-RL's source; its known keys are the contract tests' subject."""
+    monkeypatch.delenv("NEMO_RL_SRC", raising=False)
+
+
+def load(folder: Path, *overrides: str) -> ClusterRun:
+    return cluster_run.load(cluster_file(folder), overrides)
+
+
+def test_every_derived_setting(tmp_path: Path) -> None:
+    cfg = load(tmp_path, "grpo.seed=7", "policy.generation.temperature=0.9", "tapo.temperature=0.9").cfg
+    r, m, o = cfg.rollout, cfg.model, cfg.optimizer
+    assert (cfg.runtime, cfg.algorithm, cfg.task.name, cfg.seed, cfg.steps) == ("nemo_rl", "tapo", "nemo_rl", 7, 500)
+    assert (r.queries_per_step, r.samples_per_query, r.max_tokens, r.temperature, r.top_p) == (32, 8, 8192, 0.9, 1.0)
+    assert (str(m.path), m.max_length, m.enable_thinking) == ("Qwen/Qwen3-8B", 10240, False)
+    assert (cfg.loss.clip_low, cfg.loss.clip_high, cfg.loss.token_mean, cfg.loss.kl_coef) == (0.2, 0.28, False, 0.0)
+    assert (o.lr, o.betas, o.warmup_steps, o.schedule) == (1e-6, (0.9, 0.95), 10, "cosine")
+    assert o.min_lr_ratio == pytest.approx(0.1)
+    assert (cfg.checkpoint.every, cfg.checkpoint.keep, str(cfg.output)) == (25, 2, "results/x")
+    assert cfg.evaluation.max_tokens == 8192
+
+
+def test_rows_go_into_nemo_rls_batch_size(tmp_path: Path) -> None:
+    """32 x 8 rollouts and 32 x min(m_max, K - n_pos) constructed rows at most; GRPO constructs none."""
+    assert load(tmp_path).master["policy"]["train_global_batch_size"] == 384
+    assert load(tmp_path, "tapo.algorithm=grpo").master["policy"]["train_global_batch_size"] == 256
+    assert load(tmp_path, "tapo.n_pos=6", "tapo.n_neg=2").master["policy"]["train_global_batch_size"] == 320
+    assert load(tmp_path, "tapo.loss.updates_per_batch=4").master["policy"]["train_global_batch_size"] == 96
+    assert load(tmp_path, "policy.train_global_batch_size=384").setup.update_rows == 384
+    six = load(tmp_path, "cluster.gpus_per_node=10")  # DP 5
+    assert six.master["policy"]["train_global_batch_size"] == 385
+
+
+def test_rows_are_a_multiple_of_micro_batches_without_packing(tmp_path: Path) -> None:
+    run = load(tmp_path, "policy.sequence_packing.enabled=false", "policy.train_micro_batch_size=5")
+    assert run.setup.update_rows == 400  # a multiple of DP 4 x 5
+    assert run.setup.micro_batch_tokens == 5 * 10240
+
+
+def test_importance_correction_needs_every_steps_log_probabilities(tmp_path: Path) -> None:
+    assert load(tmp_path).cfg.rollout.logprobs == "always"
+    with pytest.raises(ValueError, match="needs the engine's log-probabilities at every step"):
+        load(tmp_path, "loss_fn.use_importance_sampling_correction=true", "tapo.rollout.logprobs=first_step")
+
+
+def test_reporting_the_kl_keeps_a_reference_and_counts_its_memory(tmp_path: Path) -> None:
+    assert not load(tmp_path).setup.reference
+    assert load(tmp_path, "tapo.loss.kl_rows=64").setup.reference
+
+
+def test_nemo_rls_own_keys_are_kept(tmp_path: Path) -> None:
+    raw = compose(cluster_file(tmp_path))
+    master = load(tmp_path).master
+    raw["policy"]["train_global_batch_size"] = 384
+    assert master == raw
+
+
+REFUSED = [
+    # the loop and the loss
+    ("+grpo.async_grpo.enabled=true", "grpo.async_grpo.enabled = true is not supported"),
+    ("+grpo.use_dynamic_sampling=true", "a step's queries are fixed"),
+    ("+grpo.batch_multiplier=2", "grpo.batch_multiplier = 2 is not supported"),
+    ("+grpo.reward_shaping.enabled=true", "grpo.reward_shaping.enabled"),
+    ("+grpo.reward_scaling.enabled=true", "grpo.reward_scaling.enabled"),
+    ("+grpo.overlong_filtering=true", "grpo.overlong_filtering"),
+    ("+grpo.normalize_rewards=false", "divided by the group's deviation, Eq. 1. Set it to true"),
+    ("+grpo.adv_estimator.name=reinforce_plus_plus", "grpo.adv_estimator.name"),
+    ("+grpo.advantage_clip_high=2.0", "grpo.advantage_clip_high"),
+    ("+grpo.seq_logprob_error_threshold=1.5", "grpo.seq_logprob_error_threshold"),
+    ("+grpo.stop_at_validation_metric=accuracy", "does not validate while it trains"),
+    ("+grpo.max_rollout_turns=3", "a response is one turn"),
+    ("+reward_penalties.penalize_unwanted_tokens=true", "reward_penalties"),
+    ("+data_plane.enabled=true", "the normaliser rides in the data"),
+    ("+on_policy_distillation.x=1", "there is no teacher"),
+    ("+env.should_use_nemo_gym=true", "rollouts are this project's own"),
+    ("+policy.sequence_packing.fuse_loss=true", "fuse_loss = true is not supported: the OTS weight needs the logits"),
+    ("+policy.megatron_cfg.use_fused_linear_logprobs=true", "use_fused_linear_logprobs = true is not supported"),
+    ("+policy.megatron_cfg.use_linear_ce_fusion_loss=true", "use_linear_ce_fusion_loss = true is not supported"),
+    ("+policy.draft.enabled=true", "policy.draft.enabled"),
+    ("+policy.router_replay.enabled=true", "constructed rows have no recorded routes"),
+    ("policy.generation.backend=sglang", 'no other engine has been connected. Set it to "vllm"'),
+    ("policy.generation.top_p=0.9", "policy.generation.top_p = 0.9 is not supported"),
+    ("policy.generation.top_k=50", "policy.generation.top_k = 50 is not supported"),
+    ("+policy.generation.stop_strings=[END]", "one stop would end rollouts and synthesis alike"),
+    ("checkpointing.enabled=false", "checkpointing.enabled = false is not supported"),
+    ("checkpointing.metric_name=val:accuracy", "this loop does not validate while it trains"),
+    ("+loss_fn.use_cispo=true", "loss_fn.use_cispo"),
+    # divisions
+    ("cluster.num_nodes=0", "do not both fit 0 x 8 GPUs"),
+    ("policy.megatron_cfg.tensor_model_parallel_size=3", "TP 3 x PP 1 x CP 1 = 3 ranks do not divide the policy's 8"),
+    ("policy.generation.vllm_cfg.tensor_parallel_size=3", "an engine of TP 3 x PP 1 does not divide 8 GPUs"),
+    ("policy.megatron_cfg.expert_model_parallel_size=3", "expert parallel 3"),
+    ("policy.megatron_cfg.tensor_model_parallel_size=1", "sequence_parallel needs tensor parallelism"),
+    ("policy.make_sequence_length_divisible_by=3", "must be a multiple of TP = 2"),
+    ("policy.dynamic_batching.enabled=true", "exclude each other"),
+    ("policy.logprob_batch_size=4 policy.megatron_cfg.tensor_model_parallel_size=4", "must equal policy.train_micro_b"),
+    (
+        "+policy.logprob_chunk_size=512 policy.megatron_cfg.defer_fp32_logits=false",
+        "needs policy.megatron_cfg.defer_fp",
+    ),
+    (
+        "policy.megatron_cfg.context_parallel_size=2 policy.sequence_packing.enabled=false",
+        "context parallelism needs policy.sequence_packing.enabled=true",
+    ),
+    (
+        "policy.dynamic_batching.enabled=true +policy.dynamic_batching.train_mb_tokens=10240 "
+        "policy.sequence_packing.enabled=false policy.megatron_cfg.pipeline_model_parallel_size=2",
+        "does not work with pipeline parallelism",
+    ),
+    ("policy.generation.colocated.enabled=false", "so that both have GPUs"),
+    (
+        "policy.generation.colocated.enabled=false cluster.num_nodes=2 "
+        "policy.generation.colocated.resources={num_nodes:1,gpus_per_node:4}",
+        "must be cluster.gpus_per_node = 8",
+    ),
+    (
+        "+policy.generation.vllm_cfg.pipeline_parallel_size=2 policy.generation.vllm_cfg.async_engine=false",
+        "needs policy.generation.vllm_cfg.async_engine=true",
+    ),
+    ("policy.dtensor_cfg.enabled=true", "exactly one of policy.megatron_cfg.enabled and policy.dtensor_cfg.enabled"),
+    # lengths and rows
+    ("policy.generation.max_new_tokens=10240", "no room is left for a query"),
+    ("policy.generation.vllm_cfg.max_model_len=8192", "is less than policy.max_total_sequence_length = 10240"),
+    ("policy.generation.vllm_cfg.max_model_len=12000", "too small for the synthesis.*Raise it to 27136 for all to fit"),
+    ("policy.train_global_batch_size=512", "but an update has 384 rows .256 rollouts and at most 128 constructed"),
+    ("grpo.max_num_steps=1000000", "this loop counts steps: set it"),
+    ("policy.generation.temperature=0.7", "engine samples everything at policy.generation.temperature = 0.7"),
+    (
+        "+grpo.skip_reference_policy_logprobs_calculation=true loss_fn.reference_policy_kl_penalty=0.1",
+        "contradict each other",
+    ),
+    ("loss_fn.force_on_policy_ratio=true tapo.loss.updates_per_batch=2", "needs one update a batch"),
+    # values and keys
+    ("grpo.num_generations_per_prompt=5", "n_neg = 6 is more than grpo.num_generations_per_prompt = 5"),
+    ("grpo.num_prompts_per_step=many", "grpo.num_prompts_per_step = 'many' is not a whole number"),
+    ("~grpo.max_num_steps", "grpo.max_num_steps is not set"),
+    ("tapo.n_poss=2", "unknown key 'tapo.n_poss'.*did you mean 'tapo.n_pos'"),
+    ("tapo.rollout.samples_per_query=4", "derived: set grpo.num_generations_per_prompt instead"),
+    ("tapo.w_min=20", "tapo.w_min = 20.0 is above"),
+    ("tapo.pipeline=none", "tapo.pipeline: .*'overlapped' or 'barrier'"),
+    ("tapo.plan.gpu=V100", "tapo.plan.gpu: .*'H100'"),
+    ("tapo.container=nvcr.io/nvidia/nemo-rl:v0.5.0", "container nvcr.io/nvidia/nemo-rl:v0.5.0 is not supported"),
+    ("tapo.container=docker://nvcr.io/nvidia/nemo-rl:v0.5.0", "nemo-rl:v0.5.0 is not supported"),
+    ("tapo", "override 'tapo' is not key=value"),
+    ("grpo.seed=1,2", "is a sweep"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), REFUSED, ids=[o.split("=")[0] for o, _ in REFUSED])
+def test_what_cannot_run_is_refused_with_a_sentence(tmp_path: Path, overrides: str, sentence: str) -> None:
+    load(tmp_path)  # it is the override that is refused
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path, *overrides.split())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "tapo.container=nvcr.io/nvidia/nemo-rl:v0.7.0",
+        "tapo.container=registry.example/ours:5",
+        "loss_fn.force_on_policy_ratio=true",
+        "+policy.megatron_cfg.use_linear_ce_fusion_loss=false",
+        "policy.generation.top_k=-1",
+        "policy.megatron_cfg.tensor_model_parallel_size=1 policy.megatron_cfg.sequence_parallel=false",
+        "policy.generation.colocated.enabled=false policy.generation.colocated.resources.gpus_per_node=4",
+        "tapo.task={name:mathematics,mathematics:{benchmarks:{mine:{path:a.jsonl}}}}",
+        "tapo.evaluation.endpoint.extra_body.anything=1",
+        "tapo.algorithm=grpo tapo.temperature=0.5",
+    ],
+)
+def test_what_can_run_is_not_refused(tmp_path: Path, overrides: str) -> None:
+    assert load(tmp_path, *overrides.split()).cfg.runtime == "nemo_rl"
+
+
+def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="overlong_filtering") as told:
+        load(tmp_path, "+grpo.overlong_filtering=true", "policy.generation.top_p=0.5")
+    assert len(str(told.value).splitlines()) == 2
+
+
+def test_a_model_that_does_not_allow_the_division(tmp_path: Path) -> None:
+    path = cluster_file(tmp_path)
+    for overrides, sentence in (
+        (["policy.megatron_cfg.pipeline_model_parallel_size=8", "cluster.num_nodes=2"], "PP 8 does not divide .* 36 l"),
+        (["policy.megatron_cfg.expert_model_parallel_size=2"], "for a model without experts"),
+        (["policy.generation.vllm_cfg.max_model_len=65536"], "more than the model's 40960 positions"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            describe_run.checked(path, overrides)
+
+
+def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    overrides = [
+        "policy.model_name=Qwen/Qwen3-32B",
+        "policy.megatron_cfg.tensor_model_parallel_size=8",
+        "policy.generation.vllm_cfg.tensor_parallel_size=4",
+    ]
+    with pytest.raises(ValueError, match=r"training needs about .* H100 has 79.1: the largest part is optimizer"):
+        describe_run.checked(cluster_file(tmp_path), overrides)
+    describe_run.checked(cluster_file(tmp_path), [*overrides, "tapo.plan.gpu=H200"])
+
+
+def test_a_model_of_unknown_shape_is_planned_without_estimate(tmp_path: Path) -> None:
+    run = describe_run.checked(cluster_file(tmp_path), ["policy.model_name=acme/Big"])
+    assert "no estimate of memory and time: the shape of model acme/Big is not known" in describe_run.describe(run)
+
+
+def test_environment_is_asked_for_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    run = describe_run.checked(cluster_file(tmp_path))
+    with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST is not set"):
+        describe_run.require_environment(run)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    describe_run.require_environment(run)
+
+
+def test_notes_say_what_is_read_otherwise(tmp_path: Path) -> None:
+    run = load(tmp_path, "+grpo.use_leave_one_out_baseline=true", "policy.generation.vllm_cfg.max_model_len=20000")
+    notes = "\n".join(run.notes)
+    assert "use_leave_one_out_baseline is not used" in notes
+    assert "longer than about 9248 tokens is dropped" in notes  # 20000 - 8192 answer - 512 template - 2048 question
+
+
+def test_files_are_told_apart(tmp_path: Path) -> None:
+    assert is_nemo_rl(cluster_file(tmp_path))
+    assert not is_nemo_rl(Path(__file__).parents[3] / "examples" / "configs" / "tapo-tiny-1n0g.yaml")
+    assert not is_nemo_rl(None)
+    (tmp_path / "child.yaml").write_text("defaults: run.yaml\ntapo: {n_pos: 1}\n")
+    assert is_nemo_rl(tmp_path / "child.yaml")
+
+
+def test_files_inherit_with_nemo_rls_rules(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: {p: 1, q: 2}\ny: {p: 1, q: 2}\nz: ???\nw: ${mul:${x.p}, 10}\n")
+    (tmp_path / "b.yaml").write_text("p: 5\n")
+    (tmp_path / "c.yaml").write_text(
+        "defaults: [a.yaml, b.yaml@tapo.inner]\nx: {p: 7}\ny: {_override_: true, r: 3}\nz: 4\n"
+    )
+    assert compose(tmp_path / "c.yaml") == {
+        "x": {"p": 7, "q": 2},
+        "y": {"r": 3},
+        "z": 4,
+        "w": 70,
+        "tapo": {"inner": {"p": 5}},
+    }
+    with pytest.raises(ValueError, match="Missing mandatory value: z"):
+        compose(tmp_path / "a.yaml")
+
+
+def test_a_parent_that_is_nowhere_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "child.yaml"
+    path.write_text("defaults: grpo_math_8B_megatron.yaml\n")
+    if find_source() is None:
+        with pytest.raises(ValueError, match=r"inherits grpo_math_8B_megatron.yaml.* set NEMO_RL_SRC"):
+            compose(path)
+    monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path))
+    with pytest.raises(ValueError, match="is no NeMo-RL checkout"):
+        compose(path)
+    (tmp_path / "examples" / "configs").mkdir(parents=True)
+    (tmp_path / "examples" / "configs" / "grpo_math_8B_megatron.yaml").write_text("a: 1\n")
+    assert compose(path) == {"a": 1}
+
+
+def test_keys_that_no_class_and_no_example_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a source tree of a few lines, in the ways in which NeMo-RL declares keys."""
+    package = tmp_path / "src" / "nemo_rl" / "algorithms"
+    package.mkdir(parents=True)
+    (package / "grpo.py").write_text(
+        "class Base(BaseModel):\n    inherited: int\n"
+        "class GRPOConfig(Base, extra='allow'):\n    num_prompts: int\n"
+        "class Engine(TypedDict):\n    backend: str\n"
+        "class VllmEngine(Engine):\n    vllm_cfg: 'VllmArgs | None'\n"
+        "class VllmArgs(TypedDict):\n    kwargs: NotRequired[dict[str, Any]]\n    length: int\n"
+        "class MasterConfig(BaseModel):\n    grpo: GRPOConfig\n    generation: NotRequired[Engine]\n"
+    )
+    (package / "sft.py").write_text("class MasterConfig(BaseModel):\n    sft: int\n")
+    examples = tmp_path / "src" / "examples" / "configs"
+    examples.mkdir(parents=True)
+    (examples / "grpo_x.yaml").write_text("grpo: {only_in_an_example: 1}\n")
+    (examples / "sft.yaml").write_text("sft: {lr: 1}\n")
+    monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path / "src"))
+    fine = {"grpo": {"num_prompts": 1, "inherited": 2, "only_in_an_example": 3}, "env": {"anything": {"goes": 1}}}
+    fine["generation"] = {"backend": "vllm", "vllm_cfg": {"length": 1, "kwargs": {"what": {"ever": 1}}}}
+    assert list(cluster_run.unknown_keys(fine, find_source())) == []
+    wrong = {"grpo": {"num_prompt": 1}, "generation": {"vllm_cfg": {"lenght": 1}}, "sft": 1}
+    told = list(cluster_run.unknown_keys(wrong, find_source()))
+    assert told[0] == "unknown key 'grpo.num_prompt': nothing reads it; did you mean 'grpo.num_prompts'?"
+    assert "'generation.vllm_cfg.lenght'" in told[1] and "'generation.vllm_cfg.length'" in told[1]
+    assert "unknown key 'sft'" in told[2]
+
+
+def test_the_plan_command(tmp_path: Path) -> None:
+    path = cluster_file(tmp_path)
+    done = nemo_tapo("plan", "--config", str(path), "cluster.num_nodes=2")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "lambda: 1.0",
+        "500 steps of 32 queries x 8 rollouts, 1 update(s) each",
+        "rows of an update: 384, always: 256 rollouts, at most 128 constructed, the rest masked",
+        "policy: 16 of 2 x 8 GPUs = TP 2 x PP 1 x CP 1 x DP 8, sequence parallel",
+        "engines: 16 of TP 1 x PP 1 on the same GPUs",
+        "checkpoint: 106.8 GiB every 25 steps, 2 kept: 213.6 GiB",
+    ):
+        assert line in done.stdout
+    assert "adam_beta2" not in done.stdout
+    assert "adam_beta2: 0.95" in nemo_tapo("plan", "--full", "--config", str(path)).stdout
+    dry = nemo_tapo("train", "--dry-run", "--config", str(path), "cluster.num_nodes=2")
+    assert dry.stdout == done.stdout
+
+
+def test_the_plan_command_refuses_with_exit_code_2(tmp_path: Path) -> None:
+    done = nemo_tapo("plan", "--config", str(cluster_file(tmp_path)), "policy.model_name=Qwen/Qwen3-32B")
+    assert done.returncode == 2
+    assert "the largest part is" in done.stderr and "Traceback" not in done.stderr
+    assert nemo_tapo("plan", "--config", "nothing.yaml").returncode == 2
+
+
+def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
+    run = load(tmp_path, "tapo.n_pos=3")
+    (tmp_path / "saved.yaml").write_text(describe_run.as_yaml(run))
+    again = cluster_run.load(tmp_path / "saved.yaml")
+    assert (again.master, again.cfg) == (run.master, run.cfg)
+    assert is_nemo_rl(tmp_path / "saved.yaml")
+
+
+def test_local_plan_is_what_dry_run_prints() -> None:
+    tiny = str(Path(__file__).parents[3] / "examples" / "configs" / "tapo-tiny-1n0g.yaml")
+    plan, dry = nemo_tapo("plan", "--config", tiny), nemo_tapo("run", "--dry-run", "--config", tiny)
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout == dry.stdout
