@@ -102,6 +102,23 @@ def _teacher_rows(rows: Sequence[Row], pad_id: int) -> tuple[Tensor | None, Tens
     return ids, torch.tensor([len(text) for text in texts])
 
 
+def split_into_updates(rows: Sequence[Row], updates: int) -> list[list[Row]]:
+    """Split a step's rows into `updates` runs of whole queries of about equal size.
+
+    A step has always as many updates, for the learning rate's schedule counts them; one may be without rows.
+
+    >>> rows = [Row(f"{query}/0", query, Kind.ORIGINAL, (1,), (2,)) for query in "abc"]
+    >>> [[row.uid for row in part] for part in split_into_updates(rows, 2)]
+    [['a/0'], ['b/0', 'c/0']]
+    """
+    queries = list(dict.fromkeys(row.query_uid for row in rows))
+    parts = []
+    for index in range(updates):
+        mine = set(queries[index * len(queries) // updates : (index + 1) * len(queries) // updates])
+        parts.append([row for row in rows if row.query_uid in mine])
+    return parts
+
+
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Row indices, longest first, cut so that rows x longest row <= max_tokens (one row may exceed it alone).
 

@@ -6,7 +6,7 @@
         model.safetensors ...      whatever the actor writes
 
 Random states are not stored because none is carried along: every draw is seeded from (run seed, purpose, step, uid),
-see seeding.py.
+see utils/seeding.py.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Write = Callable[[Path], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Folder:
-    """`Store` in a folder of this package's own layout, the `keep` newest kept."""
+class CheckpointFolder:
+    """`interfaces.CheckpointStore` in a folder of this package's own layout, the `keep` newest kept."""
 
     path: Path
     keep: int
@@ -133,6 +133,18 @@ def find_fault(path: Path) -> str | None:
         if sha256(file) != entry["sha256"]:
             return f"{name} has another sha256 than when it was written"
     return None
+
+
+def require_same_run(found: Checkpoint, fingerprint: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the settings in which a checkpoint and this run differ, if there are any."""
+    before = found.state["fingerprint"]
+    changed = sorted(k for k in before.keys() | fingerprint.keys() if before.get(k) != fingerprint.get(k))
+    if changed:
+        differences = ", ".join(f"{k}: {before.get(k)} -> {fingerprint.get(k)}" for k in changed)
+        raise ValueError(
+            f"{found.path} belongs to a run with other settings ({differences}). Choose another `output`, or restore "
+            "the settings."
+        )
 
 
 def manifest(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,52 +1,83 @@
-"""What the loop needs of a place to run: a generator, an actor, a tokenizer. Everything here is asynchronous.
+"""Declare every Protocol of the package: what the loop needs of an algorithm, a task and a place to run.
 
 ```
             Request ->  Generator  -> Completion         (vLLM: sampling, continuous batching)
    train.py                ^ weights
             Batch   ->  Actor      -> UpdateResult       (Megatron: forward, loss, backward, update)
 ```
-A runtime is chosen by `runtime:` in the config: `local` (Ray, Megatron-core over gloo, vLLM on CPU),
-`nemo_rl` (NeMo-RL's policy and engines on a cluster), `scripted` (tests: canned completions, a two-layer torch actor).
-None of the callers knows which it is.
+An Algorithm decides what is sampled and which rows are trained on; a Task has the queries and grades responses; a
+Runtime has tokenizer, generator and actor: `local` (Ray, Megatron-core over gloo, vLLM on CPU), `nemo_rl` (NeMo-RL's
+policy and engines on a cluster) or `scripted` (tests: canned completions, a two-layer torch actor). No caller knows
+which it has. The Protocol of a loss is in losses/base.py, beside what workers need of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from nemo_tapo.checkpoint import Checkpoint, Warn, Write
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.losses.base import Objective
-from nemo_tapo.types import Batch, Completion, Request, UpdateResult
-
-if TYPE_CHECKING:
-    from nemo_tapo.utils.signals import Stop
-
-
-from nemo_tapo.types import Experience, Grade, Provenance, Query, Row
+from nemo_tapo.losses.base import Loss
+from nemo_tapo.types import (
+    Batch,
+    Completion,
+    Experience,
+    Grade,
+    Provenance,
+    Query,
+    Request,
+    Row,
+    StepRecord,
+    UpdateResult,
+)
 from nemo_tapo.utils.signals import Stop
 
 
-class Store(Protocol):
-    """Where the loop's state is kept between steps and between processes."""
+class Algorithm(Protocol):
+    """What is sampled in a step, and what is learned from it: `experience`, then `rows`, then `loss` over the rows."""
 
-    def latest(self, warn: Warn) -> Checkpoint | None:
-        """The newest good checkpoint; see the function `latest`."""
+    @property
+    def loss(self) -> Loss:
+        """What the actor differentiates; says in `needs` what it has to be given."""
 
-    async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
-        """A checkpoint of `state["step"]`; the actor writes its part by `write(path)`. See the function `save`.
+    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+        """Sample and grade everything that a step needs, in query order."""
 
-        It may appear a little later, when the actor writes in the background; `settle` waits for it. `metrics` are
-        the step's, for a store that keeps the best.
-        """
+    def rows(self, experience: Experience) -> list[Row]:
+        """Return the training rows, advantages included. Pure."""
 
-    async def settle(self) -> None:
-        """Returns when every checkpoint that was saved stands on the disk under its final name."""
+    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+        """Return the step's counters, by key of metrics.py. Pure."""
+
+
+class Task(Protocol):
+    """Where queries come from and how responses are graded."""
+
+    synthesis_prompt: str  # template with {question}, {wrong}, {reference}
+    full_prompt: str  # the same for a whole new solution (tapo.full_reconstruction, Table 3)
+
+    def train_queries(self) -> Sequence[Query]:
+        """Return the training set, in a fixed order; `prompt_ids` still empty."""
+
+    def benchmarks(self) -> Mapping[str, Sequence[Query]]:
+        """Return the evaluation sets by name, each in a fixed order; uids are unique in a set, prompts still empty."""
+
+    def provenance(self, name: str) -> Provenance:
+        """Say where a benchmark, or "train", comes from, and which of its rows are not among its queries."""
+
+    def row(self, query: Query) -> Mapping[str, Any]:
+        """Return a training query's row as its publisher wrote it; a filter keeps what else stands there."""
+
+    async def grade(self, query: Query, response: str) -> Grade:
+        """Grade one response. Asynchronous: a verifier may work in other processes while the engine samples."""
+
+    def close(self) -> None:
+        """End what the task has started (processes of a verifier); may be called twice."""
 
 
 class Tokenizer(Protocol):
@@ -54,20 +85,20 @@ class Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int:
-        """Ends every response."""
+        """The id that ends every response."""
 
     @property
     def pad_id(self) -> int:
-        """Fills rows up."""
+        """The id that fills rows up."""
 
     def chat(self, user_text: str) -> tuple[int, ...]:
-        """Ids of one user turn and the opening of the assistant's turn, chat template applied."""
+        """Return the ids of one user turn and the opening of the assistant's turn, chat template applied."""
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of plain text, nothing added."""
+        """Return the ids of plain text, nothing added."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out; no clean-up of spaces."""
+        """Return the text of ids, special tokens left out; no clean-up of spaces."""
 
 
 class Generator(Protocol):
@@ -75,7 +106,7 @@ class Generator(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """Prompt + completion, tokens."""
+        """Longest prompt and completion together, tokens."""
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion. Many calls run at once; each returns as soon as its own is finished."""
@@ -88,124 +119,101 @@ class Actor(Protocol):
     """The policy under training, with its optimizer and its frozen reference."""
 
     async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
-        """A new optimizer and schedule on the present weights; step count 0."""
+        """Make a new optimizer and schedule for the present weights; step count 0."""
 
     async def load_model(self, path: Path) -> None:
-        """Weights from a Hugging Face directory of the same architecture."""
+        """Load weights from a Hugging Face directory of the same architecture."""
 
     async def set_reference(self) -> None:
-        """The present weights become the frozen reference policy."""
+        """Freeze a copy of the present weights as the reference policy."""
 
     async def set_teacher(self, path: Path) -> None:
-        """Frozen weights of a Hugging Face directory of the same architecture teach (OPSD); else the reference does."""
+        """Load a frozen teacher from a Hugging Face directory of the same architecture; else the reference teaches."""
 
-    async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
-        """Forward, loss, backward, one optimizer step."""
+    async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
+        """Make one optimizer step: forward, loss, backward, update."""
 
     async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """[B, S] nats, log-probability of every token under the present weights at the rollouts' temperature.
+        """Return the log-probability of every token under the present weights, [B, S] nats at the given temperature.
 
         0 outside rows and at column 0.
         """
 
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """The same under the reference policy."""
+        """Return the same under the reference policy."""
 
     async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """The same under the frozen teacher."""
+        """Return the same under the frozen teacher."""
 
     async def weights(self) -> Any:
-        """A handle on the full weights, Hugging Face names, for `Generator.update_weights`."""
+        """Return a handle on the full weights, Hugging Face names, for `Generator.update_weights`."""
 
     async def save(self, path: Path) -> None:
-        """Weights (`model.safetensors`), optimizer moments and schedule step into the existing folder `path`."""
+        """Write weights (`model.safetensors`), optimizer moments and schedule step into the existing folder `path`."""
 
     async def load(self, path: Path) -> None:
-        """The inverse of `save`; the layout (TP, PP, DP) may differ from the one that saved."""
+        """Restore what `save` wrote; the layout (TP, PP, DP) may differ from the one that saved."""
 
     async def export(self, path: Path) -> None:
-        """A Hugging Face model directory: config, weights, tokenizer."""
+        """Write a Hugging Face model directory: config, weights, tokenizer."""
 
 
-class Runtime(Protocol):
-    """One policy with its engine. `close` ends every process that it started."""
+class CheckpointStore(Protocol):
+    """Where the loop's state is kept between steps and between processes."""
 
-    @property
-    def tokenizer(self) -> Tokenizer: ...
+    def latest(self, warn: Warn) -> Checkpoint | None:
+        """Return the newest good checkpoint; see `checkpoint.latest`."""
 
-    @property
-    def actor(self) -> Actor: ...
+    async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
+        """Save a checkpoint of `state["step"]`; the actor writes its part by `write(path)`. See `checkpoint.save`.
 
-    @property
-    def generator(self) -> Generator: ...
+        It may appear a little later, when the actor writes in the background; `settle` waits for it. `metrics` are
+        the step's, for a store that keeps the best.
+        """
 
-    def checkpoints(self, folder: Path, keep: int) -> Store:
-        """Where the loop's checkpoints go."""
-
-    def recorder(self, own: Recorder, stop: Stop) -> Recorder:
-        """`own`, and what the runtime records or watches beside it."""
-
-    def task(self, cfg: RunConfig) -> Task:
-        """Queries and verifier of the run; the caller closes it."""
-
-    def close(self) -> None: ...
-
-
-class Task(Protocol):
-    """Where queries come from and how responses are graded."""
-
-    synthesis_prompt: str  # template with {question}, {wrong}, {reference}
-    full_prompt: str  # the same for a whole new solution (tapo.full_reconstruction, Table 3)
-
-    def train_queries(self) -> Sequence[Query]:
-        """The training set, in a fixed order; `prompt_ids` still empty."""
-
-    def benchmarks(self) -> Mapping[str, Sequence[Query]]:
-        """The evaluation sets by name, each in a fixed order; uids are unique within a set, prompts still empty."""
-
-    def provenance(self, name: str) -> Provenance:
-        """Of a benchmark by its name, or of "train": where it comes from and which rows are not among its queries."""
-
-    def row(self, query: Query) -> Mapping[str, Any]:
-        """A training query's row as its publisher wrote it; a filter keeps what else stands there."""
-
-    async def grade(self, query: Query, response: str) -> Grade:
-        """Grades one response. Asynchronous: a verifier may work in other processes while the engine samples."""
-
-    def close(self) -> None:
-        """Ends what the task has started (processes of a verifier); may be called twice."""
-
-
-class Algorithm(Protocol):
-    """One step is `experience` then `rows`; the actor differentiates `objective` over the rows."""
-
-    objective: Objective
-
-    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
-        """Everything that has to be sampled or graded for one step, in query order."""
-
-    def rows(self, experience: Experience) -> list[Row]:
-        """The training rows, advantages included. Pure."""
-
-    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
-        """The step's counters. Pure."""
+    async def settle(self) -> None:
+        """Wait until every checkpoint that was saved is on the disk under its final name."""
 
 
 class Recorder(Protocol):
     """Where the loop's outcome is written, and how a person follows it."""
 
-    def phase(self, text: str) -> None: ...
+    def phase(self, text: str) -> None:
+        """Show what the step is doing: "sampling", "updating"."""
 
-    def step(
-        self,
-        step: int,
-        metrics: dict[str, float],
-        experience: Experience,
-        rows: Sequence[Row],
-        results: Sequence[UpdateResult],
-    ) -> None: ...
+    def step(self, record: StepRecord) -> None:
+        """Write what a finished step gave."""
 
     def resume(self, step: int) -> None:
         """Forget records of `step` and later: they will be made again."""
 
-    def warn(self, text: str) -> None: ...
+    def warn(self, text: str) -> None:
+        """Tell the user a sentence that stays on the screen."""
+
+
+class Runtime(Protocol):
+    """One policy with its engine."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The policy's tokenizer."""
+
+    @property
+    def actor(self) -> Actor:
+        """The policy under training."""
+
+    @property
+    def generator(self) -> Generator:
+        """The engine that samples from it."""
+
+    def checkpoints(self, folder: Path, keep: int) -> CheckpointStore:
+        """Return where the loop's checkpoints go; the newest `keep` stay."""
+
+    def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
+        """Return a recorder that does what `recorder` does, and what the runtime records or watches beside it."""
+
+    def task(self, cfg: RunConfig) -> Task:
+        """Return the queries and the verifier of the run; the caller closes it."""
+
+    def close(self) -> None:
+        """End every process that the runtime started."""

@@ -18,7 +18,7 @@ One worked example, followed through every type below::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -231,7 +231,13 @@ class Row:
 
     @property
     def length(self) -> int:
+        """Prompt and response, tokens."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def query_uid(self) -> str:
+        """The uid of the query that the row belongs to."""
+        return self.uid.removeprefix(INSTRUCTION_PREFIX).rsplit("/", 1)[0].removesuffix(REFLECTED_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -296,5 +302,16 @@ class UpdateResult:
     loss: float
     grad_norm: float  # before clipping, global L2
     learning_rate: float
-    metrics: Mapping[str, float]  # reduced over micro-batches and ranks: see objective.reduce_metrics
+    metrics: Mapping[str, float]  # reduced over micro-batches and ranks: see metrics.reduce_parts
     token_weights: Tensor | None = None  # [B, S] float32, OTS weights of constructed rows (else 1), if at hand
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step of the loop gave, to be written down."""
+
+    step: int  # updates done: the first step is 1
+    metrics: Mapping[str, float]  # by key of metrics.py
+    experience: Experience
+    rows: Sequence[Row]  # in the order of the updates
+    results: Sequence[UpdateResult]  # one an update

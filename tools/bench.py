@@ -112,8 +112,8 @@ class Memory:
 
     def resume(self, step: int) -> None: ...
 
-    def step(self, step: int, metrics: dict[str, float], *rest: Any) -> None:
-        self.metrics.append(metrics)
+    def step(self, record: Any) -> None:
+        self.metrics.append(dict(record.metrics))
 
 
 async def steps(model: Path, repeats: int) -> None:
@@ -145,9 +145,10 @@ async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, flo
     """Three steps; the first warms up and is left out."""
     from nemo_tapo.algorithms.base import Tools
     from nemo_tapo.algorithms.registry import make_algorithm
+    from nemo_tapo.config.loop import LoopConfig
     from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
     from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
-    from nemo_tapo.train import Plan, train
+    from nemo_tapo.train import train
     from nemo_tapo.utils.signals import Stop
 
     cfg = config()
@@ -157,9 +158,9 @@ async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, flo
     memory = Memory()
     await runtime.actor.set_reference()
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, cfg.tapo.weight, checkpoint_every=10**6)
+        loop = LoopConfig(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, cfg.tapo.weight, checkpoint_every=10**6)
         algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
-        await train(plan, algorithm, runtime, order.queries, memory, Stop())
+        await train(loop, algorithm, runtime, order.queries, memory, Stop())
     return memory.metrics[1:]
 
 

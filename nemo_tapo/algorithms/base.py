@@ -1,4 +1,4 @@
-"""What the loop knows of an algorithm: it collects experience, turns it into rows, and names its objective."""
+"""What the loop knows of an algorithm: it collects experience, turns it into rows, and names its loss."""
 
 from __future__ import annotations
 

@@ -13,8 +13,22 @@ from collections.abc import Sequence
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, is_uniform, normalise
-from nemo_tapo.losses.base import Objective
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.base import Loss
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import (
+    RESPONSE_LENGTH_MAX,
+    RESPONSE_LENGTH_MEAN,
+    RESPONSE_LENGTH_TRUNCATED,
+    REWARD_MEAN,
+    ROWS,
+    TIME_GRADING,
+    TIME_ROLLOUTS,
+    TIME_SYNTHESIS,
+    TOKENS_GENERATED,
+    TOKENS_TRAINED,
+    UNIFORM_GROUPS_SHARE,
+    grade_count,
+)
 from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Request, Rollout, Row
 from nemo_tapo.utils.concurrency import concurrently
 from nemo_tapo.utils.seeding import seed_from
@@ -28,7 +42,7 @@ class GRPO:
         self.tools = tools
         self.first_step: int | None = None  # the first one asked for: its log-probabilities are compared
         self.rules = AdvantageRules(eps=cfg.loss.advantage_eps)
-        self.objective: Objective = PolicyObjective(
+        self.loss: Loss = PolicyLoss(
             clip_low=cfg.loss.clip_low,
             clip_high=cfg.loss.clip_high,
             kl_coef=cfg.loss.kl_coef,
@@ -64,9 +78,9 @@ class GRPO:
             groups=tuple(group for group, _ in results),
             constructions=tuple(c for _, constructions in results for c in constructions),
             metrics={
-                "time/rollouts": max(graded_at) - begin,
-                "time/synthesis": end - max(graded_at),  # what the rollouts do not hide
-                "time/grading": self.tools.grading_seconds,
+                TIME_ROLLOUTS: max(graded_at) - begin,
+                TIME_SYNTHESIS: end - max(graded_at),  # what the rollouts do not hide
+                TIME_GRADING: self.tools.grading_seconds,
             },
         )
 
@@ -124,14 +138,14 @@ class GRPO:
         outcomes = Counter(r.grade.outcome for r in rollouts)
         uniform = sum(is_uniform([r.reward for r in group.rollouts]) for group in experience.groups)
         return {
-            "reward/mean": sum(r.reward for r in rollouts) / len(rollouts),
-            "response_length/mean": sum(lengths) / len(lengths),
-            "response_length/max": max(lengths),
-            "response_length/truncated": sum(r.completion.truncated for r in rollouts) / len(rollouts),
-            "groups/uniform": uniform / len(experience.groups),
-            "rows": len(rows),
-            "tokens/generated": sum(lengths),
-            "tokens/trained": sum(len(row.response_ids) for row in rows),
-            **{f"grade/{outcome}": count for outcome, count in sorted(outcomes.items())},
+            REWARD_MEAN: sum(r.reward for r in rollouts) / len(rollouts),
+            RESPONSE_LENGTH_MEAN: sum(lengths) / len(lengths),
+            RESPONSE_LENGTH_MAX: max(lengths),
+            RESPONSE_LENGTH_TRUNCATED: sum(r.completion.truncated for r in rollouts) / len(rollouts),
+            UNIFORM_GROUPS_SHARE: uniform / len(experience.groups),
+            ROWS: len(rows),
+            TOKENS_GENERATED: sum(lengths),
+            TOKENS_TRAINED: sum(len(row.response_ids) for row in rows),
+            **{grade_count(outcome): count for outcome, count in sorted(outcomes.items())},
             **experience.metrics,
         }

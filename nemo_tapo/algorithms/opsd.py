@@ -15,7 +15,8 @@ from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.divergence import DivergenceRules
-from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
+from nemo_tapo.losses.distillation import DivergenceLoss, SampledTokenLoss
+from nemo_tapo.metrics import OPSD_ROLLOUTS, OPSD_ROWS, left_out_count
 from nemo_tapo.types import Experience, Group, Lesson, Query, Rollout, Row
 from nemo_tapo.utils.seeding import rng
 
@@ -45,10 +46,10 @@ class OPSD(GRPO):
         settings, temperature = cfg.opsd, cfg.rollout.temperature
         self.template = settings.prompt or PROMPT
         if settings.divergence == "sampled":
-            self.objective = SampledObjective(temperature)
+            self.loss = SampledTokenLoss(temperature, settings.teacher)
         else:
             rules = DivergenceRules(settings.beta, settings.entry_clip, temperature)
-            self.objective = DivergenceObjective(rules, settings.teacher)
+            self.loss = DivergenceLoss(rules, settings.teacher)
 
     async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
         """GRPO's rollouts, and what the teacher is told about each."""
@@ -86,9 +87,9 @@ class OPSD(GRPO):
         left_out = Counter(lesson.left_out for lesson in experience.lessons)
         return {
             **super().metrics(experience, rows),
-            "opsd/rollouts": len(experience.lessons),
-            "opsd/rows": left_out[None],
-            **{f"opsd/left_out/{reason}": left_out[reason] for reason in LEFT_OUT_REASONS},
+            OPSD_ROLLOUTS: len(experience.lessons),
+            OPSD_ROWS: left_out[None],
+            **{left_out_count(reason): left_out[reason] for reason in LEFT_OUT_REASONS},
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.losses.likelihood import LikelihoodObjective
+from nemo_tapo.losses.likelihood import LikelihoodLoss
 from nemo_tapo.types import Experience, Row
 
 
@@ -19,7 +19,7 @@ class ReflectiveSFT(TAPO):
 
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         super().__init__(cfg, tools)
-        self.objective = LikelihoodObjective()
+        self.loss = LikelihoodLoss()
 
     def rows(self, experience: Experience) -> list[Row]:
         """One row a right construction, in query order."""

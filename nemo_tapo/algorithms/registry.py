@@ -10,9 +10,9 @@ from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Algorithm
 
-KINDS: dict[str, type[GRPO]] = {"grpo": GRPO, "tapo": TAPO, "opsd": OPSD, "reflective_sft": ReflectiveSFT}
+ALGORITHMS: dict[str, type[GRPO]] = {"grpo": GRPO, "tapo": TAPO, "opsd": OPSD, "reflective_sft": ReflectiveSFT}
 
 
 def make_algorithm(cfg: RunConfig, tools: Tools) -> Algorithm:
     """One of the algorithms that share the loop, the data order and the seeds of sampling."""
-    return KINDS[cfg.algorithm](cfg, tools)
+    return ALGORITHMS[cfg.algorithm](cfg, tools)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nemo_tapo.losses.base import Objective
-from nemo_tapo.losses.likelihood import LikelihoodObjective
+from nemo_tapo.losses.base import Loss
+from nemo_tapo.losses.likelihood import LikelihoodLoss
+from nemo_tapo.metrics import ROWS, TOKENS_TRAINED
 from nemo_tapo.types import Experience, Query, Row
 
 
@@ -15,7 +16,7 @@ class SFT:
     def __init__(self, examples: Callable[[int], Sequence[Row]]) -> None:
         """`examples(step)` gives the step's rows (Kind.EXAMPLE), the same whenever it is asked."""
         self.examples = examples
-        self.objective: Objective = LikelihoodObjective()
+        self.loss: Loss = LikelihoodLoss()
 
     async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
         return Experience(examples=tuple(self.examples(step)))
@@ -24,4 +25,4 @@ class SFT:
         return list(experience.examples)
 
     def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
-        return {"rows": len(rows), "tokens/trained": sum(len(row.response_ids) for row in rows)}
+        return {ROWS: len(rows), TOKENS_TRAINED: sum(len(row.response_ids) for row in rows)}

@@ -10,6 +10,7 @@ from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Task
+from nemo_tapo.metrics import CORRECT, KEPT_SHARE, PAIRS, PARSED, drop_count
 from nemo_tapo.types import (
     Completion,
     Construction,
@@ -67,11 +68,11 @@ def construction_counts(constructions: Sequence[Construction]) -> dict[str, floa
     parsed = [c for c in constructions if c.dropped is None]
     dropped = Counter(c.dropped for c in constructions if c.dropped is not None)
     counts: dict[str, float] = {
-        "tapo/pairs": len(constructions),
-        "tapo/parsed": len(parsed),
-        "tapo/correct": sum(c.correct for c in parsed),
-        **{f"tapo/dropped/{reason}": dropped[reason] for reason in reflection.DROP_REASONS},
+        PAIRS: len(constructions),
+        PARSED: len(parsed),
+        CORRECT: sum(c.correct for c in parsed),
+        **{drop_count(reason): dropped[reason] for reason in reflection.DROP_REASONS},
     }
     if parsed:
-        counts["tapo/kept_share"] = sum(c.kept_share for c in parsed) / len(parsed)
+        counts[KEPT_SHARE] = sum(c.kept_share for c in parsed) / len(parsed)
     return counts

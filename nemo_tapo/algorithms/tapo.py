@@ -2,7 +2,7 @@
 
 Read top to bottom it is section 3: select pairs (Eq. 3), synthesise and grade (3.3.2), decoupled advantages
 (Eq. 4, 5). OOD token suppression (Eq. 7) and the two loss terms (Eq. 6, 8) happen where the logits are, in
-objective.py.
+losses/policy.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,18 @@ from nemo_tapo.algorithms.synthesis import Synthesis, construction_counts
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
 from nemo_tapo.equations.selection import Zone, select_pairs, zone
+from nemo_tapo.metrics import (
+    CONSTRUCTED_ROWS,
+    INSTRUCTION_ROWS,
+    MIXED_REFLECTION_GROUPS,
+    PARSED,
+    REFLECTION_GROUPS,
+    REMOVED_NEGATIVES,
+    SINGLE_REFLECTION_GROUPS,
+    TOKENS_SYNTHESISED,
+    UNIFORM_REFLECTION_GROUPS,
+    UNIFORM_REFLECTION_SHARE,
+)
 from nemo_tapo.types import (
     INSTRUCTION_PREFIX,
     REFLECTED_SUFFIX,
@@ -109,13 +121,13 @@ class TAPO(GRPO):
             **super().metrics(experience, rows),
             **{f"tapo/{z.value}": zones[z] for z in Zone},
             **counts,
-            "tokens/synthesised": sum(len(c.answer_ids) for c in experience.constructions),
-            "tapo/rows": kept,
-            "tapo/removed_negatives": counts["tapo/parsed"] - kept,  # by `negatives: false`, or likelihood
-            "tapo/groups": len(found),
-            "tapo/mixed_groups": mixed,
-            "tapo/single_groups": sum(len(of) == 1 for of in found.values()),
-            "tapo/uniform_groups": uniform,  # two or more, all with advantage 0: under Eq. 5 those of equal rewards
-            "tapo/ift_rows": sum(row.kind is Kind.EXAMPLE for row in rows),
-            "tapo/uniform_share": uniform / len(found) if found else 0.0,
+            TOKENS_SYNTHESISED: sum(len(c.answer_ids) for c in experience.constructions),
+            CONSTRUCTED_ROWS: kept,
+            REMOVED_NEGATIVES: counts[PARSED] - kept,  # by `negatives: false`, or likelihood
+            REFLECTION_GROUPS: len(found),
+            MIXED_REFLECTION_GROUPS: mixed,
+            SINGLE_REFLECTION_GROUPS: sum(len(of) == 1 for of in found.values()),
+            UNIFORM_REFLECTION_GROUPS: uniform,  # two or more, all with advantage 0: under Eq. 5 those of equal rewards
+            INSTRUCTION_ROWS: sum(row.kind is Kind.EXAMPLE for row in rows),
+            UNIFORM_REFLECTION_SHARE: uniform / len(found) if found else 0.0,
         }

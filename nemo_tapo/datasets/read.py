@@ -1,4 +1,4 @@
-"""A data set as the config names it: rows read, fields found, counted. Screening (screen.py) comes after."""
+"""A data set as the config names it: rows read, fields found, counted. Screening (screening.py) comes after."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from nemo_tapo.evaluation import passk
 from nemo_tapo.evaluation.bootstrap import interval95
 from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.grading.normal import integer, letters, normalise
+from nemo_tapo.metrics import RESPONSE_LENGTH_MEAN
 
 Measures = Mapping[str, Any]  # "pass@1": 0.31, "pass@1/interval95": [0.2, 0.4], ...
 LONGEST = 500  # characters; what is longer is no answer that somebody would write in two ways
@@ -118,7 +119,7 @@ def summarise(graded: Graded) -> Measures:
         "responses": total,
         **with_intervals([values(graded)], n),
         f"avg@{n}": float(graded.right.mean()),
-        "response_length/mean": float(known.mean()) if known.size else None,
+        RESPONSE_LENGTH_MEAN: float(known.mean()) if known.size else None,
         "truncated": float(graded.truncated.mean()),
         "no_answer": graded.outcomes.get("no_answer", 0) / total,
         "with_reflection": graded.turns / total,

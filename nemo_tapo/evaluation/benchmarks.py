@@ -16,6 +16,7 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.results import Evaluated, read_evaluated
 from nemo_tapo.evaluation.sample_store import Sample, Store, folder_of
 from nemo_tapo.evaluation.samplers import Sampler, Verify, missing, take
+from nemo_tapo.metrics import BEYOND, ELIGIBLE, MASTERED, MIXED_REFLECTION_GROUPS, REFLECTION_GROUPS
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
 from nemo_tapo.utils.signals import Stop
@@ -110,5 +111,5 @@ async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks
     experience = await algorithm.experience(0, held_out[:queries])
     metrics = algorithm.metrics(experience, algorithm.rows(experience))
     counts = construction_counts(experience.constructions)
-    names = ("tapo/eligible", "tapo/mastered", "tapo/beyond", "tapo/groups", "tapo/mixed_groups")
+    names = (ELIGIBLE, MASTERED, BEYOND, REFLECTION_GROUPS, MIXED_REFLECTION_GROUPS)
     return {k.removeprefix("tapo/"): v for k, v in {**{n: metrics[n] for n in names}, **counts}.items()}

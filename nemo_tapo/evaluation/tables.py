@@ -9,6 +9,7 @@ from io import StringIO
 from typing import Any
 
 from nemo_tapo.evaluation.results import of_title, settings_text, titles
+from nemo_tapo.metrics import RESPONSE_LENGTH_MEAN
 
 Measures = Mapping[str, Any]
 Evaluations = Mapping[str, Mapping[str, Any]]  # evaluation.json: {name: result}
@@ -96,7 +97,7 @@ def _rows(sides: Sequence[Measures]) -> Iterator[list[str]]:
     for outcome, label in OUTCOMES.items():
         if any(side.get("outcomes", {}).get(outcome) for side in sides):
             yield [label, *("" if CHANGE in s else _number(s.get("outcomes", {}).get(outcome, 0)) for s in sides)]
-    yield from row("mean tokens", "response_length/mean", lambda side, key: _number(side.get(key)))
+    yield from row("mean tokens", RESPONSE_LENGTH_MEAN, lambda side, key: _number(side.get(key)))
     yield from row("problems", "problems", lambda side, key: _number(side.get(key)))
     yield from row("responses", "responses", lambda side, key: _number(side.get(key)))
     directions = [side[CHANGE].get("problems") for side in sides if CHANGE in side]

@@ -1,24 +1,25 @@
-"""What the actor differentiates: an objective turns logits into a loss, metrics and per-token streams.
+"""Define what a loss is: it turns the logits of a micro-batch into a scalar, metrics, and weights to look at.
 
-An objective is data (a frozen dataclass), so it travels to any worker, and knows one operation::
+A loss is data (a frozen dataclass), so it travels to any worker. It says in `needs` what it has to be given, and a
+worker provides that without knowing which loss it is::
 
-    objective(logits, batch, vocab) -> (loss, metrics, streams)
-    objective.of_scores(logp, entropy, batch) -> the same, for a caller that has the tokens' scores already
+    needs = loss.needs                                    # entropy? the teacher's logits?
+    output = loss(logits, batch, vocab, teacher_logits)   # output.loss.backward()
 
-    logits   [b, S, V/TP]  of one micro-batch as the model gives them; column i predicts token i + 1
-    logp, entropy  [b, S] nats as `next_token_scores` has them
-    batch    the micro-batch (types.Batch)
-    vocab    this rank's share of the vocabulary (equations.vocab.VocabShard)
-    loss     scalar; summed over micro-batches and data-parallel ranks it is the step's loss, because every
-             normaliser rides in `batch.loss_coef`
-    metrics  {name: float}: sums; a mean is a pair "<name>:sum", "<name>:count" (see `reduce_metrics`)
-    streams  {name: [b, S] tensor} for people to look at (the OTS weights), never for the update
+    logits          [b, S, V/TP] of one micro-batch as the model gives them; column i predicts token i + 1
+    batch           the micro-batch (types.Batch)
+    vocab           this rank's share of the vocabulary (equations.vocab.VocabShard)
+    teacher_logits  [n, V/TP] of the n taught tokens, for a loss with needs.teacher_logits
+
+Most losses are made of each token's log-probability and entropy alone: they derive from `TokenLoss`, implement
+`from_logprobs`, and can also be called by a worker that has these scores already (NeMo-RL's).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,33 +27,79 @@ from torch import Tensor
 
 from nemo_tapo.equations.surrogate import k3_divergence
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
+from nemo_tapo.metrics import ENGINE_GAP, ENTROPY, KL_REF, Mean, Parts
 from nemo_tapo.types import Batch
 
-Streams = dict[str, Tensor]
-Metrics = dict[str, float]
-Outcome = tuple[Tensor, Metrics, Streams]
+TeacherKind = Literal["frozen", "live"]  # the weights of the run's beginning (or others that were given), or today's
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class LossNeeds:
+    """What a loss has to be given beside the rows.
+
+    >>> LossNeeds(entropy=True).teacher_logits is None
+    True
+    """
+
+    temperature: float = 1.0  # scores are those of softmax(logits / temperature), the distribution of the rollouts
+    entropy: bool = False  # of every token's distribution
+    teacher_logits: TeacherKind | None = None  # of whole distributions, made beside the policy's own
+    teacher_logprobs: TeacherKind | None = None  # of the rollouts' tokens, known before the update
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss makes of one micro-batch.
+
+    >>> LossOutput(torch.tensor(0.25), {}).token_weights is None
+    True
+    """
+
+    # Scalar. Summed over micro-batches and data-parallel ranks it is the step's loss, because every normaliser is in
+    # `batch.loss_coef`.
+    loss: Tensor
+    metrics: Parts  # by key of metrics.py, additive over micro-batches and ranks
+    token_weights: Tensor | None = None  # [b, S] for people to look at (Eq. 7), never for the update
+
+
+class Loss(Protocol):
     """See the module's text."""
 
     @property
-    def temperature(self) -> float:
-        """The scores are those of softmax(logits / temperature)."""
+    def needs(self) -> LossNeeds:
+        """What `__call__` has to be given."""
+
+    def __call__(
+        self, logits: Tensor, batch: Batch, vocab: VocabShard, teacher_logits: Tensor | None = None
+    ) -> LossOutput:
+        """Return the micro-batch's share of the step's loss."""
+
+
+class TokenLoss(ABC):
+    """A loss of each token's log-probability and entropy."""
 
     @property
-    def with_entropy(self) -> bool:
-        """Whether `of_scores` needs the entropy."""
+    @abstractmethod
+    def needs(self) -> LossNeeds:
+        """What `from_logprobs` has to be given."""
 
-    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> Outcome: ...
+    @abstractmethod
+    def from_logprobs(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
+        """Return the loss from log-probabilities and entropies [b, S], in nats, as `next_token_scores` has them."""
 
-    def of_scores(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> Outcome: ...
+    def __call__(
+        self, logits: Tensor, batch: Batch, vocab: VocabShard, teacher_logits: Tensor | None = None
+    ) -> LossOutput:
+        """Return the loss from logits; see the module's text."""
+        needs = self.needs
+        scores = next_token_scores(logits, batch, vocab, needs.entropy, needs.temperature)
+        return self.from_logprobs(*scores, batch)
 
 
 def next_token_scores(
     logits: Tensor, batch: Batch, vocab: VocabShard, with_entropy: bool = True, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability and entropy of every token, [b, S] nats, shifted so that column i speaks of token i.
+    """Return log-probability and entropy of every token, [b, S] nats, shifted so that column i speaks of token i.
 
     They are of softmax(logits / temperature); another temperature than 1 costs one more tensor of the logits' size.
     """
@@ -65,46 +112,30 @@ def next_token_scores(
 
 
 def _one_later(values: Tensor) -> Tensor:
-    """Column i - 1, where token i was predicted, becomes column i; column 0 is 0."""
+    """Move column i - 1, where token i was predicted, to column i; column 0 becomes 0."""
     return F.pad(values[:, :-1], (1, 0))
 
 
-def rollout_metrics(out: Metrics, batch: Batch, mask: Tensor, logp: Tensor, entropy: Tensor) -> None:
-    """Adds what is watched on the policy's own rollouts, `mask` [b, S] being their tokens: the entropy, the KL to the
-    reference, and how far engine and actor are apart, the latter two where the batch knows the other side.
+def masked_mean(values: Tensor, mask: Tensor) -> Mean:
+    """Return this micro-batch's part of the mean of `values` [b, S] over `mask` [b, S].
+
+    >>> masked_mean(torch.tensor([[1.0, 5.0]]), torch.tensor([[1.0, 0.0]]))
+    Mean(total=1.0, count=1.0)
     """
-    masked_mean(out, "entropy", entropy, mask)
+    kept = torch.where(mask > 0, values.detach(), torch.zeros_like(values))
+    return Mean(float((kept * mask).sum()), float(mask.sum()))
+
+
+def rollout_metrics(batch: Batch, mask: Tensor, logp: Tensor, entropy: Tensor) -> Parts:
+    """Return what is watched on the policy's own rollouts, whose tokens `mask` [b, S] names.
+
+    The entropy; and the KL to the reference and the distance from the engine, where the batch knows the other side.
+    """
+    parts: Parts = {ENTROPY: masked_mean(entropy, mask)}
     if batch.reference_policy_logprobs is not None and batch.reference_mask is not None:
         known = mask * batch.reference_mask[:, None]
-        masked_mean(out, "kl_ref", k3_divergence(logp, batch.reference_policy_logprobs), known)
+        parts[KL_REF] = masked_mean(k3_divergence(logp, batch.reference_policy_logprobs), known)
     if batch.generation_logprobs is not None and batch.generation_mask is not None:
         known = mask * batch.generation_mask[:, None]
-        masked_mean(out, "engine_gap", (logp - batch.generation_logprobs).abs(), known)
-
-
-def masked_mean(out: Metrics, name: str, values: Tensor, mask: Tensor) -> None:
-    """Adds to `out` the two sums that make a mean of `values` [b, S] over `mask`; see `reduce_metrics`."""
-    kept = torch.where(mask > 0, values.detach(), torch.zeros_like(values))
-    out[f"{name}:sum"] = float((kept * mask).sum())
-    out[f"{name}:count"] = float(mask.sum())
-
-
-def reduce_metrics(parts: Iterable[Mapping[str, float]]) -> Metrics:
-    """Adds the parts of micro-batches and ranks; turns "<x>:sum", "<x>:count" into the mean "<x>".
-
-    A mean over nothing (no constructed row, say) is left out: an absent number, not a zero.
-    """
-    total: Metrics = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
-    out: Metrics = {}
-    for name, value in total.items():
-        if name.endswith(":sum"):
-            stem = name.removesuffix(":sum")
-            count = total[f"{stem}:count"]
-            if count > 0:
-                out[stem] = value / count
-        elif not name.endswith(":count"):
-            out[name] = value
-    return out
+        parts[ENGINE_GAP] = masked_mean((logp - batch.generation_logprobs).abs(), known)
+    return parts

@@ -1,33 +1,33 @@
-"""Maximum likelihood: pre-training, cold start (section 3.2), SFT on constructions (Table 3)."""
+"""Compute maximum likelihood: pre-training, the cold start (section 3.2), SFT on constructions (Table 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.base import Metrics, Outcome, masked_mean, next_token_scores
+from nemo_tapo.losses.base import LossNeeds, LossOutput, TokenLoss, masked_mean
+from nemo_tapo.metrics import LOSS, NLL, Parts, Sum
 from nemo_tapo.types import Batch
 
 
 @dataclass(frozen=True)
-class LikelihoodObjective:
-    """Negative log-likelihood of the response tokens: pre-training, cold start (section 3.2), SFT (Table 3)."""
+class LikelihoodLoss(TokenLoss):
+    """The negative log-likelihood of the response tokens.
 
-    temperature: ClassVar[float] = 1.0
-    with_entropy: ClassVar[bool] = False
+    >>> LikelihoodLoss().needs.entropy
+    False
+    """
 
-    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> Outcome:
-        """See the module's text."""
-        return self.of_scores(*next_token_scores(logits, batch, vocab, with_entropy=False), batch)
+    @property
+    def needs(self) -> LossNeeds:
+        """Nothing but log-probabilities."""
+        return LossNeeds()
 
-    def of_scores(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> Outcome:
-        """See the module's text; no entropy is needed."""
+    def from_logprobs(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
+        """Return the sum of -log p, each token weighted by its row's coefficient."""
         mask = batch.token_mask * batch.sample_mask[:, None]
         share = torch.where(mask > 0, -logp * batch.loss_coef[:, None], torch.zeros_like(logp))
-        metrics: Metrics = {"loss": float(share.detach().sum())}
-        masked_mean(metrics, "nll", -logp.detach(), mask)
-        return share.sum(), metrics, {}
+        parts: Parts = {LOSS: Sum(float(share.detach().sum())), NLL: masked_mean(-logp, mask)}
+        return LossOutput(share.sum(), parts)

@@ -1,24 +1,28 @@
-"""The loss of GRPO and TAPO: Eq. 2, 6, 7 and 8 of arXiv 2606.18844."""
+"""Compute the loss of GRPO and TAPO: Eq. 2, 6, 7 and 8 of arXiv 2606.18844."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from nemo_tapo import metrics
 from nemo_tapo.equations.importance import ImportanceRules, importance_weights
 from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.surrogate import KLRules, clipped_surrogate, kl_penalty
-from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.base import Metrics, Outcome, masked_mean, next_token_scores, rollout_metrics
+from nemo_tapo.losses.base import LossNeeds, LossOutput, TokenLoss, masked_mean, rollout_metrics
+from nemo_tapo.metrics import Parts, Sum
 from nemo_tapo.types import Batch
 
 
 @dataclass(frozen=True)
-class PolicyObjective:
-    """GRPO and TAPO: Eq. 2, 6, 7 and 8 of arXiv 2606.18844. GRPO is the case without constructed rows."""
+class PolicyLoss(TokenLoss):
+    """The clipped surrogate, weighted token by token on constructed rows. GRPO is the case without such rows.
+
+    >>> PolicyLoss(clip_high=0.28).needs
+    LossNeeds(temperature=1.0, entropy=True, teacher_logits=None, teacher_logprobs=None)
+    """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -29,14 +33,14 @@ class PolicyObjective:
     temperature: float = 1.0  # of the rollouts: the policy is the distribution that is sampled from
     kl_rules: KLRules = field(default_factory=KLRules)
     importance: ImportanceRules | None = None  # correction for what the engine sampled with other probabilities
-    with_entropy: ClassVar[bool] = True
 
-    def __call__(self, logits: Tensor, batch: Batch, vocab: VocabShard) -> Outcome:
-        """See the module's text."""
-        return self.of_scores(*next_token_scores(logits, batch, vocab, temperature=self.temperature), batch)
+    @property
+    def needs(self) -> LossNeeds:
+        """The entropy, for Eq. 7 and to be watched."""
+        return LossNeeds(temperature=self.temperature, entropy=True)
 
-    def of_scores(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> Outcome:
-        """See the module's text."""
+    def from_logprobs(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
+        """Return the weighted surrogate, with the penalty on the KL to the reference if there is one."""
         assert entropy is not None
         mask = batch.token_mask * batch.sample_mask[:, None]
         weights = self._weights(logp, entropy, batch)
@@ -52,9 +56,17 @@ class PolicyObjective:
             token_loss = token_loss + self.kl_coef * kl_penalty(logp, reference, self.kl_rules)
         # `where`, not a product: padding may hold a large number, and 0 * inf is nan
         share = torch.where(mask > 0, token_loss * batch.loss_coef[:, None], torch.zeros_like(token_loss))
-        loss = share.sum()
-        metrics = self._metrics(batch, mask, share, logp, entropy, ratio, clipped, weights)
-        return loss, metrics, {"weights": weights.detach()}
+        with torch.no_grad():
+            parts = {
+                **_loss_terms(batch, share),
+                metrics.RATIO_DEVIATION: masked_mean((ratio - 1).abs(), mask),
+                metrics.CLIP_FRACTION: masked_mean(clipped, mask),
+                **_constructed_metrics(batch, mask, weights, logp),
+                **rollout_metrics(batch, mask * _is_rollout(batch)[:, None].float(), logp, entropy),
+            }
+            if batch.supervised is not None:
+                parts[metrics.NLL_IFT] = masked_mean(-logp, mask * batch.supervised[:, None].float())
+        return LossOutput(share.sum(), parts, weights.detach())
 
     def _weights(self, logp: Tensor, entropy: Tensor, batch: Batch) -> Tensor:
         ones = torch.ones_like(logp)
@@ -64,45 +76,41 @@ class PolicyObjective:
         return torch.where(batch.constructed[:, None], weights, ones)
 
     def _importance(self, previous: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-        """Weights [b, S] of the importance correction: 1 without one, and on rows that the engine did not sample."""
+        """Return weights [b, S] of the importance correction: 1 without one, and on rows the engine did not sample."""
         if self.importance is None or batch.generation_logprobs is None or batch.generation_mask is None:
             return torch.ones_like(previous)
         known = mask * batch.generation_mask[:, None] * (1 - batch.constructed[:, None].float())
         weights, _ = importance_weights(previous, batch.generation_logprobs, known, self.importance)
         return torch.where(known > 0, weights, torch.ones_like(weights))
 
-    def _metrics(
-        self,
-        batch: Batch,
-        mask: Tensor,
-        share: Tensor,
-        logp: Tensor,
-        entropy: Tensor,
-        ratio: Tensor,
-        clipped: Tensor,
-        weights: Tensor,
-    ) -> Metrics:
-        with torch.no_grad():
-            nothing = torch.zeros_like(batch.constructed)
-            supervised = nothing if batch.supervised is None else batch.supervised
-            rollouts = ~(batch.constructed | supervised)
-            original, reflected = mask * rollouts[:, None].float(), mask * batch.constructed[:, None].float()
-            out: Metrics = {
-                "loss": float(share.sum()),
-                "loss/original": float(share[rollouts].sum()),
-                "loss/reflection": float(share[batch.constructed].sum()),
-            }
-            if batch.supervised is not None:
-                out["loss/ift"] = float(share[supervised].sum())
-                masked_mean(out, "nll/ift", -logp, mask * supervised[:, None].float())
-            masked_mean(out, "ratio_deviation", (ratio - 1).abs(), mask)
-            masked_mean(out, "clip_fraction", clipped, mask)
-            masked_mean(out, "tapo/ots_weight_mean", weights, reflected)
-            masked_mean(out, "tapo/logprob_mean", logp, reflected)
-            rollout_metrics(out, batch, original, logp, entropy)
-        return out
+
+def _is_rollout(batch: Batch) -> Tensor:
+    """Return [b] bool: neither constructed nor an example."""
+    others = batch.constructed if batch.supervised is None else batch.constructed | batch.supervised
+    return ~others
+
+
+def _loss_terms(batch: Batch, share: Tensor) -> Parts:
+    """Return the loss and its terms (Eq. 6) from each token's share [b, S]."""
+    parts: Parts = {
+        metrics.LOSS: Sum(float(share.sum())),
+        metrics.LOSS_ORIGINAL: Sum(float(share[_is_rollout(batch)].sum())),
+        metrics.LOSS_REFLECTION: Sum(float(share[batch.constructed].sum())),
+    }
+    if batch.supervised is not None:
+        parts[metrics.LOSS_IFT] = Sum(float(share[batch.supervised].sum()))
+    return parts
+
+
+def _constructed_metrics(batch: Batch, mask: Tensor, weights: Tensor, logp: Tensor) -> Parts:
+    """Return what is watched on constructed rows."""
+    constructed = mask * batch.constructed[:, None].float()
+    return {
+        metrics.OTS_WEIGHT_MEAN: masked_mean(weights, constructed),
+        metrics.CONSTRUCTED_LOGPROB: masked_mean(logp, constructed),
+    }
 
 
 def _within(values: Tensor, mask: Tensor, logp: Tensor) -> Tensor:
-    """`values` on the response tokens; elsewhere the policy's own, so that padding makes no ratio and no gradient."""
+    """Return `values` on the response tokens and the policy's own elsewhere: padding makes no ratio and no gradient."""
     return torch.where(mask > 0, values, logp.detach())

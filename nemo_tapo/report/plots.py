@@ -15,6 +15,24 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_tapo.metrics import (
+    BEYOND,
+    CORRECT,
+    DROP_PREFIX,
+    ELIGIBLE,
+    GRAD_NORM,
+    KL_REF,
+    LOSS,
+    MASTERED,
+    MIXED_REFLECTION_GROUPS,
+    OTS_WEIGHT_MEAN,
+    PAIRS,
+    PARSED,
+    REFLECTION_GROUPS,
+    RESPONSE_LENGTH_MEAN,
+    REWARD_MEAN,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,11 +44,10 @@ Target = Path | str | IO[bytes]
 # Okabe and Ito's palette, told apart by people with any colour vision; line styles differ too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")
-DROP_PREFIX = "tapo/dropped/"
 LOW, HIGH = "/low", "/high"  # behind a key: the ends of the band over seeds
-ZONES = {"tapo/eligible": "eligible (ZPD)", "tapo/mastered": "mastered", "tapo/beyond": "beyond"}
-PAIRS = {"tapo/pairs": "pairs selected", "tapo/parsed": "parsed, not dropped", "tapo/correct": "correct"}
-GROUPS = {"tapo/groups": "all", "tapo/mixed_groups": "mixed rewards"}
+ZONES = {ELIGIBLE: "eligible (ZPD)", MASTERED: "mastered", BEYOND: "beyond"}
+PAIR_LINES = {PAIRS: "pairs selected", PARSED: "parsed, not dropped", CORRECT: "correct"}
+GROUPS = {REFLECTION_GROUPS: "all", MIXED_REFLECTION_GROUPS: "mixed rewards"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,12 @@ class Panel:
 
 
 FIGURE3 = (
-    Panel("(a) OTS weight", "tapo/ots_weight_mean", "mean over constructed tokens (no unit)"),
-    Panel("(b) Policy gradient loss", "loss", "loss ± 1 rolling std (no unit)", spread=True),
-    Panel("(c) Training accuracy", "reward/mean", "correct rollouts (share)"),
-    Panel("(d) Gradient norm", "grad_norm", "L2 norm before clipping (no unit)"),
-    Panel("(e) Response length", "response_length/mean", "mean length (tokens)"),
-    Panel("(f) KL to the reference", "kl_ref", "KL divergence (nats a token)"),
+    Panel("(a) OTS weight", OTS_WEIGHT_MEAN, "mean over constructed tokens (no unit)"),
+    Panel("(b) Policy gradient loss", LOSS, "loss ± 1 rolling std (no unit)", spread=True),
+    Panel("(c) Training accuracy", REWARD_MEAN, "correct rollouts (share)"),
+    Panel("(d) Gradient norm", GRAD_NORM, "L2 norm before clipping (no unit)"),
+    Panel("(e) Response length", RESPONSE_LENGTH_MEAN, "mean length (tokens)"),
+    Panel("(f) KL to the reference", KL_REF, "KL divergence (nats a token)"),
 )
 
 
@@ -101,7 +118,7 @@ def construction_figure(metrics: Metrics, path: Target, window: int | None = Non
         zones, pairs, drops, groups = figure.subplots(2, 2).flat
         _stack(zones, metrics, ZONES)
         _label(zones, "Where the queries lie (Eq. 3)", "queries a step")
-        _lines(pairs, metrics, PAIRS, width)
+        _lines(pairs, metrics, PAIR_LINES, width)
         _label(pairs, "From pair to correct trajectory", "pairs a step")
         _stack(drops, metrics, {key: key.removeprefix(DROP_PREFIX) for key in reasons}, empty="nothing dropped")
         _label(drops, "Dropped pairs, by reason", "pairs a step")

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.report.plots import DROP_PREFIX
+from nemo_tapo.metrics import (
+    BEYOND,
+    CORRECT,
+    DROP_PREFIX,
+    ELIGIBLE,
+    MASTERED,
+    MIXED_REFLECTION_GROUPS,
+    OTS_WEIGHT_MEAN,
+    PAIRS,
+    PARSED,
+    REFLECTION_GROUPS,
+    RESPONSE_LENGTH_MEAN,
+    REWARD_MEAN,
+)
 from nemo_tapo.tracking.records import outcome, read_metrics, read_trajectories
 from nemo_tapo.utils.jsonl import Record
 
@@ -53,11 +66,11 @@ HIGHLIGHTS = (
 )
 
 LATEST = (
-    ("training accuracy", "reward/mean", "share of rollouts"),
+    ("training accuracy", REWARD_MEAN, "share of rollouts"),
     ("loss", "loss", ""),
     ("gradient norm", "grad_norm", ""),
-    ("OTS weight", "tapo/ots_weight_mean", "mean"),
-    ("response length", "response_length/mean", "tokens"),
+    ("OTS weight", OTS_WEIGHT_MEAN, "mean"),
+    ("response length", RESPONSE_LENGTH_MEAN, "tokens"),
     ("KL to the reference", "kl_ref", "nats a token"),
 )
 
@@ -110,19 +123,19 @@ def totals(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     def total(key: str) -> float:
         return float(sum(row[key] for row in metrics if isinstance(row.get(key), (int, float))))
 
-    queries = total("tapo/eligible") + total("tapo/mastered") + total("tapo/beyond")
-    pairs, groups = total("tapo/pairs"), total("tapo/groups")
+    queries = total(ELIGIBLE) + total(MASTERED) + total(BEYOND)
+    pairs, groups = total(PAIRS), total(REFLECTION_GROUPS)
     reasons = sorted({key for row in metrics for key in row if key.startswith(DROP_PREFIX)})
     rows = [
-        ("queries eligible (zone of proximal development)", total("tapo/eligible"), queries, "queries"),
-        ("queries mastered, not constructed", total("tapo/mastered"), queries, "queries"),
-        ("queries beyond reach, not constructed", total("tapo/beyond"), queries, "queries"),
+        ("queries eligible (zone of proximal development)", total(ELIGIBLE), queries, "queries"),
+        ("queries mastered, not constructed", total(MASTERED), queries, "queries"),
+        ("queries beyond reach, not constructed", total(BEYOND), queries, "queries"),
         ("pairs of a wrong and a right response", pairs, 0, ""),
-        ("pairs that gave a trajectory", total("tapo/parsed"), pairs, "pairs"),
-        ("... with a right answer", total("tapo/correct"), pairs, "pairs"),
+        ("pairs that gave a trajectory", total(PARSED), pairs, "pairs"),
+        ("... with a right answer", total(CORRECT), pairs, "pairs"),
         *((f"pairs dropped: {key.removeprefix(DROP_PREFIX)}", total(key), pairs, "pairs") for key in reasons),
         ("reflection groups", groups, 0, ""),
-        ("... with mixed rewards", total("tapo/mixed_groups"), groups, "groups"),
+        ("... with mixed rewards", total(MIXED_REFLECTION_GROUPS), groups, "groups"),
     ]
     known = queries or pairs or groups
     return [

@@ -1,31 +1,27 @@
-"""What a runtime keeps in this package's own way: checkpoints, records, the task."""
+"""Provide what a runtime keeps in this package's own way: checkpoints, records, the task."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nemo_tapo import checkpoint, interfaces
+from nemo_tapo.checkpoint import CheckpointFolder
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.interfaces import Task
+from nemo_tapo.interfaces import CheckpointStore, Recorder, Task
 from nemo_tapo.tasks.registry import make_task
-
-if TYPE_CHECKING:
-    from nemo_tapo.interfaces import Recorder
-    from nemo_tapo.utils.signals import Stop
+from nemo_tapo.utils.signals import Stop
 
 
-class OwnServices:
-    """The part of `interface.Runtime` for runtimes that bring none of these themselves."""
+class RuntimeDefaults:
+    """The part of `interfaces.Runtime` for runtimes that bring none of it themselves."""
 
-    def checkpoints(self, folder: Path, keep: int) -> interfaces.Store:
-        """Checkpoints in `folder`, the `keep` newest kept."""
-        return checkpoint.Folder(folder, keep)
+    def checkpoints(self, folder: Path, keep: int) -> CheckpointStore:
+        """Return checkpoints in `folder`, of which the `keep` newest stay."""
+        return CheckpointFolder(folder, keep)
 
-    def recorder(self, own: Recorder, stop: Stop) -> Recorder:
-        """`own`, and nothing beside it."""
-        return own
+    def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
+        """Return `recorder`: nothing is recorded beside it."""
+        return recorder
 
     def task(self, cfg: RunConfig) -> Task:
-        """The task that `cfg.task` names."""
+        """Return the task that `cfg.task` names."""
         return make_task(cfg.task, cfg.seed)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemo_tapo.interfaces import Actor
-from nemo_tapo.runtime.defaults import OwnServices
+from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.types import Completion, Request
 
 NOT_HERE = "the model is behind an endpoint: {} is not on this side"
@@ -39,7 +39,7 @@ class ServedGenerator:
         raise AssertionError(NOT_HERE.format("its engine"))
 
 
-class ServedRuntime(OwnServices):
+class ServedRuntime(RuntimeDefaults):
     """`interface.Runtime` for an evaluation through an endpoint: it brings the task, and nothing was started."""
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 """A runtime for tests: canned completions and a two-layer torch actor. The whole loop in a second, nothing mocked
-between them: the same types, seeds, objective and checkpoints as with real engines.
+between them: the same types, seeds, loss and checkpoints as with real engines.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.base import Objective, next_token_scores, reduce_metrics
-from nemo_tapo.losses.distillation import DivergenceObjective, taught_logits
-from nemo_tapo.runtime.defaults import OwnServices
+from nemo_tapo.losses.base import Loss, LossNeeds, next_token_scores
+from nemo_tapo.losses.distillation import taught_logits
+from nemo_tapo.metrics import reduce_parts
+from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
@@ -94,26 +95,27 @@ class ScriptedActor:
         """Weights that `export` wrote."""
         self.teacher = load_file(path / "model.safetensors")
 
-    async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
+    async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         self.optimizer.zero_grad()
         logits = self.model(batch.input_ids)
-        if isinstance(objective, DivergenceObjective):
-            loss, metrics, streams = objective(logits, batch, self.vocab, self._taught(batch, objective))
-        else:
-            loss, metrics, streams = objective(logits, batch, self.vocab)
-        loss.backward()
+        output = loss(logits, batch, self.vocab, self._teacher_logits(batch, loss.needs))
+        output.loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.steps_done += 1
         return UpdateResult(
-            float(loss.detach()), float(norm), self.settings.lr, reduce_metrics([metrics]), streams.get("weights")
+            loss=float(output.loss.detach()),
+            grad_norm=float(norm),
+            learning_rate=self.settings.lr,
+            metrics=reduce_parts([output.metrics]),
+            token_weights=output.token_weights,
         )
 
-    def _taught(self, batch: Batch, objective: DivergenceObjective) -> Tensor | None:
-        if batch.teacher_input_ids is None:
+    def _teacher_logits(self, batch: Batch, needs: LossNeeds) -> Tensor | None:
+        if needs.teacher_logits is None or batch.teacher_input_ids is None:
             return None
         with torch.no_grad():
-            weights = self.model.state_dict() if objective.teacher == "live" else self.teacher or self.reference
+            weights = self.model.state_dict() if needs.teacher_logits == "live" else self.teacher or self.reference
             logits = torch.func.functional_call(self.model, weights, batch.teacher_input_ids)
             return taught_logits(logits, batch)
 
@@ -155,7 +157,7 @@ class ScriptedActor:
         (path / SCRIPTED_MARK).touch()
 
 
-class ScriptedRuntime(OwnServices):
+class ScriptedRuntime(RuntimeDefaults):
     """The three together."""
 
     def __init__(self, script: Script, max_model_len: int = 4096, seed: int = 0) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from nemo_tapo.stages.coldstart.stage import coldstart
 from nemo_tapo.stages.evaluate import evaluation
 from nemo_tapo.stages.reinforce import reinforce
-from nemo_tapo.stages.session import Session
-from nemo_tapo.stages.supervised import MODEL
+from nemo_tapo.stages.session import MODEL, Session
 from nemo_tapo.tracking.progress import Progress
+from nemo_tapo.train import hand_over_weights
 
 
 async def main_job(session: Session) -> None:
@@ -17,7 +17,7 @@ async def main_job(session: Session) -> None:
     parts, model = session.cfg.parts, session.cfg.model.path
     if "coldstart" in parts:
         model = await coldstart(session, session.output / "coldstart")
-        await session.hand_over()
+        await hand_over_weights(session.runtime)
     if "before" in parts:
         await evaluation(session, "before", model)
     if "train" in parts:

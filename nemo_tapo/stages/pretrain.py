@@ -8,7 +8,7 @@ from pathlib import Path
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.stages.session import Session
-from nemo_tapo.stages.supervised import supervised
+from nemo_tapo.stages.supervised import SupervisedTraining, train_supervised
 from nemo_tapo.tasks import arithmetic_corpus
 from nemo_tapo.types import Kind, Row
 from nemo_tapo.utils.seeding import seed_from
@@ -74,14 +74,14 @@ def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row
 
 
 async def pretrain(session: Session) -> None:
-    """A base from nothing (generated tasks): <output>/hf."""
+    """Train a base from nothing (generated tasks) into <output>/hf."""
     cfg, tokenizer = session.cfg, session.runtime.tokenizer
-    await supervised(
-        session,
-        "pre-training",
-        session.output,
-        cfg.pretrain.steps,
-        lambda step: corpus_rows(cfg, tokenizer, step),
-        cfg.pretrain.optimizer,
-        cfg.fingerprint("pretrain"),
+    training = SupervisedTraining(
+        name="pre-training",
+        folder=session.output,
+        steps=cfg.pretrain.steps,
+        examples=lambda step: corpus_rows(cfg, tokenizer, step),
+        optimizer=cfg.pretrain.optimizer,
+        fingerprint=cfg.fingerprint("pretrain"),
     )
+    await train_supervised(session, training)

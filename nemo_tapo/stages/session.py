@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.data_report import DataReport
 from nemo_tapo.datasets.query_order import with_prompts
-from nemo_tapo.interfaces import Runtime, Task
+from nemo_tapo.interfaces import Algorithm, Runtime, Task
 from nemo_tapo.tracking.progress import Progress
+from nemo_tapo.tracking.recorder import RunRecorder
+from nemo_tapo.train import train
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files
 from nemo_tapo.utils.signals import Stop
+
+MODEL = "hf"  # the folder of a trained model, an ordinary Hugging Face directory
 
 
 @dataclass
@@ -63,9 +68,20 @@ class Session:
             for name, queries in self.task.benchmarks().items()
         }
 
-    async def hand_over(self) -> None:
-        """The actor's weights to the engine."""
-        await self.runtime.generator.update_weights(await self.runtime.actor.weights())
+    async def run_loop(
+        self,
+        loop: LoopConfig,
+        algorithm: Algorithm,
+        queries: Callable[[int], Sequence[Query]],
+        recorder: RunRecorder,
+    ) -> None:
+        """Train to the end of `loop` and leave the model in <loop.folder>/hf; closes `recorder`."""
+        try:
+            watched = self.runtime.wrap_recorder(recorder, self.stop)
+            await train(loop, algorithm, self.runtime, queries, watched, self.stop)
+        finally:
+            recorder.close()
+        await self.export(loop.folder / MODEL)
 
     async def export(self, folder: Path) -> None:
         """A Hugging Face directory under `folder`, which appears only when it is whole."""

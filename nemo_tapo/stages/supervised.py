@@ -1,48 +1,44 @@
-"""Supervised training as a stage: pre-training and the cold start go through the same loop as RL."""
+"""Train on examples as a stage: pre-training and the cold start go through the same loop as RL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemo_tapo.algorithms.sft import SFT
+from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.sections import OptimizerConfig
+from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.recorder import RunRecorder
-from nemo_tapo.train import Plan, train
 from nemo_tapo.types import Row
 
-if TYPE_CHECKING:
-    from nemo_tapo.stages.session import Session
 
-MODEL = "hf"  # the folder of a trained model, an ordinary Hugging Face directory
+@dataclass(frozen=True)
+class SupervisedTraining:
+    """What a supervised stage trains on, and how."""
+
+    name: str  # in the progress display
+    folder: Path  # checkpoints, metrics and the model, <folder>/hf
+    steps: int
+    examples: Callable[[int], Sequence[Row]]  # a step's rows, the same whenever they are asked for
+    optimizer: OptimizerConfig
+    fingerprint: dict[str, Any]  # settings that decide the numbers: another run's checkpoint is refused
 
 
-async def supervised(
-    session: Session,
-    name: str,
-    folder: Path,
-    steps: int,
-    batch: Callable[[int], Sequence[Row]],
-    optimizer: OptimizerConfig,
-    fingerprint: dict[str, Any],
-) -> None:
-    """Maximum likelihood on `batch(step)` through the same loop; leaves <folder>/hf."""
+async def train_supervised(session: Session, training: SupervisedTraining) -> None:
+    """Maximise the likelihood of the examples through the loop of RL; leave <folder>/hf."""
     cfg = session.cfg
-    plan = Plan(
-        folder=folder,
-        steps=steps,
-        optimizer=optimizer,
+    loop = LoopConfig(
+        folder=training.folder,
+        steps=training.steps,
+        optimizer=training.optimizer,
         loss=cfg.loss.model_copy(update={"token_mean": True, "updates_per_batch": 1, "kl_coef": 0.0}),
-        sample=False,
+        uses_engine=False,
         checkpoint_every=max(cfg.checkpoint.every, 50),
         checkpoint_keep=1,
-        fingerprint=fingerprint,
+        fingerprint=training.fingerprint,
     )
-    recorder = RunRecorder(folder, session.progress, name, steps, session.runtime.tokenizer)
-    try:
-        watched = session.runtime.recorder(recorder, session.stop)
-        await train(plan, SFT(batch), session.runtime, lambda step: (), watched, session.stop)
-    finally:
-        recorder.close()
-    await session.export(folder / MODEL)
+    recorder = RunRecorder(training.folder, session.progress, training.name, training.steps)
+    await session.run_loop(loop, SFT(training.examples), lambda step: (), recorder)

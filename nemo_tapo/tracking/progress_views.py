@@ -11,20 +11,40 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from nemo_tapo.tracking.progress import Progress
-
 Clock = Callable[[], float]
+
+
+class StageState(Protocol):
+    """What a view shows of the stage under way: its units of work, and a note."""
+
+    total: int | None
+    done: int
+    text: str
+
+
+class ProgressState(Protocol):
+    """What a view shows of a command (progress.Progress)."""
+
+    @property
+    def current(self) -> StageState | None: ...
+
+    phase: str
+
+    def line(self) -> str: ...
+    def title(self) -> str: ...
+    def count(self) -> str: ...
+    def time_left(self) -> str: ...
 
 
 class View(Protocol):
     """How progress is shown."""
 
-    def start(self, progress: Progress) -> None: ...
+    def start(self, progress: ProgressState) -> None: ...
     def stop(self) -> None: ...
-    def stage_begins(self, progress: Progress) -> None: ...
-    def stage_ends(self, progress: Progress, how: str, seconds: float) -> None: ...
-    def phase_begins(self, progress: Progress) -> None: ...
-    def changed(self, progress: Progress) -> None: ...
+    def stage_begins(self, progress: ProgressState) -> None: ...
+    def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None: ...
+    def phase_begins(self, progress: ProgressState) -> None: ...
+    def changed(self, progress: ProgressState) -> None: ...
     def message(self, text: str) -> None: ...
 
 
@@ -38,20 +58,20 @@ class PlainView:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
-    def start(self, progress: Progress) -> None:
+    def start(self, progress: ProgressState) -> None:
         threading.Thread(target=self._beat, args=(progress,), daemon=True, name="progress").start()
 
     def stop(self) -> None:
         self._stopped.set()
 
-    def stage_begins(self, progress: Progress) -> None:
+    def stage_begins(self, progress: ProgressState) -> None:
         self._seen.clear()
         self._print(f"{progress.line()}: begins")
 
-    def stage_ends(self, progress: Progress, how: str, seconds: float) -> None:
+    def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None:
         self._print(f"{progress.line()}: {how} after {duration(seconds)}")
 
-    def phase_begins(self, progress: Progress) -> None:
+    def phase_begins(self, progress: ProgressState) -> None:
         name = re.sub(r"\d+", "#", progress.phase)  # "sampling 256" and "sampling 128" are one phase
         if name in self._seen:
             self.changed(progress)
@@ -59,14 +79,14 @@ class PlainView:
             self._seen.add(name)
             self._report(progress)
 
-    def changed(self, progress: Progress) -> None:
+    def changed(self, progress: ProgressState) -> None:
         if self._clock() - self._last >= self._interval:
             self._report(progress)
 
     def message(self, text: str) -> None:
         self._print(text)
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: ProgressState) -> None:
         self._print(" | ".join(text for text in (progress.line(), progress.time_left()) if text))
 
     def _print(self, text: str) -> None:
@@ -75,7 +95,7 @@ class PlainView:
             self._stream.write(text + "\n")
             self._stream.flush()
 
-    def _beat(self, progress: Progress) -> None:
+    def _beat(self, progress: ProgressState) -> None:
         """Nothing new for a while: say that it is still at it."""
         while not self._stopped.wait(self._heartbeat / 4):
             quiet = self._clock() - self._last
@@ -91,7 +111,7 @@ class LiveView:
         from rich.live import Live
         from rich.spinner import Spinner
 
-        self._progress: Progress | None = None
+        self._progress: ProgressState | None = None
         self._console = Console(file=stream, highlight=False)
         self._live = Live(
             console=self._console,
@@ -104,7 +124,7 @@ class LiveView:
         self._clock = clock
         self._phase_began = clock()
 
-    def start(self, progress: Progress) -> None:
+    def start(self, progress: ProgressState) -> None:
         self._progress = progress
         self._live.start()
         self._console.show_cursor(True)
@@ -112,16 +132,16 @@ class LiveView:
     def stop(self) -> None:
         self._live.stop()
 
-    def stage_begins(self, progress: Progress) -> None:
+    def stage_begins(self, progress: ProgressState) -> None:
         self._phase_began = self._clock()
 
-    def stage_ends(self, progress: Progress, how: str, seconds: float) -> None:
+    def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None:
         self.message(f"{progress.line()}: {how} after {duration(seconds)}")
 
-    def phase_begins(self, progress: Progress) -> None:
+    def phase_begins(self, progress: ProgressState) -> None:
         self._phase_began = self._clock()
 
-    def changed(self, progress: Progress) -> None:
+    def changed(self, progress: ProgressState) -> None:
         """The next refresh shows it."""
 
     def message(self, text: str) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
 from tests.contract.test_loss_dtensor import case
 
@@ -19,7 +19,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     """Writes {"split" | "whole": (loss, gradient)} and the sentence that refuses context parallelism."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     logits, data = case()
-    loss = LogitLoss(PolicyObjective(), None, None)
+    loss = LogitLoss(PolicyLoss(), None, None)
     mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("tp",))
     results = {}
     for name, placement in (("split", Shard(2)), ("whole", Replicate())):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_tapo.batch import collate
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
 from nemo_tapo.types import Batch, Kind, Row
@@ -28,7 +28,7 @@ VOCAB, WIDTH, HIDDEN = 61, 64, 5  # tokens, columns with Megatron's padding, hid
 TEMPERATURE = 0.7
 CHUNK = 5
 LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2))  # tensor, context parallel; data parallel is the rest of 4 ranks
-OBJECTIVE = PolicyObjective(clip_high=0.28, kl_coef=0.05, temperature=TEMPERATURE)
+OBJECTIVE = PolicyLoss(clip_high=0.28, kl_coef=0.05, temperature=TEMPERATURE)
 LAMBDA = 0.8
 LENGTHS = (9, 14, 5, 11, 8, 12, 6)  # of the rows; the eighth only fills the batch up
 

@@ -18,7 +18,7 @@ import pytest
 from nemo_tapo.checkpoint import Checkpoint
 from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, newest
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
-from nemo_tapo.types import Experience
+from nemo_tapo.types import Experience, StepRecord
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
 from nemo_tapo.utils.signals import Stop
 
@@ -197,7 +197,7 @@ def test_the_time_limit_asks_for_a_checkpoint_and_an_end(limit: str | None, stop
     timeout = compat.load("TimeoutChecker")(timeout=limit, fit_last_save_time=True)
     recorder = NemoRecorder(notes, notes, timeout, stop, lambda: {"training_prep": 0.5})
     recorder.resume(1)
-    recorder.step(1, dict(METRICS), Experience(), [], [])
+    recorder.step(StepRecord(1, dict(METRICS), Experience(), [], []))
     assert stop.requested is stops
     assert bool(notes.warnings) is stops
     if stops:
@@ -209,7 +209,7 @@ def test_numbers_go_to_nemo_rls_logger_under_its_names() -> None:
     notes = Notes()
     timeout = SimpleNamespace(start_iterations=lambda: None, mark_iteration=lambda: None, check_save=lambda: False)
     recorder = NemoRecorder(notes, notes, timeout, Stop(), lambda: {"training_prep": 0.5})
-    recorder.step(1, dict(METRICS), Experience(), [], [])
+    recorder.step(StepRecord(1, dict(METRICS), Experience(), [], []))
     assert notes.logged["train"] == {
         "reward/mean": 0.5, "reward": 0.5, "loss": 0.1, "tokens/trained": 10.0, "global_valid_toks": 10.0,
     }  # fmt: skip

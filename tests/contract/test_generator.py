@@ -14,6 +14,7 @@ from stubs import LIMIT, NotingPolicy, StubEngine
 from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.batch import collate
+from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets.query_order import with_prompts
 from nemo_tapo.runtime.defaults import OwnServices
@@ -22,7 +23,7 @@ from nemo_tapo.runtime.nemo_rl.colocation import Phases
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedGenerator, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
-from nemo_tapo.train import Plan, train
+from nemo_tapo.train import train
 from nemo_tapo.types import Experience, Kind, Request, Row
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop
@@ -210,7 +211,7 @@ class Noted(OwnServices):
         self.policy = phases.policy
         shape = Shape(train_rows=80, row_multiple=8, width_multiple=8, data_parallel=2, pad_id=0, temperature=1.0)
         self.actor = NemoActor(
-            self.policy, phases, shape, lambda objective: None, dict, Path("m"), None, True, {}, lambda path: None
+            self.policy, phases, shape, lambda loss: None, dict, Path("m"), None, True, {}, lambda path: None
         )
 
     def close(self) -> None: ...
@@ -231,8 +232,8 @@ def test_synthesis_comes_before_sleep_and_one_refit_follows_a_steps_updates(tmp_
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     queries, _ = with_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
     algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
-    plan = Plan(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
-    asyncio.run(train(plan, algorithm, runtime, lambda step: queries, Silent(), Stop()))
+    loop = LoopConfig(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
+    asyncio.run(train(loop, algorithm, runtime, lambda step: queries, Silent(), Stop()))
     step = [
         "refit", "generate", "sleep", "prepare_for_lp_inference", "reference", "prepare_for_training", "train", "save",
     ]  # fmt: skip
@@ -246,8 +247,8 @@ def test_every_update_has_the_same_rows_whatever_was_constructed(tmp_path: Path)
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     queries, _ = with_prompts(task.train_queries()[:12], runtime.tokenizer, 1000)
     algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
-    plan = Plan(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
-    asyncio.run(train(plan, algorithm, runtime, lambda step: queries[6 * step :][:6], Silent(), Stop()))
+    loop = LoopConfig(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
+    asyncio.run(train(loop, algorithm, runtime, lambda step: queries[6 * step :][:6], Silent(), Stop()))
     counted = [count for _, count, _ in runtime.policy.sizes]
     assert counted[0] != counted[1] and min(counted) > 48
     assert all((rows, gbs) == (80, 80) for rows, _, gbs in runtime.policy.sizes)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nemo_tapo.batch import collate
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.likelihood import LikelihoodObjective
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.likelihood import LikelihoodLoss
+from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.logit_loss import Columns, LogitLoss, scores
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, reduce_worker_metrics
@@ -118,14 +118,14 @@ def theirs(settings: dict[str, Any], logits: Tensor, batch: Batch) -> Outcome:
 
 
 def ours(settings: dict[str, Any], logits: Tensor, batch: Batch, temperature: float = 1.0) -> Outcome:
-    """As the runtime makes it: our objective from the settings that it shares, the rest by `make_loss`."""
+    """As the runtime makes it: our loss from the settings that it shares, the rest by `make_loss`."""
     whole = compat.load("ClippedPGLossConfig")(**settings).model_dump()
-    objective = PolicyObjective(
+    loss = PolicyLoss(
         whole["ratio_clip_min"], whole["ratio_clip_max"], whole["reference_policy_kl_penalty"], temperature=temperature
     )
     if whole["force_on_policy_ratio"]:
         batch = replace(batch, prev_logprobs=None)
-    return through_nemo_rl(make_loss(objective, whole, temperature, chunk=7), logits, batch.as_dict())
+    return through_nemo_rl(make_loss(loss, whole, temperature, chunk=7), logits, batch.as_dict())
 
 
 @pytest.mark.parametrize("token_mean", [True, False])
@@ -178,10 +178,8 @@ def test_supervised_training_undoes_the_engines_temperature() -> None:
     """Likelihood is that of the model itself, whatever temperature rollouts have."""
     logits, batch = case(False)
     kind = compat.logit_loss_kind()
-    plain = through_nemo_rl(LogitLoss(LikelihoodObjective(), *kind), logits, batch.as_dict())
-    warm = through_nemo_rl(
-        LogitLoss(LikelihoodObjective(), *kind, logits_temperature=0.5), logits / 0.5, batch.as_dict()
-    )
+    plain = through_nemo_rl(LogitLoss(LikelihoodLoss(), *kind), logits, batch.as_dict())
+    warm = through_nemo_rl(LogitLoss(LikelihoodLoss(), *kind, logits_temperature=0.5), logits / 0.5, batch.as_dict())
     assert warm[0] == pytest.approx(plain[0], rel=1e-6)
     torch.testing.assert_close(warm[1], plain[1] * 0.5)  # chain rule: by the logits that were handed over
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_tapo.batch import collate
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.types import Batch, Kind, Row
 from tests.distributed.launch import run_ranks
 
@@ -30,7 +30,7 @@ def case() -> tuple[Tensor, dict[str, Tensor]]:
 def test_as_one_tensor(tmp_path: Path) -> None:
     logits, data = case()
     leaf = logits.clone().requires_grad_()
-    value, _, _ = PolicyObjective()(leaf, Batch.from_dict(data), VocabShard(0, VOCAB))
+    value = PolicyLoss()(leaf, Batch.from_dict(data), VocabShard(0, VOCAB)).loss
     value.backward()
     run_ranks("tests.contract.loss_dtensor_ranks", 2, tmp_path)
     results = torch.load(tmp_path / "results.pt")

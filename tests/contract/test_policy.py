@@ -18,12 +18,12 @@ from torch import Tensor
 
 from nemo_tapo.batch import collate
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.base import reduce_metrics
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.types import Batch, Kind, Query, Request, Row
 
 pytestmark = [pytest.mark.nemo_rl, pytest.mark.timeout(400)]
-OBJECTIVE = PolicyObjective(kl_coef=0.0)
+OBJECTIVE = PolicyLoss(kl_coef=0.0)
 PROBLEMS = [{"input": f"What is {a}+{b}?", "output": str(a + b)} for a, b in ((1, 2), (30, 12), (5, 5))]
 
 
@@ -129,14 +129,14 @@ def test_an_update_equals_a_single_process_of_torch(running: Running, batch: Bat
     logits = torch.zeros(*batch.input_ids.shape, model.config.vocab_size, dtype=torch.float64)
     for i, length in enumerate(batch.input_lengths.tolist()):
         logits[i, :length] = model(batch.input_ids[i : i + 1, :length]).logits[0]
-    loss, metrics, _ = OBJECTIVE(logits, batch, VocabShard(0, logits.shape[-1]))
-    loss.backward()
+    output = OBJECTIVE(logits, batch, VocabShard(0, logits.shape[-1]))
+    output.loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     before = running.runtime._phases.stale
     result = running(running.runtime.actor.train(batch, OBJECTIVE))
-    assert result.loss == pytest.approx(float(loss.detach()), abs=1e-6)
+    assert result.loss == pytest.approx(float(output.loss.detach()), abs=1e-6)
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-4)
-    expected = reduce_metrics([metrics])
+    expected = reduce_parts([output.metrics])
     for name, value in expected.items():
         assert result.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert result.metrics["num_valid_samples"] == 5  # fillers count nowhere

@@ -15,7 +15,7 @@ from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.interfaces import Runtime
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 from nemo_tapo.types import Batch, Kind, Request, Row
 from nemo_tapo.utils.signals import Stop
@@ -134,7 +134,7 @@ class TestEveryRuntime:
     def test_an_update_reports_and_moves_the_policy(self) -> None:
         batch = rows(self.runtime)
         before = self.run(self.runtime.actor.logprobs(batch))
-        result = self.run(self.runtime.actor.train(batch, PolicyObjective()))
+        result = self.run(self.runtime.actor.train(batch, PolicyLoss()))
         assert result.loss == pytest.approx(result.metrics["loss"], abs=1e-6)
         assert result.metrics["loss"] == pytest.approx(
             result.metrics["loss/original"] + result.metrics["loss/reflection"], abs=1e-6
@@ -169,7 +169,7 @@ class TestEveryRuntime:
         task = self.runtime.task(cfg)
         assert len(task.train_queries()) == cfg.task.arithmetic.train_queries
         task.close()
-        assert self.runtime.recorder(Silent(), Stop()) is not None
+        assert self.runtime.wrap_recorder(Silent(), Stop()) is not None
 
 
 class Silent:

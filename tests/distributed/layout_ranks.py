@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nemo_tapo.batch import collate
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
-from nemo_tapo.losses.base import reduce_metrics
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.batch_sharding import deal, filled, gather
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row
@@ -31,7 +31,7 @@ VOCAB = 61  # odd: padded under TP = 2
 Layout = tuple[int, int, int]  # tp, pp, dp
 LAYOUTS: tuple[Layout, ...] = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2))
 SPLITS = (10_000, 40, 1)  # tokens of a micro-batch: all rows in one, a few, each alone
-OBJECTIVE = PolicyObjective(kl_coef=0.05)
+OBJECTIVE = PolicyLoss(kl_coef=0.05)
 NO_CLIPPING = OptimizerConfig(lr=1e-3, clip_norm=1e9, warmup_steps=2, weight_decay=0.1)
 CLIPPING = NO_CLIPPING.model_copy(update={"clip_norm": 1e-3})
 
@@ -103,7 +103,7 @@ def gradient(worker: MegatronWorker, tokens: int) -> dict[str, Any]:
         "loss": report["loss"],
         "norm": report["grad_norm"],
         "lr": report["lr"],
-        "metrics": reduce_metrics(parts),
+        "metrics": reduce_parts(parts),
         "token_weights": whole(worker, batch, report["token_weights"], 1.0),
     }
 

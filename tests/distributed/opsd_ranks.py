@@ -15,17 +15,18 @@ import torch
 from nemo_tapo.batch import collate
 from nemo_tapo.equations.divergence import DivergenceRules
 from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
-from nemo_tapo.losses.base import Objective, reduce_metrics
-from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
+from nemo_tapo.losses.base import Loss
+from nemo_tapo.losses.distillation import DivergenceLoss, SampledTokenLoss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row
 from tests.distributed.layout_ranks import LAYOUTS, NO_CLIPPING, VOCAB, Ranks, copied, own_share, together, whole
 
 TEMPERATURE = 1.2
-OBJECTIVES: dict[str, DivergenceObjective] = {
-    "forward": DivergenceObjective(DivergenceRules(0.0, 0.05, TEMPERATURE)),
-    "jsd": DivergenceObjective(DivergenceRules(0.5, None, TEMPERATURE)),
-    "live": DivergenceObjective(DivergenceRules(0.0, None, TEMPERATURE), teacher="live"),
+OBJECTIVES: dict[str, DivergenceLoss] = {
+    "forward": DivergenceLoss(DivergenceRules(0.0, 0.05, TEMPERATURE)),
+    "jsd": DivergenceLoss(DivergenceRules(0.5, None, TEMPERATURE)),
+    "live": DivergenceLoss(DivergenceRules(0.0, None, TEMPERATURE), teacher="live"),
 }
 SPLITS = (10_000, 60, 1)  # tokens of a micro-batch
 
@@ -47,18 +48,18 @@ def taught_batch() -> Batch:
     return collate(rows, pad_id=0, token_mean=True)
 
 
-def gradient(worker: MegatronWorker, objective: Objective, batch: Batch, tokens: int) -> dict[str, Any]:
+def gradient(worker: MegatronWorker, loss: Loss, batch: Batch, tokens: int) -> dict[str, Any]:
     """One update of the student, and all that it reports."""
     worker.local = worker.local.model_copy(update={"micro_batch_tokens": tokens})
     worker.load_model(worker.model_path)
     worker.configure(NO_CLIPPING, total_steps=10)
-    report = worker.train(own_share(worker, batch), objective)
+    report = worker.train(own_share(worker, batch), loss)
     parts = [part for parts in together(worker, batch, report["metrics"]) for part in parts]
     return {
         "gradients": copied(worker.export_full("gradients")),  # the next update overwrites them
         "loss": report["loss"],
         "norm": report["grad_norm"],
-        "metrics": reduce_metrics(parts),
+        "metrics": reduce_parts(parts),
     }
 
 
@@ -68,14 +69,14 @@ def everything(worker: MegatronWorker, teacher: Path) -> dict[Any, Any]:
     batch = taught_batch()
     worker.load_model(teacher)
     worker.set_reference()
-    for name, objective in OBJECTIVES.items():
+    for name, loss in OBJECTIVES.items():
         for tokens in SPLITS:
-            out[name, tokens] = gradient(worker, objective, batch, tokens)
+            out[name, tokens] = gradient(worker, loss, batch, tokens)
     asked = teacher_batch(batch)
     data = own_share(worker, asked)
     scores = worker.get_teacher_logprobs(data=data, temperature=TEMPERATURE)["teacher_logprobs"]
     known = with_teacher_logprobs(batch, whole(worker, asked, scores, 0.0))
-    out["sampled", SPLITS[0]] = gradient(worker, SampledObjective(TEMPERATURE), known, SPLITS[0])
+    out["sampled", SPLITS[0]] = gradient(worker, SampledTokenLoss(TEMPERATURE), known, SPLITS[0])
     worker.load_model(worker.model_path)
     worker.set_reference()
     worker.set_teacher(teacher)

@@ -75,11 +75,15 @@ def hugging_face(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tenso
     batch, vocab = fixed_batch(), VocabShard(0, VOCAB)
     logits = model(input_ids=batch.input_ids, use_cache=False).logits
     logp, _ = next_token_scores(logits.detach(), batch, vocab, with_entropy=False)
-    loss, _, streams = OBJECTIVE(logits, batch, vocab)
-    loss.backward()
+    output = OBJECTIVE(logits, batch, vocab)
+    assert output.token_weights is not None
+    output.loss.backward()
     outside = torch.arange(logp.shape[1]) >= batch.input_lengths[:, None]
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    report = {"loss": float(loss.detach()), "token_weights": streams["weights"].masked_fill(outside, 1.0)}
+    report = {
+        "loss": float(output.loss.detach()),
+        "token_weights": output.token_weights.masked_fill(outside, 1.0),
+    }
     return report, gradients, logp.masked_fill(outside, 0.0)
 
 

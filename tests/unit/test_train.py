@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.reflection import DROP_REASONS
 from nemo_tapo.algorithms.tapo import TAPO
-from nemo_tapo.config import OptimizerConfig
+from nemo_tapo.batch import split_into_updates
+from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
 from nemo_tapo.runtime.scripted_runtime import ScriptedActor, ScriptedRuntime, arithmetic_script
+from nemo_tapo.scoring import check_first_step
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
-from nemo_tapo.train import Plan, check_first_step, parts, train
-from nemo_tapo.types import Experience, Kind, Row, UpdateResult
+from nemo_tapo.train import train
+from nemo_tapo.types import Experience, Kind, Row, StepRecord
 from nemo_tapo.utils.errors import Stopped
 from nemo_tapo.utils.signals import Stop
 
@@ -54,18 +56,11 @@ class Memory:
     def resume(self, step: int) -> None:
         self.resumed = step
 
-    def step(
-        self,
-        step: int,
-        metrics: dict[str, float],
-        experience: Experience,
-        rows: Sequence[Row],
-        results: Sequence[UpdateResult],
-    ) -> None:
-        self.steps.append(step)
-        self.metrics.append(metrics)
-        self.experience.append(experience)
-        self.rows.append(list(rows))
+    def step(self, record: StepRecord) -> None:
+        self.steps.append(record.step)
+        self.metrics.append(dict(record.metrics))
+        self.experience.append(record.experience)
+        self.rows.append(list(record.rows))
 
 
 def settings(**changes: Any) -> RunConfig:
@@ -87,7 +82,7 @@ def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory,
     usable, bad = with_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     assert not bad
     order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
-    plan = Plan(
+    loop = LoopConfig(
         folder,
         cfg.steps,
         cfg.optimizer,
@@ -96,7 +91,7 @@ def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory,
         checkpoint_every=2,
         fingerprint=cfg.fingerprint("tapo", "rollout"),
     )
-    asyncio.run(train(plan, algorithm, runtime, order.queries, memory, stop or Stop()))
+    asyncio.run(train(loop, algorithm, runtime, order.queries, memory, stop or Stop()))
     return memory, runtime
 
 
@@ -235,14 +230,13 @@ def test_the_schedule_is_told_of_every_update(tmp_path: Path, monkeypatch: pytes
     assert told == [runtime.actor.steps_done] == [6]
 
 
-def test_a_step_has_always_as_many_updates_and_a_query_is_in_one(tmp_path: Path) -> None:
+def test_a_step_has_always_as_many_updates_and_a_query_is_in_one() -> None:
     uids = ["a/0", "b/0", "b/1", "b_reflected/0", "ift-b_reflected/0", "c/0", "ift-c_reflected/1"]
     rows = [Row(uid, uid, Kind.EXAMPLE, (1,), (2,)) for uid in uids]
-    plan = Plan(tmp_path, 1, settings().optimizer, settings(loss__updates_per_batch=3).loss)
-    found = [[row.uid for row in part] for part in parts(rows, plan)]
+    found = [[row.uid for row in part] for part in split_into_updates(rows, 3)]
     assert found == [["a/0"], ["b/0", "b/1", "b_reflected/0", "ift-b_reflected/0"], ["c/0", "ift-c_reflected/1"]]
-    assert [len(part) for part in parts(rows[:4], plan)] == [0, 1, 3]
-    assert list(parts([], plan)) == [[], [], []]
+    assert [len(part) for part in split_into_updates(rows[:4], 3)] == [0, 1, 3]
+    assert split_into_updates([], 3) == [[], [], []]
 
 
 def test_kl_is_reported_without_being_penalised(tmp_path: Path) -> None:
@@ -261,10 +255,10 @@ def test_kl_is_reported_without_being_penalised(tmp_path: Path) -> None:
 )
 def test_first_step_faults_are_sentences(tmp_path: Path, metrics: dict[str, float], sentence: str) -> None:
     cfg = settings()
-    plan = Plan(tmp_path, 1, cfg.optimizer, cfg.loss)
+    loop = LoopConfig(tmp_path, 1, cfg.optimizer, cfg.loss)
     with pytest.raises(ValueError, match=sentence):
-        check_first_step(0, metrics, plan)
-    check_first_step(0, {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}, plan)
+        check_first_step(0, metrics, loop)
+    check_first_step(0, {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}, loop)
 
 
 def test_prompts_that_do_not_fit_are_counted_not_cut(tmp_path: Path) -> None:

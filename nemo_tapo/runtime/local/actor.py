@@ -3,7 +3,7 @@
 ```
 Batch --deal rows over DP--> rank (tp 0.., dp d, pp 0..)  x TP x PP the same rows
                                  MegatronWorker.train
-UpdateResult <--reduce_metrics, rows put back-- the report of (tp 0, pp 0) of every d
+UpdateResult <--reduce_parts, rows put back-- the report of (tp 0, pp 0) of every d
 ```
 """
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
-from nemo_tapo.losses.base import Objective, reduce_metrics
+from nemo_tapo.losses.base import Loss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.batch_sharding import deal, filled, gather
 from nemo_tapo.runtime.local import hf_checkpoint, ray_cluster
 from nemo_tapo.runtime.local.ray_calls import why_dead
@@ -99,20 +100,20 @@ class LocalActor:
         """Weights of a Hugging Face directory teach instead of the reference policy's; ValueError if sizes differ."""
         await self._call("set_teacher", path=path)
 
-    async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
+    async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         """Forward, loss, backward, one optimizer step.
 
         RuntimeFailure if the loss or the gradient is not finite; the weights are then unchanged.
         """
         shares = deal(batch.input_lengths.tolist(), self.local.dp)
-        reports = await self._call("train", self._dealt(batch, shares), loss_fn=objective)
+        reports = await self._call("train", self._dealt(batch, shares), loss_fn=loss)
         reports = self._one_per_replica(reports)
         weights = [report["token_weights"] for report in reports]
         return UpdateResult(
             loss=reports[0]["loss"],
             grad_norm=reports[0]["grad_norm"],
             learning_rate=reports[0]["lr"],
-            metrics=reduce_metrics(part for report in reports for part in report["metrics"]),
+            metrics=reduce_parts(part for report in reports for part in report["metrics"]),
             token_weights=None if any(w is None for w in weights) else gather(weights, shares, batch, fill=1.0),
         )
 

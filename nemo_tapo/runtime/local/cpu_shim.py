@@ -11,7 +11,7 @@ the CPU over gloo, unchanged. Seen with megatron-core 0.16.1:
 | megatron...pipeline_parallel.schedules.torch   | torch.zeros([], device="cuda") for the token count  | on the CPU   |
 
 What needs no shim because the configuration avoids it: fused kernels, Megatron's optimizer and gradient clipping,
-its own core attention with the CUDA random state (see model.py and update.py).
+its own core attention with the CUDA random state (see model.py and optimizer.py).
 """
 
 from __future__ import annotations

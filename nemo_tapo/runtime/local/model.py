@@ -20,7 +20,7 @@ from nemo_tapo.runtime.local.pipeline_schedule import finalize
 
 
 class Policy(GPTModel):  # type: ignore[misc]
-    """Megatron's GPTModel that gives its logits away: the objective makes the loss of them."""
+    """Megatron's GPTModel that gives its logits away: the loss is made of them."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """[s, b, V/TP] -> [b, s, V/TP], a view. Without labels Megatron would copy the logits into that order."""
@@ -63,7 +63,7 @@ def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
         variable_seq_lengths=pp > 1,
         moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
         # keeps Megatron from dividing by micro-batches and by data-parallel ranks: the sum is what we want, since
-        # every normaliser is in Batch.loss_coef (see schedule.py)
+        # every normaliser is in Batch.loss_coef (see pipeline_schedule.py)
         calculate_per_token_loss=True,
     )
 

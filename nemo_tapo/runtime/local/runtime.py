@@ -15,7 +15,7 @@ from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Generator
-from nemo_tapo.runtime.defaults import OwnServices
+from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.local import hf_checkpoint
 from nemo_tapo.runtime.local import ray_cluster as ray_cluster
@@ -28,7 +28,7 @@ from nemo_tapo.types import Completion, Request
 Progress = Callable[[str], None]
 
 
-class LocalRuntime(OwnServices):
+class LocalRuntime(RuntimeDefaults):
     """`interface.Runtime`: Ray actors, Megatron-core over gloo, vLLM on CPU."""
 
     def __init__(

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,8 +29,8 @@ from torch import Tensor
 from nemo_tapo.batch import micro_batches
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.base import Metrics, Objective, next_token_scores
-from nemo_tapo.losses.distillation import DivergenceObjective, TeacherKind
+from nemo_tapo.losses.base import Loss, LossNeeds, TeacherKind, next_token_scores
+from nemo_tapo.metrics import LOSS, Part, Parts, Sum
 from nemo_tapo.runtime.local import hf_checkpoint
 from nemo_tapo.runtime.local.weights import Place, State, check_layout, merge, split
 from nemo_tapo.types import Batch
@@ -223,38 +224,32 @@ class MegatronWorker:
         self._updater = Updater(self.parameters, ownership, optimizer, total_steps)
 
     def train(
-        self, data: Data, loss_fn: Objective, eval_mode: bool = False, gbs: int | None = None, mbs: int | None = None
+        self, data: Data, loss_fn: Loss, eval_mode: bool = False, gbs: int | None = None, mbs: int | None = None
     ) -> dict[str, Any]:
         """Forward, loss, backward and one optimizer step on all ranks' rows; with `eval_mode` the forward alone.
 
         `mbs` fixes the rows of a micro-batch; else local.micro_batch_tokens decides. `gbs`, if given, must be all
         ranks' rows: one call is one step. Returns {"loss", "grad_norm", "lr": floats over all ranks, "metrics": the
-        additive parts of this data-parallel rank (see objective.reduce_metrics), "token_weights": [B, S] or None}.
+        additive parts of this data-parallel rank (see metrics.reduce_parts), "token_weights": [B, S] or None}.
         Raises RuntimeFailure, and changes nothing, if the loss or the gradient is not finite.
         """
         from nemo_tapo.runtime.local import pipeline_schedule
-        from nemo_tapo.runtime.local.teacher_logits import teacher_logits
 
         batch = Batch.from_dict(data)
         if gbs is not None and gbs != batch.rows * self.local.dp:
             raise ValueError(f"gbs = {gbs}, but the call holds {batch.rows * self.local.dp} rows: a call is one step.")
         plan = self._plan(batch, mbs)
         parts = [batch.select(rows) for rows in plan]
-        told: Iterator[Tensor | None] = iter(())
-        if isinstance(loss_fn, DivergenceObjective):
-            told = teacher_logits(self.model, parts, partial(self._as_teacher, loss_fn.teacher), self.place.pp)
+        teacher_logits = self._teacher_logits(parts, loss_fn.needs)
 
-        def score(logits: Tensor, part: Batch) -> tuple[Tensor, tuple[Metrics, Tensor | None]]:
-            if isinstance(loss_fn, DivergenceObjective):
-                loss, metrics, streams = loss_fn(logits, part, self.vocab, next(told))
-            else:
-                loss, metrics, streams = loss_fn(logits, part, self.vocab)
-            return loss, (metrics, streams.get("weights"))
+        def score(logits: Tensor, part: Batch) -> tuple[Tensor, tuple[Parts, Tensor | None]]:
+            output = loss_fn(logits, part, self.vocab, next(teacher_logits))
+            return output.loss, (output.metrics, output.token_weights)
 
         if not eval_mode:
             self.model.zero_grad_buffer()
         reports = pipeline_schedule.run(self.model, parts, score, forward_only=eval_mode)
-        own = sum(metrics["loss"] for metrics, _ in reports) if self.place.tp_rank == 0 else 0.0
+        own = sum(_value(metrics[LOSS]) for metrics, _ in reports) if self.place.tp_rank == 0 else 0.0
         loss, norm, rate = self._updater.step(own) if not eval_mode else (_summed(own), 0.0, 0.0)
         weights = [w for _, w in reports if w is not None]
         report = {
@@ -262,6 +257,14 @@ class MegatronWorker:
             "token_weights": _assemble(weights, plan, batch, 1.0) if len(weights) == len(reports) else None,
         }
         return {"loss": loss, "grad_norm": norm, "lr": rate, **self._from_last_stage(report)}
+
+    def _teacher_logits(self, micro_batches: Sequence[Batch], needs: LossNeeds) -> Iterator[Tensor | None]:
+        """Yield for each micro-batch the teacher's logits [n, V/TP] of its taught tokens, if the loss needs them."""
+        if needs.teacher_logits is None:
+            return repeat(None)
+        from nemo_tapo.runtime.local.teacher_logits import teacher_logits
+
+        return teacher_logits(self.model, micro_batches, partial(self._as_teacher, needs.teacher_logits), self.place.pp)
 
     def _plan(self, batch: Batch, rows: int | None) -> list[list[int]]:
         if rows is not None:
@@ -392,3 +395,8 @@ def _summed(value: float) -> float:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return float(total)
+
+
+def _value(part: Part) -> float:
+    assert isinstance(part, Sum), "a loss is a sum over micro-batches"
+    return part.value

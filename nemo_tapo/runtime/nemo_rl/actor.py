@@ -2,7 +2,7 @@
 
 ```
 Batch --order_for--> rows dealt over DP ranks, filled up --BatchedDataDict--> Policy.train / get_logprobs
-UpdateResult <--reduce_metrics-- additive shares of micro-batches and ranks
+UpdateResult <--reduce_parts-- additive shares of micro-batches and ranks
 ```
 NeMo-RL owns the optimizer, its schedule, the weights' files and the reference model: they are made when the Policy is.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.losses.base import Objective
+from nemo_tapo.losses.base import Loss
 from nemo_tapo.runtime.batch_sharding import deal
 from nemo_tapo.runtime.nemo_rl.colocation import Phases, blocking
 from nemo_tapo.runtime.nemo_rl.loss_setup import reduce_worker_metrics
@@ -48,14 +48,14 @@ class Weights:
 
 
 class NemoActor:
-    """See the module's text. `loss` makes NeMo-RL's loss of one of our objectives."""
+    """See the module's text. `loss` makes NeMo-RL's loss of one of ours."""
 
     def __init__(
         self,
         policy: Any,
         phases: Phases,
         shape: Shape,
-        loss: Callable[[Objective], Any],
+        loss: Callable[[Loss], Any],
         batch: Callable[[Mapping[str, Any]], Any],
         model: Path,
         loaded: Path | None,
@@ -110,7 +110,7 @@ class NemoActor:
 
     # ---- updates and scores ----------------------------------------------------------------------------------------
 
-    async def train(self, batch: Batch, objective: Objective) -> UpdateResult:
+    async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         """Forward, loss, backward, one optimizer step on `train_rows` rows, of which the last only fill up.
 
         ValueError if there are more rows than that: another number would bend the learning rate's schedule.
@@ -122,9 +122,9 @@ class NemoActor:
             )
         whole = filled(batch, shape.train_rows, shape)
         data = self._data(reordered(whole, self._order(whole)).as_dict())
-        loss = self._loss(objective)
+        nemo_loss = self._loss(loss)
         self._phases.stale = True
-        results = await self._phases.training(lambda: self._policy.train(data, loss, gbs=shape.train_rows))
+        results = await self._phases.training(lambda: self._policy.train(data, nemo_loss, gbs=shape.train_rows))
         self._updates += 1
         return update_result(results)
 

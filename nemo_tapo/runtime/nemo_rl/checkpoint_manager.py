@@ -1,10 +1,10 @@
-"""Checkpoints where NeMo-RL looks for them: `checkpoint.Store` over its CheckpointManager.
+"""Checkpoints where NeMo-RL looks for them: `interfaces.CheckpointStore` over its CheckpointManager.
 
     <checkpointing.checkpoint_dir>/step_20/
         training_info.json       NeMo-RL's own: steps, and the metric that keep_top_k goes by
         config.yaml              the whole configuration: NeMo-RL's converters read it
         policy/{weights,optimizer,tokenizer}
-        train_dataloader.pt      NeMo-RL's setup wants one; queries are a function of (seed, step), see data.py
+        train_dataloader.pt      NeMo-RL's setup wants one; queries are a function of (seed, step), see datasets/query_order.py
         tapo.json                ours: step and the settings that decide the numbers
 
 How many are kept is NeMo-RL's business too: keep_top_k, metric_name.
@@ -42,7 +42,10 @@ class NemoCheckpoints:
         return self._found
 
     async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
-        """See `checkpoint.Store`. DiskFull if there is no room; RuntimeFailure if the one before did not end well."""
+        """Save as `interfaces.CheckpointStore` says.
+
+        Raises DiskFull if there is no room, RuntimeFailure if the one before did not end well.
+        """
         await self.settle()
         step = int(state["step"])
         final = Path(self._manager.checkpoint_dir) / f"step_{step}"
@@ -56,7 +59,7 @@ class NemoCheckpoints:
         self._under_way = final
 
     async def settle(self) -> None:
-        """See `checkpoint.Store`. RuntimeFailure, naming the folder, if it did not reach its final name."""
+        """See `interfaces.CheckpointStore`. RuntimeFailure, naming the folder, if it did not reach its final name."""
         if self._under_way is None:
             return
         final, self._under_way = self._under_way, None

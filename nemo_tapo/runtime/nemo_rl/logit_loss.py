@@ -1,10 +1,10 @@
-"""The objective as a loss of NeMo-RL: of raw logits, inside the very forward pass that is differentiated.
+"""A loss of this package as a loss of NeMo-RL: of raw logits, inside the very forward pass that is differentiated.
 
 ```
  Policy worker: model -> logits / temperature -> prepare_loss_input -> LogitLoss(data, logits) -> (loss, metrics)
                          [b, S_pad/CP, V/TP]                            |
                          log p, H of the own columns and positions  <---+--->  all-gather of [b, S] scores over CP
-                                                                               Objective.of_scores (objective.py)
+                                                                               TokenLoss.from_logprobs (losses/)
 ```
 What NeMo-RL expects of a loss, and what follows here (v0.7.0 and main alike):
 
@@ -36,15 +36,16 @@ from torch import Tensor
 
 from nemo_tapo.equations.surrogate import k3_divergence
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
-from nemo_tapo.losses.base import Metrics, Objective, masked_mean
+from nemo_tapo.losses.base import TokenLoss, masked_mean
+from nemo_tapo.metrics import GEN_KL_ERROR, TOKEN_MULT_PROB_ERROR, VALID_SAMPLES, Mean, Part, Parts, Sum
 from nemo_tapo.types import Batch
 
 
 @dataclass(frozen=True)
 class LogitLoss:
-    """NeMo-RL's LossFunction around one of our objectives. `loss_setup.make_loss` builds it."""
+    """NeMo-RL's LossFunction around one of this package. `loss_setup.make_loss` builds it."""
 
-    objective: Objective
+    token_loss: TokenLoss
     loss_type: Any  # NeMo-RL's enums, which its workers look at
     input_type: Any
     logits_temperature: float = 1.0  # what the worker has divided the logits by
@@ -52,15 +53,16 @@ class LogitLoss:
 
     def __call__(
         self, data: Mapping[str, Any], global_valid_seqs: Any = None, global_valid_toks: Any = None, *, logits: Tensor
-    ) -> tuple[Tensor, Metrics]:
+    ) -> tuple[Tensor, dict[str, float]]:
         """`data`: fields of types.Batch by name; `logits` as the module's text says. The metrics are additive."""
         batch = Batch.from_dict(data)
-        factor = self.logits_temperature / self.objective.temperature
+        needs = self.token_loss.needs
+        factor = self.logits_temperature / needs.temperature
         columns = own_columns(logits if factor == 1.0 else logits * factor, self.chunk)
-        logp, entropy = scores(columns, batch.input_ids, self.objective.with_entropy)
-        loss, metrics, _ = self.objective.of_scores(logp, entropy, batch)
-        metrics["num_valid_samples"] = float(batch.sample_mask.sum())  # DTensor workers skip a micro-batch without any
-        return loss, metrics | mismatch(logp, batch)
+        logp, entropy = scores(columns, batch.input_ids, needs.entropy)
+        output = self.token_loss.from_logprobs(logp, entropy, batch)
+        valid = Sum(float(batch.sample_mask.sum()))  # DTensor workers skip a micro-batch without any
+        return output.loss, to_numbers({**output.metrics, VALID_SAMPLES: valid, **mismatch(logp, batch)})
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _WholeSequence(torch.autograd.Function):
         return parts * torch.cat([chunks[i] for i in _zigzag(ctx.group.rank(), parts)], 1), None
 
 
-def mismatch(logp: Tensor, batch: Batch) -> Metrics:
+def mismatch(logp: Tensor, batch: Batch) -> Parts:
     """How far engine and actor are apart, under NeMo-RL's names; over original rows alone.
 
     A constructed row was sampled in another context: its engine's log-probabilities say nothing about a mismatch.
@@ -165,7 +167,41 @@ def mismatch(logp: Tensor, batch: Batch) -> Metrics:
     rows = batch.sample_mask * batch.generation_mask * (1 - batch.constructed.float())
     mask = batch.token_mask * rows[:, None]
     previous = logp.detach() if batch.prev_logprobs is None else batch.prev_logprobs
-    out: Metrics = {}
-    masked_mean(out, "token_mult_prob_error", (batch.generation_logprobs - previous).abs().exp(), mask)
-    masked_mean(out, "gen_kl_error", k3_divergence(batch.generation_logprobs, previous), mask)
-    return out
+    return {
+        TOKEN_MULT_PROB_ERROR: masked_mean((batch.generation_logprobs - previous).abs().exp(), mask),
+        GEN_KL_ERROR: masked_mean(k3_divergence(batch.generation_logprobs, previous), mask),
+    }
+
+
+TOTAL, COUNT = ":sum", ":count"  # behind the key of a mean, on the way through NeMo-RL
+
+
+def to_numbers(parts: Parts) -> dict[str, float]:
+    """Write parts as the flat mapping of additive numbers that NeMo-RL's workers report.
+
+    >>> to_numbers({"loss": Sum(0.5), "entropy": Mean(3.0, 2.0)})
+    {'loss': 0.5, 'entropy:sum': 3.0, 'entropy:count': 2.0}
+    """
+    numbers: dict[str, float] = {}
+    for key, part in parts.items():
+        if isinstance(part, Sum):
+            numbers[key] = part.value
+        else:
+            numbers[key + TOTAL], numbers[key + COUNT] = part.total, part.count
+    return numbers
+
+
+def from_numbers(numbers: Mapping[str, float]) -> Parts:
+    """Read what `to_numbers` wrote.
+
+    >>> from_numbers({'loss': 0.5, 'entropy:sum': 3.0, 'entropy:count': 2.0})
+    {'loss': Sum(value=0.5), 'entropy': Mean(total=3.0, count=2.0)}
+    """
+    parts: dict[str, Part] = {}
+    for name, value in numbers.items():
+        key = name.removesuffix(TOTAL)
+        if key != name:
+            parts[key] = Mean(value, numbers[key + COUNT])
+        elif not name.endswith(COUNT):
+            parts[key] = Sum(value)
+    return parts

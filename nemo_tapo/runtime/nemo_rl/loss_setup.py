@@ -9,10 +9,11 @@ from typing import Any
 
 from nemo_tapo.equations.importance import ImportanceRules
 from nemo_tapo.equations.surrogate import KLRules
-from nemo_tapo.losses.base import Metrics, Objective, reduce_metrics
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.base import Loss, TokenLoss
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, from_numbers
 
 # Settings that ask for another loss than the paper's, with the value at which they ask for nothing.
 OTHER_LOSSES: Mapping[str, tuple[Any, str]] = {
@@ -26,19 +27,12 @@ OTHER_LOSSES: Mapping[str, tuple[Any, str]] = {
 }
 TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
 
-# What our objective's modules are made of; workers need nothing else of this package (see ship_by_value).
+# What a loss is made of; workers need nothing else of this package (see ship_by_value). A package stands for all of it.
 TRAVELLING = (
     "nemo_tapo.types",
+    "nemo_tapo.metrics",
+    "nemo_tapo.equations",
     "nemo_tapo.losses",
-    "nemo_tapo.losses.base",
-    "nemo_tapo.losses.distillation",
-    "nemo_tapo.losses.policy",
-    "nemo_tapo.equations.divergence",
-    "nemo_tapo.equations.importance",
-    "nemo_tapo.equations.surrogate",
-    "nemo_tapo.equations.suppression",
-    "nemo_tapo.equations.teacher",
-    "nemo_tapo.equations.vocab",
     "nemo_tapo.runtime.nemo_rl.logit_loss",
 )
 # What NeMo-RL itself puts beside every micro-batch's metrics.
@@ -105,17 +99,18 @@ def _importance(loss_fn: Mapping[str, Any]) -> ImportanceRules | None:
     return ImportanceRules(kind, 0.0 if low is None else float(low), float(high))  # type: ignore[arg-type]
 
 
-def make_loss(objective: Objective, loss_fn: Mapping[str, Any], temperature: float, chunk: int | None) -> LogitLoss:
-    """`objective` as NeMo-RL's workers take it.
+def make_loss(loss: Loss, loss_fn: Mapping[str, Any], temperature: float, chunk: int | None) -> LogitLoss:
+    """`loss` as NeMo-RL's workers take it.
 
     `loss_fn` is the config's section, `temperature` the engine's (`policy.generation.temperature`), by which workers
     divide the logits, `chunk` the tokens of `policy.logprob_chunk_size`, None for our own default.
     """
-    if isinstance(objective, PolicyObjective):
+    assert isinstance(loss, TokenLoss), "config/validate.py refuses losses that need more than each token's scores"
+    if isinstance(loss, PolicyLoss):
         settings = read_settings(loss_fn)
-        objective = replace(objective, kl_rules=settings.kl, importance=settings.importance)
-    loss = LogitLoss(objective, *compat.logit_loss_kind(), logits_temperature=temperature)
-    return loss if chunk is None else replace(loss, chunk=chunk)
+        loss = replace(loss, kl_rules=settings.kl, importance=settings.importance)
+    made = LogitLoss(loss, *compat.logit_loss_kind(), logits_temperature=temperature)
+    return made if chunk is None else replace(made, chunk=chunk)
 
 
 def ship_by_value() -> None:
@@ -126,10 +121,10 @@ def ship_by_value() -> None:
         ray.cloudpickle.register_pickle_by_value(importlib.import_module(name))
 
 
-def reduce_worker_metrics(all_mb_metrics: Mapping[str, Sequence[float]]) -> Metrics:
+def reduce_worker_metrics(all_mb_metrics: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """What `Policy.train` reports ({name: one number a micro-batch, all data-parallel ranks}) as the step's metrics.
 
     NeMo-RL's own entries, the same in every micro-batch, are left out.
     """
     ours = {name: float(sum(values)) for name, values in all_mb_metrics.items() if name not in WORKERS_OWN}
-    return reduce_metrics([ours])
+    return reduce_parts([from_numbers(ours)])

@@ -7,29 +7,41 @@ timing/train/...   seconds, by the names of NeMo-RL's Timer
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nemo_tapo.interfaces import Recorder
-from nemo_tapo.types import Experience, Row, UpdateResult
+from nemo_tapo.metrics import (
+    NEMO_TIME_PREFIX,
+    RESPONSE_LENGTH_MEAN,
+    REWARD_MEAN,
+    TIME_COLLECT,
+    TIME_GRADING,
+    TIME_REFERENCE,
+    TIME_STEP,
+    TIME_UPDATE,
+    TOKENS_TRAINED,
+)
+from nemo_tapo.types import StepRecord
 from nemo_tapo.utils.signals import Stop
 
 NEMO_NAMES = {
-    "reward/mean": "reward",
-    "response_length/mean": "mean_gen_tokens_per_sample",
-    "tokens/trained": "global_valid_toks",
+    REWARD_MEAN: "reward",
+    RESPONSE_LENGTH_MEAN: "mean_gen_tokens_per_sample",
+    TOKENS_TRAINED: "global_valid_toks",
 }
 TIMER_NAMES = {
-    "time/step": "total_step_time",
-    "time/collect": "generation",
-    "time/update": "policy_training",
-    "time/reference": "policy_and_reference_logprobs",
-    "time/grading": "reward_calculation",
+    TIME_STEP: "total_step_time",
+    TIME_COLLECT: "generation",
+    TIME_UPDATE: "policy_training",
+    TIME_REFERENCE: "policy_and_reference_logprobs",
+    TIME_GRADING: "reward_calculation",
 }
 
 
 class NemoRecorder:
-    """`train.Recorder`: everything goes to `own` and the numbers to NeMo-RL's Logger as well.
+    """`interfaces.Recorder`: everything goes to `own` and the numbers to NeMo-RL's Logger as well.
 
     When checkpointing.checkpoint_must_save_by comes near, the run is asked to stop as SIGUSR1 would: a checkpoint at
     the step's end, and exit code 138, by which a scheduler knows that there is more to do.
@@ -52,22 +64,16 @@ class NemoRecorder:
         self._own.resume(step)
         self._timeout.start_iterations()
 
-    def step(
-        self,
-        step: int,
-        metrics: dict[str, float],
-        experience: Experience,
-        rows: Sequence[Row],
-        results: Sequence[UpdateResult],
-    ) -> None:
+    def step(self, record: StepRecord) -> None:
+        """Write the step down, with the seconds of NeMo-RL's phase changes; ask for a stop where time runs out."""
         changes = self._take_times()
-        metrics = {**metrics, **{f"time/nemo_rl/{name}": seconds for name, seconds in changes.items()}}
-        self._own.step(step, metrics, experience, rows, results)
+        metrics = {**record.metrics, **{NEMO_TIME_PREFIX + name: seconds for name, seconds in changes.items()}}
+        self._own.step(replace(record, metrics=metrics))
         train = {name: value for name, value in metrics.items() if not name.startswith("time/")}
         train |= {theirs: metrics[ours] for ours, theirs in NEMO_NAMES.items() if ours in metrics}
         timing = {theirs: metrics[ours] for ours, theirs in TIMER_NAMES.items() if ours in metrics}
-        self._logger.log_metrics(train, step, prefix="train")
-        self._logger.log_metrics({**timing, **changes}, step, prefix="timing/train", step_finished=True)
+        self._logger.log_metrics(train, record.step, prefix="train")
+        self._logger.log_metrics({**timing, **changes}, record.step, prefix="timing/train", step_finished=True)
         self._timeout.mark_iteration()
         if self._timeout.check_save() and not self._stop.requested:
             self._own.warn("checkpointing.checkpoint_must_save_by is near: saving a checkpoint and stopping")

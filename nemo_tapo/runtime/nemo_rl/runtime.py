@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nemo_tapo.checkpoint import require_same_run
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint
-from nemo_tapo.interfaces import Recorder, Store, Task
+from nemo_tapo.interfaces import CheckpointStore, Recorder, Task
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape
@@ -32,7 +33,6 @@ from nemo_tapo.runtime.nemo_rl.hf_export import Converter
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, ship_by_value
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.tasks.registry import make_task
-from nemo_tapo.train import require_same
 from nemo_tapo.utils.signals import Stop
 
 Status = Callable[[str], None]
@@ -94,7 +94,7 @@ class NemoRLRuntime:
         master = prepared(master, cfg, command)
         found = newest(checkpoint_dir(master))
         if found is not None and command == "train":
-            require_same(found, rl_fingerprint(cfg))  # the loop asks again; here no GPU is taken yet
+            require_same_run(found, rl_fingerprint(cfg))  # the loop asks again; here no GPU is taken yet
         status("joining Ray")
         join_ray()
         ship_by_value()
@@ -108,17 +108,17 @@ class NemoRLRuntime:
             parts = compat.set_up(config, tokenizer, queries, partial(make_policy, make, keeps_reference(cfg)))
         return cls(master, cfg, parts, tokenizer)
 
-    def checkpoints(self, folder: Path, keep: int) -> Store:
+    def checkpoints(self, folder: Path, keep: int) -> CheckpointStore:
         """In checkpointing.checkpoint_dir, kept by NeMo-RL's rules: a job of this runtime trains once."""
         parts = self._parts
         return NemoCheckpoints(
             parts.checkpointer, parts.policy, self._master, parts.dataloader, self._queries_per_step, self._found
         )
 
-    def recorder(self, own: Recorder, stop: Stop) -> Recorder:
-        """`own`, NeMo-RL's Logger, and its watch over checkpoint_must_save_by."""
+    def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
+        """`recorder`, NeMo-RL's Logger, and its watch over checkpoint_must_save_by."""
         timeout = compat.load("TimeoutChecker")(timeout=self._must_save_by, fit_last_save_time=True)
-        return NemoRecorder(own, self._parts.logger, timeout, stop, self._phases.take_times)
+        return NemoRecorder(recorder, self._parts.logger, timeout, stop, self._phases.take_times)
 
     def task(self, cfg: RunConfig) -> Task:
         """The task that `cfg.task` names; `nemo_rl` is NeMo-RL's own data and environments."""

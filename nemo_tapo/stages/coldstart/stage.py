@@ -23,7 +23,8 @@ from nemo_tapo.stages.coldstart.base_samples import sample
 from nemo_tapo.stages.coldstart.corrections import Corrections
 from nemo_tapo.stages.coldstart.statistics import in_words, overlaps, statistics
 from nemo_tapo.stages.coldstart.writers import check_writer, open_writer
-from nemo_tapo.stages.supervised import MODEL, supervised
+from nemo_tapo.stages.session import MODEL
+from nemo_tapo.stages.supervised import SupervisedTraining, train_supervised
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files
 
@@ -65,8 +66,15 @@ async def coldstart(session: Session, folder: Path) -> Path:
     await data_of(session, folder)
     settings = session.cfg.coldstart
     epochs = build.Epochs(sft_examples.read(file), settings.examples_per_step, settings.epochs, session.cfg.seed)
-    training = {**training_of(session.cfg), "data": files.sha256(file)}
-    await supervised(session, "cold start", folder, epochs.steps, epochs.batch, settings.optimizer, training)
+    training = SupervisedTraining(
+        name="cold start",
+        folder=folder,
+        steps=epochs.steps,
+        examples=epochs.batch,
+        optimizer=settings.optimizer,
+        fingerprint={**training_of(session.cfg), "data": files.sha256(file)},
+    )
+    await train_supervised(session, training)
     files.replace_text(folder / TRAINED, json.dumps(training_of(session.cfg), indent=1) + "\n")
     return result
 

@@ -75,7 +75,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def overlaps(queries: Sequence[Query], benchmarks: Mapping[str, Sequence[Query]]) -> dict[str, str]:
-    """{uid of a query: the evaluation problem that it is}, by equal words or common 13-grams (datasets/screen.py)."""
+    """{uid of a query: the evaluation problem that it is}, by equal words or common 13-grams (datasets/screening.py)."""
     index = Overlaps([(f"{name} {q.uid}", q.question) for name, problems in benchmarks.items() for q in problems])
     return {q.uid: problem for q in queries if (problem := index.find(q.question)) is not None}
 

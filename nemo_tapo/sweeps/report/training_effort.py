@@ -8,10 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from nemo_tapo.metrics import (
+    CORRECT,
+    GRADE_PREFIX,
+    MIXED_REFLECTION_GROUPS,
+    PAIRS,
+    REFLECTION_GROUPS,
+    ROWS,
+    TIME_STEP,
+    TOKENS_GENERATED,
+    TOKENS_SYNTHESISED,
+    TOKENS_TRAINED,
+    grade_count,
+)
 from nemo_tapo.sweeps.report.read_runs import Outcome, Run
 
 Metrics = Sequence[Mapping[str, Any]]
-SAMPLED = ("tokens/generated", "tokens/synthesised")
+SAMPLED = (TOKENS_GENERATED, TOKENS_SYNTHESISED)
 
 
 @dataclass(frozen=True)
@@ -41,26 +54,26 @@ def effort(outcome: Outcome) -> Effort:
     runs = [run.metrics for run in outcome.runs.values()]
     return Effort(
         steps=mean(float(len(m)) for m in runs) if outcome.row.train else None,
-        sampled=mean(total(m, "tokens/generated") for m in runs),
+        sampled=mean(total(m, TOKENS_GENERATED) for m in runs),
         synthesised=mean(_synthesised(m) for m in runs),
-        trained=mean(total(m, "tokens/trained") for m in runs),
-        rows=mean(total(m, "rows") for m in runs),
-        seconds=mean(total(m, "time/step") for m in runs),
+        trained=mean(total(m, TOKENS_TRAINED) for m in runs),
+        rows=mean(total(m, ROWS) for m in runs),
+        seconds=mean(total(m, TIME_STEP) for m in runs),
     )
 
 
 def _synthesised(metrics: Metrics) -> float | None:
     """0 for a run that makes no constructions."""
-    known = total(metrics, "tokens/synthesised")
-    return known if known is not None or total(metrics, "tapo/pairs") is not None else 0.0 if metrics else None
+    known = total(metrics, TOKENS_SYNTHESISED)
+    return known if known is not None or total(metrics, PAIRS) is not None else 0.0 if metrics else None
 
 
 def why(outcome: Outcome) -> Why:
     runs = list(outcome.runs.values())
     return Why(
-        correct=_ends(runs, "tapo/correct", "tapo/pairs"),
-        mixed=_ends(runs, "tapo/mixed_groups", "tapo/groups"),
-        accuracy=_ends(runs, "grade/right", "rollouts"),
+        correct=_ends(runs, CORRECT, PAIRS),
+        mixed=_ends(runs, MIXED_REFLECTION_GROUPS, REFLECTION_GROUPS),
+        accuracy=_ends(runs, grade_count("right"), "rollouts"),
         reflection=mean(_share_with_reflection(run) for run in runs),
         tokens=mean(_length(run) for run in runs),
     )
@@ -74,7 +87,7 @@ def accuracy_at(outcome: Outcome, tokens: float) -> float | None:
 def accuracy_at_step(outcome: Outcome, steps: int) -> float | None:
     """Training accuracy over the last tenth of the first `steps` steps."""
     runs = [run.metrics[:steps] for run in outcome.runs.values()]
-    return mean(share(m[-tenth(m) :], "grade/right", "rollouts") for m in runs)
+    return mean(share(m[-tenth(m) :], grade_count("right"), "rollouts") for m in runs)
 
 
 def sampled_in_all(outcome: Outcome) -> float | None:
@@ -93,7 +106,7 @@ def _accuracy_at(metrics: Metrics, tokens: float) -> float | None:
         return None
     reached = int(np.searchsorted(np.cumsum(_spent(metrics)), tokens * (1 + 1e-9), side="right"))
     width = tenth(metrics)
-    return share(metrics[max(0, reached - width) : reached], "grade/right", "rollouts")
+    return share(metrics[max(0, reached - width) : reached], grade_count("right"), "rollouts")
 
 
 def _spent(metrics: Metrics) -> list[float]:
@@ -118,7 +131,7 @@ def share(metrics: Metrics, part: str, whole: str) -> float | None:
 def _count(row: Mapping[str, Any], key: str) -> float:
     if key != "rollouts":
         return float(row.get(key) or 0.0)
-    return float(sum(value for name, value in row.items() if name.startswith("grade/")))
+    return float(sum(value for name, value in row.items() if name.startswith(GRADE_PREFIX)))
 
 
 def total(metrics: Metrics, key: str) -> float | None:

@@ -17,6 +17,7 @@ from nemo_tapo.algorithms.opsd import LEFT_OUT_REASONS, OPSD, PROMPT, privileged
 from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.batch import collate
 from nemo_tapo.config.load import load
+from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
@@ -25,15 +26,16 @@ from nemo_tapo.equations.divergence import DivergenceRules
 from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import next_token_scores
-from nemo_tapo.losses.distillation import DivergenceObjective, SampledObjective
+from nemo_tapo.losses.distillation import DivergenceLoss, SampledTokenLoss
+from nemo_tapo.metrics import Mean, reduce_parts
 from nemo_tapo.runtime.batch_sharding import deal, filled
 from nemo_tapo.runtime.local.hf_checkpoint import require_same_kind
 from nemo_tapo.runtime.nemo_rl.config import cluster_run as nemo_config
-from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, to_numbers
 from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 from nemo_tapo.stages.dry_run import plan
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
-from nemo_tapo.train import Plan, train
+from nemo_tapo.train import train
 from nemo_tapo.types import Completion, Experience, Grade, Group, Kind, Query, Rollout, Row
 from nemo_tapo.utils.errors import Stopped
 from nemo_tapo.utils.signals import Stop
@@ -54,18 +56,16 @@ def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory,
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     usable, _ = with_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
-    told = Plan(
+    loop = LoopConfig(
         folder,
         cfg.steps,
         cfg.optimizer,
         cfg.loss,
-        temperature=cfg.rollout.temperature,
-        teacher=cfg.opsd.teacher if cfg.opsd.divergence == "sampled" else None,
         checkpoint_every=2,
         fingerprint=rl_fingerprint(cfg),
     )
     algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
-    asyncio.run(train(told, algorithm, runtime, order.queries, memory, stop or Stop()))
+    asyncio.run(train(loop, algorithm, runtime, order.queries, memory, stop or Stop()))
     return memory, runtime
 
 
@@ -194,8 +194,8 @@ def sampled_batch() -> Any:
 def test_the_sampled_token_by_plain_autograd() -> None:
     """-A log p with A = log p_T - log p_S held constant, the mean over the four tokens; temperature 1.3."""
     batch, logits = sampled_batch(), torch.randn(2, 4, 16, requires_grad=True)
-    loss, metrics, _ = SampledObjective(1.3)(logits, batch, VocabShard(0, 16))
-    loss.backward()
+    output = SampledTokenLoss(1.3)(logits, batch, VocabShard(0, 16))
+    output.loss.backward()  # type: ignore[no-untyped-call]
     leaf = logits.detach().double().requires_grad_()
     logp = torch.log_softmax(leaf / 1.3, -1)
     expected, advantages = torch.zeros((), dtype=torch.float64), []
@@ -205,23 +205,25 @@ def test_the_sampled_token_by_plain_autograd() -> None:
         expected = expected - advantage * own / 4
         advantages.append(advantage)
     expected.backward()  # type: ignore[no-untyped-call]
-    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(output.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(logits.grad.double(), leaf.grad, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
-    assert metrics["opsd/advantage:sum"] == pytest.approx(sum(advantages), rel=1e-5)
-    assert metrics["opsd/advantage:count"] == 4
+    advantage_part = output.metrics["opsd/advantage"]
+    assert isinstance(advantage_part, Mean) and advantage_part.count == 4
+    assert advantage_part.total == pytest.approx(sum(advantages), rel=1e-5)
 
 
 def test_nemo_rls_workers_make_the_same_of_scores() -> None:
     batch, logits = sampled_batch(), torch.randn(2, 4, 16)
-    ours = SampledObjective(1.3)(logits, batch, VocabShard(0, 16))
-    wrapped = LogitLoss(SampledObjective(1.3), None, None, logits_temperature=1.3)
+    ours = SampledTokenLoss(1.3)(logits, batch, VocabShard(0, 16))
+    wrapped = LogitLoss(SampledTokenLoss(1.3), None, None, logits_temperature=1.3)
     loss, metrics = wrapped(batch.as_dict(), logits=logits / 1.3)
-    torch.testing.assert_close(loss, ours[0])
-    assert {k: metrics[k] for k in ours[1]} == pytest.approx(ours[1], rel=1e-5)
+    torch.testing.assert_close(loss, ours.loss)
+    expected = to_numbers(ours.metrics)
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_the_loop_watches_goes_on_under_a_divergence() -> None:
-    """Entropy, ratio, KL and engine gap as GRPO's objective reports them on the same rows."""
+    """Entropy, ratio, KL and engine gap as GRPO's loss reports them on the same rows."""
     torch.manual_seed(1)
     batch, logits, vocab = collate(two_rows(), 0), torch.randn(2, 4, 16), VocabShard(0, 16)
     other = torch.randn(batch.input_ids.shape) - 3
@@ -229,8 +231,8 @@ def test_what_the_loop_watches_goes_on_under_a_divergence() -> None:
         batch, prev_logprobs=other, reference_policy_logprobs=other, reference_mask=torch.ones(2),
         generation_logprobs=other, generation_mask=torch.tensor([1.0, 0.0]),
     )  # fmt: skip
-    objective = DivergenceObjective(DivergenceRules(0.5, None, 1.1))
-    _, metrics, _ = objective(logits, batch, vocab, torch.randn(4, 16))
+    output = DivergenceLoss(DivergenceRules(0.5, None, 1.1))(logits, batch, vocab, torch.randn(4, 16))
+    found = reduce_parts([output.metrics])
     logp, entropy = next_token_scores(logits, batch, vocab, temperature=1.1)
     assert entropy is not None
     mask = batch.token_mask > 0
@@ -242,7 +244,7 @@ def test_what_the_loop_watches_goes_on_under_a_divergence() -> None:
         "engine_gap": gap[0][mask[0]].abs().mean(),
     }
     for name, value in expected.items():
-        assert metrics[f"{name}:sum"] / metrics[f"{name}:count"] == pytest.approx(float(value), rel=1e-4), name
+        assert found[name] == pytest.approx(float(value), rel=1e-4), name
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -288,8 +290,8 @@ def test_a_copy_of_the_student_teaches_nothing_and_another_model_does(tmp_path: 
     asyncio.run(runtime.actor.set_teacher(tmp_path / "teacher"))
     asyncio.run(runtime.actor.configure(cfg.optimizer, 30))
     batch = collate(memory.rows[0], 0, token_mean=True)
-    objective = DivergenceObjective(DivergenceRules(0.0))
-    losses = [asyncio.run(runtime.actor.train(batch, objective)).loss for _ in range(30)]
+    loss = DivergenceLoss(DivergenceRules(0.0))
+    losses = [asyncio.run(runtime.actor.train(batch, loss)).loss for _ in range(30)]
     assert losses[0] > 0.05
     assert losses[-1] < 0.5 * losses[0]
 
@@ -318,8 +320,8 @@ def test_a_step_without_a_right_rollout_teaches_nothing(tmp_path: Path) -> None:
     opsd = make_algorithm(wrong, Tools(runtime.generator, runtime.tokenizer, task))
     usable, _ = with_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
     memory, before = Memory(), weights(runtime).clone()
-    told = Plan(tmp_path, 1, wrong.optimizer, wrong.loss)
-    asyncio.run(train(told, opsd, runtime, lambda step: usable, memory, Stop()))
+    loop = LoopConfig(tmp_path, 1, wrong.optimizer, wrong.loss)
+    asyncio.run(train(loop, opsd, runtime, lambda step: usable, memory, Stop()))
     assert memory.metrics[0]["opsd/left_out/none_correct"] == 48 and memory.rows == [[]]
     assert memory.metrics[0]["grad_norm"] == 0.0
     torch.testing.assert_close(weights(runtime), before)
@@ -340,8 +342,8 @@ def test_presets_are_those_of_the_paper_and_change_nothing_else() -> None:
         assert cfg.algorithm == "opsd" and cfg.loss.token_mean
         same = {"algorithm": "grpo", "opsd": base.opsd, "loss": base.loss}
         assert cfg.model_copy(update=same) == base
-    kinds = [type(algorithm(taught(**{"opsd": cfg.opsd.model_dump()})).objective) for cfg in found.values()]
-    assert kinds == [DivergenceObjective, DivergenceObjective, SampledObjective]
+    kinds = [type(algorithm(taught(**{"opsd": cfg.opsd.model_dump()})).loss) for cfg in found.values()]
+    assert kinds == [DivergenceLoss, DivergenceLoss, SampledTokenLoss]
 
 
 def test_the_tiny_run_takes_another_preset() -> None:

@@ -20,8 +20,9 @@ from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.interfaces import Algorithm
-from nemo_tapo.losses.likelihood import LikelihoodObjective
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.likelihood import LikelihoodLoss
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Batch, Experience, Kind, Row
@@ -78,7 +79,7 @@ def differing(a: Batch, b: Batch) -> set[str]:
 def test_lambda_scales_the_coefficients_of_constructed_rows(paper: Any) -> None:
     algorithm, _, rows, batch = made(configured(**{"lambda": 0.25}))
     assert rows == paper[2]
-    assert algorithm.objective == paper[0].objective
+    assert algorithm.loss == paper[0].loss
     assert differing(batch, paper[3]) == {"loss_coef"}
     torch.testing.assert_close(batch.loss_coef, torch.where(batch.constructed, 0.25, 1.0) * paper[3].loss_coef)
 
@@ -89,7 +90,7 @@ def test_without_dae_groups_and_advantages_change(paper: Any) -> None:
         replace(r, group="", advantage=0.0) for r in paper[2]
     ]
     assert {row.group for row in rows} == {group.query.uid for group in experience.groups}
-    assert algorithm.objective == paper[0].objective
+    assert algorithm.loss == paper[0].loss
     assert differing(batch, paper[3]) == {"advantages"}
 
 
@@ -111,15 +112,15 @@ def test_without_negatives_constructed_rows_of_reward_0_are_gone(paper: Any) -> 
     assert [replace(r, advantage=0.0) for r in rows] == [replace(r, advantage=0.0) for r in kept]
     originals = [r for r in rows if r.kind is Kind.ORIGINAL]
     assert originals == [r for r in paper[2] if r.kind is Kind.ORIGINAL], "the rollouts' own advantages stay"
-    assert algorithm.objective == paper[0].objective
+    assert algorithm.loss == paper[0].loss
 
 
-def test_without_ots_the_objective_alone_changes(paper: Any) -> None:
+def test_without_ots_the_loss_alone_changes(paper: Any) -> None:
     algorithm, _, rows, batch = made(configured(suppression=False))
     assert rows == paper[2]
     assert not differing(batch, paper[3])
-    assert isinstance(algorithm.objective, PolicyObjective)
-    assert replace(algorithm.objective, suppression=True) == paper[0].objective
+    assert isinstance(algorithm.loss, PolicyLoss)
+    assert replace(algorithm.loss, suppression=True) == paper[0].loss
 
 
 def test_uniform_group_changes_the_advantages_of_uniform_groups(paper: Any) -> None:
@@ -152,7 +153,7 @@ def test_with_originals_the_baseline_of_constructed_rows_changes(paper: Any) -> 
 @pytest.mark.parametrize("part", ["none", "error_step_only"])
 def test_prefix_loss_changes_the_mask_of_the_kept_prefix(paper: Any, part: str) -> None:
     algorithm, experience, rows, batch = made(configured(prefix_loss=part))
-    assert algorithm.objective == paper[0].objective
+    assert algorithm.loss == paper[0].loss
     assert differing(batch, paper[3]) == {"token_mask"}, "the other tokens keep their weight"
     constructions = {c.pair.uid: c for c in experience.constructions}
     several_lines = 0
@@ -186,7 +187,7 @@ def test_ift_weight_adds_rows_and_leaves_the_others_as_they_are(paper: Any) -> N
     count = len(paper[2])
     added = rows[count:]
     assert rows[:count] == paper[2]
-    assert algorithm.objective == paper[0].objective
+    assert algorithm.loss == paper[0].loss
     right = [c for c in experience.constructions if c.dropped is None and c.reward > 0]
     assert len(added) == len(right) > 0
     for row, c in zip(added, right, strict=True):
@@ -209,7 +210,7 @@ def test_the_ift_term_is_likelihood(paper: Any) -> None:
 
     def gradient(weight: float, part: Batch) -> torch.Tensor:
         x = logits.clone().requires_grad_()
-        loss, _, _ = PolicyObjective()(x, replace(part, loss_coef=part.loss_coef * weight), VocabShard(0, 128))
+        loss = PolicyLoss()(x, replace(part, loss_coef=part.loss_coef * weight), VocabShard(0, 128)).loss
         loss.backward()
         assert x.grad is not None
         return x.grad
@@ -243,15 +244,15 @@ def test_reflective_sft_learns_the_right_constructions_of_the_same_rollouts(pape
     assert experience.constructions == paper[1].constructions
     right = [r for r in paper[2] if r.kind is Kind.CONSTRUCTED and r.reward > 0]
     assert [replace(r, advantage=0.0) for r in rows] == [replace(r, advantage=0.0) for r in right]
-    assert algorithm.objective == LikelihoodObjective()
+    assert algorithm.loss == LikelihoodLoss()
 
 
 def test_a_step_without_any_row_is_an_update_without_gradient() -> None:
     batch = collate([], pad_id=7)
     logits = torch.randn(*batch.input_ids.shape, 128, requires_grad=True)
-    loss, metrics, _ = LikelihoodObjective()(logits, batch, VocabShard(0, 128))
-    loss.backward()
-    assert float(loss.detach()) == 0.0 == metrics["loss"]
+    output = LikelihoodLoss()(logits, batch, VocabShard(0, 128))
+    output.loss.backward()
+    assert float(output.loss.detach()) == 0.0 == reduce_parts([output.metrics])["loss"]
     assert logits.grad is not None
     assert not logits.grad.any()
 

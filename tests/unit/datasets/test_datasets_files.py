@@ -220,8 +220,8 @@ def test_real_files() -> None:
 def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *(json.dumps(row) for row in ROWS))
     program = (
-        "import sys, pathlib, nemo_tapo.datasets.hub, nemo_tapo.tasks.mathematics, nemo_tapo.filtering\n"
-        "from nemo_tapo.sections import DatasetConfig\n"
+        "import sys, pathlib, nemo_tapo.datasets.hub, nemo_tapo.tasks.mathematics, nemo_tapo.stages.filter_queries\n"
+        "from nemo_tapo.config.sections import DatasetConfig\n"
         f"nemo_tapo.datasets.read.read(DatasetConfig(path=pathlib.Path({str(path)!r})), 'train', 'key')\n"
         "print(*sys.modules)"
     )

@@ -162,7 +162,7 @@ def elsewhere(home: Path, endpoint: str, *settings: dict[str, Any], offline: boo
     """Reads in a fresh process: huggingface_hub takes its endpoint and cache from the environment when imported."""
     program = """
 import json, sys
-from nemo_tapo.sections import DatasetConfig
+from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.read import read
 for settings in json.loads(sys.argv[1]):
     try:

@@ -14,7 +14,8 @@ from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.evaluation.passk import pass_at_k
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.types import Batch, Completion, Grade, Group, Kind, Query, Rollout, Row
 from tests.helpers import reference
 
@@ -258,16 +259,18 @@ def test_one_row_of_each_kind() -> None:
     batch = collate(rows, pad_id=0, reflection_weight=0.5)
     # column 0 predicts the response; column 1 stands behind the row's end and predicts nothing
     logits = log_probabilities(HALF, [0.1, 0.1, 0.8]).repeat(2, 1, 1).requires_grad_()
-    loss, metrics, streams = PolicyObjective()(logits, batch, whole_vocabulary(3))
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(-1.0 - ROOT2, rel=1e-6)
+    output = PolicyLoss()(logits, batch, whole_vocabulary(3))
+    assert output.token_weights is not None
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    metrics = reduce_parts([output.metrics])
+    assert float(output.loss.detach()) == pytest.approx(-1.0 - ROOT2, rel=1e-6)
     assert metrics["loss/original"] == pytest.approx(-1.0, rel=1e-6)
     assert metrics["loss/reflection"] == pytest.approx(-ROOT2, rel=1e-6)
     assert logits.grad is not None
     assert logits.grad[0, 0].tolist() == pytest.approx([-0.5, 0.25, 0.25], rel=1e-6)
     assert logits.grad[1, 0].tolist() == pytest.approx([-ROOT2 / 2, ROOT2 / 4, ROOT2 / 4], rel=1e-6)
     assert bool((logits.grad[:, 1] == 0).all())
-    assert streams["weights"][:, 1].tolist() == pytest.approx([1.0, ROOT2], rel=1e-6)
+    assert output.token_weights[:, 1].tolist() == pytest.approx([1.0, ROOT2], rel=1e-6)
 
 
 def test_each_column_is_predicted_by_the_one_before() -> None:
@@ -275,7 +278,7 @@ def test_each_column_is_predicted_by_the_one_before() -> None:
     response's first; A = 1, T = 2, so each gradient is -(onehot - p) / 2."""
     batch = collate([row(Kind.ORIGINAL, (0, 2), 1.0, prompt=(2, 1))], pad_id=0)
     logits = log_probabilities([0.2, 0.2, 0.6], HALF, HALF, [0.3, 0.3, 0.4]).requires_grad_()
-    loss, _, _ = PolicyObjective()(logits, batch, whole_vocabulary(3))
+    loss = PolicyLoss()(logits, batch, whole_vocabulary(3)).loss
     loss.backward()
     assert float(loss.detach()) == pytest.approx(-1.0)
     assert logits.grad is not None
@@ -289,7 +292,7 @@ def test_the_kl_penalty_is_neither_weighted_nor_scaled_by_the_advantage() -> Non
     batch = collate([row(Kind.ORIGINAL, (0,), 0.0)], pad_id=0)
     values = {**batch.as_dict(), "reference_policy_logprobs": torch.tensor([[0.0, -2 * LN2]])}
     logits = log_probabilities(HALF, HALF)
-    loss, _, _ = PolicyObjective(kl_coef=0.1)(logits, Batch.from_dict(values), whole_vocabulary(3))
+    loss = PolicyLoss(kl_coef=0.1)(logits, Batch.from_dict(values), whole_vocabulary(3)).loss
     assert float(loss) == pytest.approx(0.1 * (LN2 - 0.5), rel=1e-6)
 
 

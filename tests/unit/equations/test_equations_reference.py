@@ -28,9 +28,9 @@ from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.evaluation.passk import pass_at_k
-from nemo_tapo.losses.base import reduce_metrics
-from nemo_tapo.losses.likelihood import LikelihoodObjective
-from nemo_tapo.losses.policy import PolicyObjective
+from nemo_tapo.losses.likelihood import LikelihoodLoss
+from nemo_tapo.losses.policy import PolicyLoss
+from nemo_tapo.metrics import Parts, reduce_parts
 from nemo_tapo.types import (
     Batch,
     Completion,
@@ -428,9 +428,9 @@ class Case:
         )
 
     @property
-    def objective(self) -> PolicyObjective:
+    def policy_loss(self) -> PolicyLoss:
         s = self.loss
-        return PolicyObjective(s.clip_low, s.clip_high, s.kl_coef, s.suppression, s.w_min, s.w_max)
+        return PolicyLoss(s.clip_low, s.clip_high, s.kl_coef, s.suppression, s.w_min, s.w_max)
 
     def expected(self) -> tuple[float, Tensor]:
         """The reference's loss and its gradient, laid out like the logits; 0 where no token is predicted."""
@@ -453,14 +453,14 @@ def shard(vocabulary: int) -> VocabShard:
 
 
 def evaluate(
-    objective: PolicyObjective, logits: Tensor, batch: Batch, vocabulary: int
-) -> tuple[float, Tensor, dict[str, float], Tensor]:
+    policy_loss: PolicyLoss, logits: Tensor, batch: Batch, vocabulary: int
+) -> tuple[float, Tensor, Parts, Tensor]:
     """(loss, gradient, metrics, weights) of one call."""
     leaf = logits.clone().requires_grad_()
-    loss, metrics, streams = objective(leaf, batch, shard(vocabulary))
-    loss.backward()
-    assert leaf.grad is not None
-    return float(loss.detach()), leaf.grad, metrics, streams["weights"]
+    output = policy_loss(leaf, batch, shard(vocabulary))
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None and output.token_weights is not None
+    return float(output.loss.detach()), leaf.grad, output.metrics, output.token_weights
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-6) -> bool:
@@ -512,11 +512,12 @@ def test_value_and_gradient(
         loss=replace(loss, kl_coef=0.3 if kl else 0.0),
     )
     expected, gradient = case.expected()
-    value, got, metrics, weights = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, got, metrics, weights = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     assert value == pytest.approx(expected, rel=5e-6, abs=5e-6)
     assert close(got, gradient)
-    split = metrics["loss/original"] + metrics["loss/reflection"]
-    assert split == pytest.approx(metrics["loss"], rel=1e-5, abs=1e-5)
+    sums = reduce_parts([metrics])
+    split = sums["loss/original"] + sums["loss/reflection"]
+    assert split == pytest.approx(sums["loss"], rel=1e-5, abs=1e-5)
     s = case.loss
     for i, response in enumerate(case.responses):
         for t, token in enumerate(response.tokens):
@@ -532,7 +533,7 @@ def test_vocabulary_padding_is_no_part_of_the_distribution(seed: int, kinds: lis
     """Megatron rounds the vocabulary up; whatever stands in the added columns, it has no probability."""
     case = Case(seed, kinds, padded=padded)
     expected, gradient = case.expected()
-    value, got, _, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, got, _, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     assert value == pytest.approx(expected, rel=5e-6, abs=5e-6)
     assert close(got, gradient)
     assert bool((got[..., case.vocabulary :] == 0).all())
@@ -546,9 +547,9 @@ def test_the_order_of_rows_does_not_matter(
     case = Case(seed, kinds, old=old, loss=loss)
     index = list(range(len(kinds)))
     order.shuffle(index)
-    value, gradient, _, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, gradient, _, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     batch = case.batch.select(index)
-    again, shuffled, _, _ = evaluate(case.objective, case.logits[index], batch, case.vocabulary)
+    again, shuffled, _, _ = evaluate(case.policy_loss, case.logits[index], batch, case.vocabulary)
     assert again == pytest.approx(value, rel=1e-6, abs=1e-6)
     assert close(shuffled, gradient[index])
 
@@ -571,18 +572,18 @@ def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], mos
 )
 def test_micro_batches_sum_to_the_whole(seed: int, kinds: list[bool], loss: reference.Settings, most: int) -> None:
     case = Case(seed, kinds, old=True, ref=True, loss=replace(loss, kl_coef=0.1))
-    value, gradient, metrics, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, gradient, metrics, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     total, parts = 0.0, []
     for index in micro_batches(case.batch.input_lengths.tolist(), most):
         batch = case.batch.select(index)
         width = batch.input_ids.shape[1]
-        part, got, sums, _ = evaluate(case.objective, case.logits[index][:, :width], batch, case.vocabulary)
+        part, got, sums, _ = evaluate(case.policy_loss, case.logits[index][:, :width], batch, case.vocabulary)
         total += part
         parts.append(sums)
         assert close(got, gradient[index][:, :width])
         assert bool((gradient[index][:, width:] == 0).all())
     assert total == pytest.approx(value, rel=1e-6, abs=1e-6)
-    together, apart = reduce_metrics([metrics]), reduce_metrics(parts)
+    together, apart = reduce_parts([metrics]), reduce_parts(parts)
     assert together.keys() == apart.keys()
     assert apart == pytest.approx(together, rel=1e-4, abs=1e-5)
 
@@ -594,18 +595,18 @@ def test_rows_that_only_fill_up_change_nothing(
 ) -> None:
     """sample_mask 0, whatever else the row says: no loss, no gradient, no metric."""
     case = Case(seed, kinds, old=True, loss=loss)
-    value, gradient, metrics, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, gradient, metrics, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     rows = len(kinds)
     index = list(range(rows)) + [i % rows for i in range(filler)]
     batch = case.batch.select(index)
     mask = batch.sample_mask.clone()
     mask[rows:] = 0.0
     batch = replace(batch, sample_mask=mask, advantages=batch.advantages + (mask == 0) * 7.0)
-    again, got, sums, _ = evaluate(case.objective, case.logits[index], batch, case.vocabulary)
+    again, got, sums, _ = evaluate(case.policy_loss, case.logits[index], batch, case.vocabulary)
     assert again == pytest.approx(value, rel=1e-6, abs=1e-6)
     assert close(got[:rows], gradient)
     assert bool((got[rows:] == 0).all())
-    assert reduce_metrics([sums]) == pytest.approx(reduce_metrics([metrics]), rel=1e-5, abs=1e-6)
+    assert reduce_parts([sums]) == pytest.approx(reduce_parts([metrics]), rel=1e-5, abs=1e-6)
 
 
 @slow
@@ -619,18 +620,18 @@ def test_rows_that_only_fill_up_change_nothing(
 def test_padding_changes_nothing(seed: int, kinds: list[bool], more: int, junk: float, kl: bool) -> None:
     """Further columns, with a logit in them that makes the padding token certain or impossible."""
     case = Case(seed, kinds, old=True, ref=kl, loss=reference.Settings(kl_coef=0.3 if kl else 0.0))
-    value, gradient, metrics, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, gradient, metrics, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     pad = torch.nn.functional.pad
     wide = {k: pad(v, (0, more)) if v.ndim == 2 else v for k, v in case.batch.as_dict().items()}
     logits = pad(case.logits, (0, 0, 0, more))
     for i, row in enumerate(case.rows):
         logits[i, row.length - 1 :, 0] = junk  # token 0 pads
-    again, got, sums, _ = evaluate(case.objective, logits, Batch.from_dict(wide), case.vocabulary)
+    again, got, sums, _ = evaluate(case.policy_loss, logits, Batch.from_dict(wide), case.vocabulary)
     assert again == pytest.approx(value, rel=1e-6, abs=1e-6)
     assert bool(torch.isfinite(got).all())
     assert close(got[:, : gradient.shape[1]], gradient)
     assert bool((got[:, gradient.shape[1] :] == 0).all())
-    assert reduce_metrics([sums]) == pytest.approx(reduce_metrics([metrics]), rel=1e-5, abs=1e-6)
+    assert reduce_parts([sums]) == pytest.approx(reduce_parts([metrics]), rel=1e-5, abs=1e-6)
 
 
 @slow
@@ -639,7 +640,7 @@ def test_lambda_zero_is_grpo(seed: int, kinds: list[bool], token_mean: bool, old
     """With the reflection term switched off, OTS or not, what is left is GRPO on the original rows."""
     assume(not all(kinds))
     case = Case(seed, kinds, old=old, loss=reference.Settings(weight=0.0, token_mean=token_mean))
-    value, gradient, _, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    value, gradient, _, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     originals = [i for i, constructed in enumerate(kinds) if not constructed]
     grpo = [case.responses[i] for i in originals]
     assert value == pytest.approx(reference.term(grpo, case.loss), rel=5e-6, abs=5e-6)
@@ -649,7 +650,7 @@ def test_lambda_zero_is_grpo(seed: int, kinds: list[bool], token_mean: bool, old
         width = alone.input_ids.shape[1]
         alone = replace(alone, prev_logprobs=case.batch.prev_logprobs[originals][:, :width])
     width = alone.input_ids.shape[1]
-    plain = replace(case.objective, suppression=False)
+    plain = replace(case.policy_loss, suppression=False)
     same, got, _, _ = evaluate(plain, case.logits[originals][:, :width], alone, case.vocabulary)
     assert same == pytest.approx(value, rel=1e-6, abs=1e-6)
     assert close(got, gradient[originals][:, :width])
@@ -660,11 +661,11 @@ def test_lambda_zero_is_grpo(seed: int, kinds: list[bool], token_mean: bool, old
 def test_constructed_rows_leave_the_original_term_alone(seed: int, kinds: list[bool]) -> None:
     """Section 3.4: purely additive. The original rows' gradient is bit for bit that of GRPO alone."""
     case = Case(seed, [False, *kinds])
-    _, gradient, _, _ = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
+    _, gradient, _, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     index = [i for i, row in enumerate(case.rows) if row.kind is Kind.ORIGINAL]
     alone = collate([case.rows[i] for i in index], 0)
     width = alone.input_ids.shape[1]
-    _, got, _, _ = evaluate(case.objective, case.logits[index][:, :width], alone, case.vocabulary)
+    _, got, _, _ = evaluate(case.policy_loss, case.logits[index][:, :width], alone, case.vocabulary)
     assert bool(torch.equal(got, gradient[index][:, :width]))
 
 
@@ -673,8 +674,8 @@ def test_constructed_rows_leave_the_original_term_alone(seed: int, kinds: list[b
 def test_suppression_weights_carry_no_gradient(seed: int) -> None:
     """The gradient under OTS is each token's own gradient times w, as if w were a constant."""
     case = Case(seed, [True, True])
-    _, weighted, _, w = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
-    _, plain, _, ones = evaluate(replace(case.objective, suppression=False), case.logits, case.batch, case.vocabulary)
+    _, weighted, _, w = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
+    _, plain, _, ones = evaluate(replace(case.policy_loss, suppression=False), case.logits, case.batch, case.vocabulary)
     assert bool((ones == 1).all())
     assert not w.requires_grad
     columns = torch.zeros(weighted.shape[:2], dtype=torch.float64)
@@ -687,8 +688,8 @@ def test_suppression_weights_carry_no_gradient(seed: int) -> None:
 def test_without_old_log_probabilities_it_is_reinforce(seed: int, kinds: list[bool]) -> None:
     """rho = 1 everywhere, nothing clipped; the gradient is that of -A w log p."""
     case = Case(seed, kinds)
-    value, gradient, metrics, weights = evaluate(case.objective, case.logits, case.batch, case.vocabulary)
-    sums = reduce_metrics([metrics])
+    value, gradient, metrics, weights = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
+    sums = reduce_parts([metrics])
     assert sums["ratio_deviation"] == 0.0
     assert sums["clip_fraction"] == 0.0
     leaf = case.logits.clone().requires_grad_()
@@ -712,7 +713,7 @@ def test_without_old_log_probabilities_it_is_reinforce(seed: int, kinds: list[bo
         for t in range(len(row.response_ids)):
             old[i, len(row.prompt_ids) + t] = case._logp(i, t)
     batch = replace(case.batch, prev_logprobs=old)
-    again, spelled, _, _ = evaluate(case.objective, case.logits, batch, case.vocabulary)
+    again, spelled, _, _ = evaluate(case.policy_loss, case.logits, batch, case.vocabulary)
     assert again == pytest.approx(value, rel=1e-5, abs=1e-5)
     assert close(spelled, gradient)
 
@@ -727,9 +728,9 @@ def test_likelihood(seed: int, count: int, token_mean: bool) -> None:
     losses = [[-reference.log_softmax(r.logits[t])[token] for t, token in enumerate(r.tokens)] for r in case.responses]
     by_token = reference.mean([x for row in losses for x in row])
     expected = by_token if token_mean else reference.mean([reference.mean(row) for row in losses])
-    loss, metrics, _ = LikelihoodObjective()(case.logits, batch, shard(case.vocabulary))
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert reduce_metrics([metrics])["nll"] == pytest.approx(by_token)
+    output = LikelihoodLoss()(case.logits, batch, shard(case.vocabulary))
+    assert float(output.loss) == pytest.approx(expected, rel=1e-5)
+    assert reduce_parts([output.metrics])["nll"] == pytest.approx(by_token)
 
 
 @slow
@@ -738,7 +739,7 @@ def test_single_precision_logits(seed: int, kinds: list[bool], loss: reference.S
     """What the actor really feeds it: float32 in, float32 throughout."""
     case = Case(seed, kinds, loss=loss)
     expected, gradient = case.expected()
-    value, got, _, _ = evaluate(case.objective, case.logits.float(), case.batch, case.vocabulary)
+    value, got, _, _ = evaluate(case.policy_loss, case.logits.float(), case.batch, case.vocabulary)
     assert got.dtype == torch.float32
     assert value == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert close(got, gradient, 1e-4)
@@ -767,7 +768,7 @@ def test_an_impossible_token_breaks_nothing(constructed: bool, advantage: float,
     if kl_coef:
         impossible = torch.tensor([[0.0, -INF, -1.0]])
         batch = replace(batch, reference_policy_logprobs=impossible)
-    value, gradient, _, weights = evaluate(PolicyObjective(kl_coef=kl_coef), logits, batch, 4)
+    value, gradient, _, weights = evaluate(PolicyLoss(kl_coef=kl_coef), logits, batch, 4)
     assert math.isfinite(value)
     assert bool(torch.isfinite(gradient).all())
     if constructed:
@@ -809,7 +810,7 @@ def test_from_rewards_to_the_loss(
         )
         for i, row in enumerate(rows)
     ]
-    value, _, _, _ = evaluate(PolicyObjective(), logits, batch, 4)
+    value, _, _, _ = evaluate(PolicyLoss(), logits, batch, 4)
     assert value == pytest.approx(reference.tapo_loss(responses, reference.Settings(weight=0.5)), rel=1e-5, abs=1e-5)
 
 

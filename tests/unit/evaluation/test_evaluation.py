@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled
 
 from nemo_tapo.evaluation.benchmarks import evaluate, settings_of
 from nemo_tapo.evaluation.results import read_evaluated
@@ -23,6 +22,7 @@ from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.utils.signals import Stop
+from tests.helpers.evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled
 
 # ------------------------------------------------------------------------------------------------ on disk
 
@@ -129,7 +129,7 @@ def test_a_write_that_fails_costs_its_own_sample_alone(tmp_path: Path) -> None:
     code = f"""
 import resource, signal
 from pathlib import Path
-from nemo_tapo.evaluation.samples import Sample, Store
+from nemo_tapo.evaluation.sample_store import Sample, Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Store(Path({str(tmp_path)!r}) / "x", {{}}) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_samples import MODEL, Slow, a_sample, config, problems, sampled
 
 from nemo_tapo.evaluation.accuracy import change, collect, meaning, summarise
 from nemo_tapo.evaluation.benchmarks import evaluate
@@ -19,6 +18,7 @@ from nemo_tapo.evaluation.tables import as_text
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Grade, Query
 from nemo_tapo.utils.signals import Stop
+from tests.helpers.evaluation_samples import MODEL, Slow, a_sample, config, problems, sampled
 
 
 def test_a_summary_by_hand() -> None:

@@ -414,7 +414,7 @@ def program(body: str) -> subprocess.Popen[str]:
     """A process of its own group that grades, prints its verifier's process ids and then does `body`."""
     text = f"""
 import asyncio, os, signal, sys, time
-from nemo_tapo.sections import VerifierConfig
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import Verifier
 verifier = Verifier(VerifierConfig(workers=2))
 assert asyncio.run(verifier.grade("0", r"\\boxed{{z=0}}")).outcome == "right"
@@ -474,9 +474,9 @@ def test_a_broken_installation_is_named(make: Make, tmp_path: Path, monkeypatch:
 def test_nothing_is_imported_or_started_for_integers() -> None:
     text = r"""
 import asyncio, sys
-from nemo_tapo.sections import VerifierConfig
+from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import Verifier
-import nemo_tapo.grading.command, nemo_tapo.grading.worker, nemo_tapo.grading.compare
+import nemo_tapo.commands.grade, nemo_tapo.grading.grader, nemo_tapo.grading.equivalence
 verifier = Verifier(VerifierConfig())
 assert asyncio.run(verifier.grade("5", r"\boxed{05}")).outcome == "right"
 assert verifier.gold_faults(["5", "1,000"]) == [None, None]

@@ -71,11 +71,11 @@ def test_what_no_guard_foresees_is_killed_and_counted(monkeypatch: pytest.Monkey
 def test_memory_is_bounded() -> None:
     """As a grader sets it for itself; what it wants beyond is refused."""
     text = """
-from nemo_tapo.grading import worker
-worker._limit_memory()
-within = bytearray(worker.MEMORY // 2)
+from nemo_tapo.grading import grader
+grader._limit_memory()
+within = bytearray(grader.MEMORY // 2)
 try:
-    beyond = bytearray(worker.MEMORY)
+    beyond = bytearray(grader.MEMORY)
 except MemoryError:
     print("refused")
 """

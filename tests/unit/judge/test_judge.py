@@ -297,7 +297,7 @@ def test_a_killed_run_goes_on_from_its_cache(tmp_path: Path) -> None:
     """SIGKILL in the middle of 40 verdicts: the second process asks only for those that are not on disk."""
     code = (
         "import sys\n"
-        "from nemo_tapo.sections import EndpointConfig, JudgeConfig\n"
+        "from nemo_tapo.config.sections import EndpointConfig, JudgeConfig\n"
         "from nemo_tapo.judge.judging import Item, judge_all\n"
         "cfg = JudgeConfig(endpoint=EndpointConfig(url=sys.argv[1], concurrency=2), cache=sys.argv[2])\n"
         "judge_all(cfg, [Item(str(i), '1', '1') for i in range(40)])\n"

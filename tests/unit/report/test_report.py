@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import report_samples as samples
 
 from nemo_tapo.evaluation.tables import tables
 from nemo_tapo.report import summary
@@ -38,6 +37,7 @@ from nemo_tapo.tracking.records import (
 )
 from nemo_tapo.types import Group, Query
 from nemo_tapo.utils import jsonl
+from tests.helpers import report_samples as samples
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweep_samples import write_run
 
 from nemo_tapo.commands.sweep import asked_of, keep_definitions
 from nemo_tapo.sweeps import state
 from nemo_tapo.sweeps.expand import Job, expand
 from nemo_tapo.sweeps.report.read_runs import find, sweeps_of
 from nemo_tapo.sweeps.report.write_report import report_sweep
+from tests.helpers.sweep_samples import write_run
 
 BASE = Path(__file__).parents[3] / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
 KINDS = [["right", "wrong"], ["wrong", "wrong"]]

@@ -11,7 +11,6 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from sweep_samples import write_run
 
 from nemo_tapo.cli import main
 from nemo_tapo.commands.sweep import asked_of, keep_definitions
@@ -30,6 +29,7 @@ from nemo_tapo.sweeps.report.training_effort import (
     why,
 )
 from nemo_tapo.sweeps.report.write_report import report_sweep
+from tests.helpers.sweep_samples import write_run
 
 BASE = Path(__file__).parents[3] / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
 R, W, T, TW = "right", "wrong", "turned", "turned wrong"

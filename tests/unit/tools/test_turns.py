@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sweep_samples import write_run
+from tests.helpers.sweep_samples import write_run
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))

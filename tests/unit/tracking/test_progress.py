@@ -141,7 +141,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 SCRIPT = """
 import sys, time
-from nemo_tapo.report.progress import Progress
+from nemo_tapo.tracking.progress import Progress
 with Progress([("training", 1)]) as progress:
     stage = progress.stage("training", total=1000, unit="step")
     print("to the pipe", flush=True)

@@ -8,7 +8,7 @@
       rollout: {logprobs}  loss: {updates_per_batch, advantage_eps, kl_rows}
       plan: {gpu: H100, ...}  container: ...         what `nemo-tapo plan` assumes
 
-What both sides know stands in NeMo-RL's keys alone; derive.py carries it over.
+What both sides know stands in NeMo-RL's keys alone; translate.py carries it over.
 """
 
 from __future__ import annotations

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
-from nemo_tapo.losses.base import Metrics, Streams
+from nemo_tapo.losses.base import LossNeeds, LossOutput
 from nemo_tapo.runtime.local import hf_checkpoint
 from nemo_tapo.runtime.local.worker import Data, MegatronWorker
 from nemo_tapo.runtime.nemo_rl import compat
+from nemo_tapo.runtime.nemo_rl.logit_loss import from_numbers, to_numbers
 from nemo_tapo.types import Batch
 
 POLICY_WORKER = f"{__name__}.CpuPolicyWorker"
@@ -83,19 +86,8 @@ class CpuPolicyWorkerImpl(MegatronWorker):
     ) -> dict[str, Any]:
         """One update; metrics as NeMo-RL's Megatron worker reports them, a list over micro-batches for each."""
 
-        def objective(logits: torch.Tensor, part: Batch, vocab: VocabShard) -> tuple[torch.Tensor, Metrics, Streams]:
-            # NeMo-RL passes its own normalisers; ours must not listen to them
-            unused = torch.tensor(float("nan"))
-            loss, metrics = loss_fn(
-                data=part.as_dict(),
-                global_valid_seqs=unused,
-                global_valid_toks=unused,
-                logits=logits / self.temperature if self.temperature != 1 else logits,
-            )
-            return loss, metrics, {}
-
-        report = super().train(data, cast(Any, objective), eval_mode, gbs, mbs)  # all that is called of one
-        shares = [{**metrics, "lr": report["lr"], "wd": 0.0} for metrics in report["metrics"]]
+        report = super().train(data, _NemoLoss(loss_fn, self.temperature), eval_mode, gbs, mbs)
+        shares = [{**to_numbers(metrics), "lr": report["lr"], "wd": 0.0} for metrics in report["metrics"]]
         return {
             "global_loss": torch.tensor([report["loss"]]),
             "grad_norm": torch.tensor([report["grad_norm"]]),
@@ -147,6 +139,27 @@ class CpuPolicyWorkerImpl(MegatronWorker):
     def report_node_ip_and_gpu_id(self) -> tuple[str, int]:
         """For the table that NeMo-RL's setup prints."""
         return "127.0.0.1", int(os.environ["RANK"])
+
+
+@dataclass(frozen=True)
+class _NemoLoss:
+    """A loss function of NeMo-RL's, called as the Megatron worker of this package calls a loss."""
+
+    loss_fn: Any
+    temperature: float
+    needs: ClassVar[LossNeeds] = LossNeeds()
+
+    def __call__(
+        self, logits: Tensor, batch: Batch, vocab: VocabShard, teacher_logits: Tensor | None = None
+    ) -> LossOutput:
+        unused = torch.tensor(float("nan"))  # NeMo-RL passes its own normalisers; ours must not listen to them
+        loss, numbers = self.loss_fn(
+            data=batch.as_dict(),
+            global_valid_seqs=unused,
+            global_valid_toks=unused,
+            logits=logits / self.temperature if self.temperature != 1 else logits,
+        )
+        return LossOutput(loss, from_numbers(numbers))
 
 
 def optimizer_settings(megatron: Mapping[str, Any], max_grad_norm: float) -> OptimizerConfig:

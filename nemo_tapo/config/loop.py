@@ -1,0 +1,30 @@
+"""Gather what one run of the loop is told, for RL and for supervised training alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_tapo.config.sections import LossConfig, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of `train.train`.
+
+    >>> LoopConfig(Path("runs/demo"), steps=2, optimizer=OptimizerConfig(), loss=LossConfig()).uses_engine
+    True
+    """
+
+    folder: Path  # checkpoints go to <folder>/checkpoints
+    steps: int
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    reflection_weight: float = 1.0  # lambda of Eq. 6
+    example_weight: float = 1.0  # of the likelihood term
+    uses_engine: bool = True  # False: supervised training, which samples nothing
+    checkpoint_every: int = 20
+    checkpoint_keep: int = 2
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # settings that decide the numbers
+    engine_gap_bound: float = 0.01  # nats a token, checked at the first step
