@@ -21,6 +21,7 @@ lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/python tools/write_docs.py --check
 
 bench: setup
 	@$(VENV)/bin/python tools/bench.py

@@ -1,4 +1,4 @@
-"""Rows to tensors: coefficients that hold every normaliser of the loss, padding, micro-batches by length."""
+"""Turn rows into tensors: loss coefficients that hold every normaliser, padding, updates, micro-batches by length."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from torch import Tensor
 from nemo_tapo.types import Batch, Kind, Row
 
 
-def loss_coefficients(
+def compute_loss_coefficients(
     rows: Sequence[Row], reflection_weight: float, token_mean: bool, example_weight: float = 1.0
 ) -> list[float]:
-    """The weight of each of a row's tokens, so that a plain sum over all tokens is Eq. 6.
+    """Return for each row the weight of each of its tokens, so that a plain sum over all tokens is Eq. 6.
 
     Row mean (default): original rows 1 / (N_orig T), constructed rows lambda / (N_ref T), T the row's own tokens,
     `masked_tokens` among them. Token mean: 1 / (all original tokens), lambda / (all constructed tokens).
     Examples are a third term of the same form, of weight `example_weight`.
     Each term is divided by its own rows or tokens, so constructed rows never dilute the original term. Rows without
     tokens weigh nothing.
+
+    >>> original = Row("q/0", "q", Kind.ORIGINAL, (1,), (2, 3))
+    >>> constructed = Row("q_reflected/0", "q_reflected", Kind.CONSTRUCTED, (1,), (2, 3, 4, 5))
+    >>> compute_loss_coefficients([original, original, constructed], reflection_weight=0.5, token_mean=False)
+    [0.25, 0.25, 0.125]
     """
     weights = {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: reflection_weight, Kind.EXAMPLE: example_weight}
     rows_of: Counter[Kind] = Counter()
@@ -44,9 +49,14 @@ def collate(
     token_mean: bool = False,
     example_weight: float = 1.0,
 ) -> Batch:
-    """Rows to a Batch, right-padded to the longest. Row order is kept. For the weights see `loss_coefficients`.
+    """Make a Batch of rows, right-padded to the longest, in the order given; weights by `compute_loss_coefficients`.
 
     No rows at all (no construction was right, say) give one row that is in no loss: the update has gradient 0.
+
+    >>> rows = [Row("q/0", "q", Kind.ORIGINAL, (1, 2), (3, 4)), Row("q/1", "q", Kind.ORIGINAL, (1,), (5,))]
+    >>> batch = collate(rows, pad_id=0)
+    >>> batch.input_ids.tolist(), batch.token_mask.tolist()
+    ([[1, 2, 3, 4], [1, 5, 0, 0]], [[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
     """
     if not rows:
         empty = collate([Row("nothing", "nothing", Kind.EXAMPLE, (pad_id,), (pad_id,))], pad_id)
@@ -60,7 +70,7 @@ def collate(
         token_mask[i, len(row.prompt_ids) + row.masked_tokens : row.length] = 1.0
     kinds = {row.kind for row in rows}
     mixed = Kind.EXAMPLE in kinds and len(kinds) > 1
-    coefficients = loss_coefficients(rows, reflection_weight, token_mean, example_weight)
+    coefficients = compute_loss_coefficients(rows, reflection_weight, token_mean, example_weight)
     generation, known = _generation_logprobs(rows, shape)
     teacher_ids, teacher_lengths = _teacher_rows(rows, pad_id)
     return Batch(
@@ -91,7 +101,7 @@ def _generation_logprobs(rows: Sequence[Row], shape: tuple[int, int]) -> tuple[T
 
 
 def _teacher_rows(rows: Sequence[Row], pad_id: int) -> tuple[Tensor | None, Tensor | None]:
-    """Each response after its teacher's prompt, and the lengths; (None, None) where nobody is taught."""
+    """Pad each response after its teacher's prompt; return ids and lengths, (None, None) where no row has a teacher."""
     texts = [row.teacher_prompt_ids + row.response_ids for row in rows if row.teacher_prompt_ids is not None]
     if not texts:
         return None, None
@@ -120,9 +130,12 @@ def split_into_updates(rows: Sequence[Row], updates: int) -> list[list[Row]]:
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Row indices, longest first, cut so that rows x longest row <= max_tokens (one row may exceed it alone).
+    """Split row indices, longest first, so that rows x longest row <= max_tokens (one row may exceed it alone).
 
     Every index appears exactly once. Sorting by length keeps padding small; ties keep their order.
+
+    >>> micro_batches([3, 9, 4], max_tokens=9)
+    [[1], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []

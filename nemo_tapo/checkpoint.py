@@ -1,4 +1,4 @@
-"""Checkpoints that survive kill -9, a damaged file and a full disk.
+"""Save checkpoints that survive kill -9, a damaged file and a full disk.
 
     <folder>/step-000020/          appears by one rename, when everything in it is on disk
         manifest.json              {file: {"bytes": n, "sha256": ...}} of every other file
@@ -31,19 +31,19 @@ Write = Callable[[Path], Awaitable[None]]
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """`interfaces.CheckpointStore` in a folder of this package's own layout, the `keep` newest kept."""
+    """`interfaces.CheckpointStore` in a folder of this package's own layout; the `keep` newest stay."""
 
     path: Path
     keep: int
 
     def latest(self, warn: Warn) -> Checkpoint | None:
-        return latest(self.path, warn)
+        return find_latest(self.path, warn)
 
     async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
-        await save(self.path, state, write, self.keep)
+        await save_checkpoint(self.path, state, write, self.keep)
 
     async def settle(self) -> None:
-        """`save` returns when all is done."""
+        """Return at once: `save` returns when everything is on the disk."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-async def save(folder: Path, state: dict[str, Any], write: Write, keep: int) -> Path:
-    """Writes a checkpoint of `state["step"]`, then removes all but the `keep` newest.
+async def save_checkpoint(folder: Path, state: dict[str, Any], write: Write, keep: int) -> Path:
+    """Write a checkpoint of `state["step"]`, then remove all but the `keep` newest; return its folder.
 
     `write(path)` puts the actor's files into `path`. Raises DiskFull if the disk has no room for it; then nothing
     of the attempt is left and older checkpoints are untouched.
@@ -69,11 +69,11 @@ async def save(folder: Path, state: dict[str, Any], write: Write, keep: int) -> 
     final = folder / f"step-{state['step']:06d}"
     temporary = folder / f"tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    with whole_or_nothing(temporary, final):
+    with remove_on_failure(temporary, final):
         temporary.mkdir()
         await write(temporary)
         write_json(temporary / STATE, state)
-        write_json(temporary / MANIFEST, manifest(temporary))
+        write_json(temporary / MANIFEST, make_manifest(temporary))
         sync_tree(temporary)
     if final.exists():  # the same step again, after falling back past a damaged newer one
         shutil.rmtree(final)
@@ -85,8 +85,8 @@ async def save(folder: Path, state: dict[str, Any], write: Write, keep: int) -> 
 
 
 @contextmanager
-def whole_or_nothing(temporary: Path, final: Path) -> Iterator[None]:
-    """Leaves nothing of `temporary` when writing fails; a full disk becomes DiskFull, which names `final`."""
+def remove_on_failure(temporary: Path, final: Path) -> Iterator[None]:
+    """Remove `temporary` if writing fails in the block; turn a full disk into DiskFull, which names `final`."""
     try:
         yield
     except BaseException as error:
@@ -99,10 +99,10 @@ def whole_or_nothing(temporary: Path, final: Path) -> Iterator[None]:
         raise
 
 
-def latest(folder: Path, warn: Warn) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None if there is none at all.
+def find_latest(folder: Path, warn: Warn) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, or None if there is no checkpoint at all.
 
-    A damaged one is named through `warn` and passed over. Raises ValueError if there are checkpoints and all of them
+    A damaged one is named through `warn` and skipped. Raises ValueError if there are checkpoints and all of them
     are damaged: starting over silently would lose the run.
     """
     candidates = _steps(folder)
@@ -117,7 +117,7 @@ def latest(folder: Path, warn: Warn) -> Checkpoint | None:
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, in words; None if every file is as the manifest says."""
+    """Say in words what is wrong with a checkpoint folder; None if every file is as the manifest says."""
     try:
         listed = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
@@ -147,12 +147,12 @@ def require_same_run(found: Checkpoint, fingerprint: Mapping[str, Any]) -> None:
         )
 
 
-def manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below `path` except the manifest itself."""
+def make_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of every file below `path` except the manifest itself."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
     return {str(f.relative_to(path)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first; temporary ones of a killed save do not count."""
+    """List checkpoint folders, newest first, without the temporary ones of a killed save."""
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)

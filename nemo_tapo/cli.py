@@ -11,17 +11,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
-from nemo_tapo.utils.files import require_free
-from nemo_tapo.utils.signals import Stop
-
-if TYPE_CHECKING:
-    from nemo_tapo.interfaces import Runtime
+from nemo_tapo.utils.files import require_free_disk
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
 
@@ -40,11 +36,11 @@ COMMANDS = {
     "report": "write the plots and the HTML page of a run folder again; of a sweep's folder: its tables",
     "show": "a run's trajectories in the terminal",
 }
-OF_A_FOLDER = ("report", "show", "compare")  # take run folders instead of a config
+FOLDER_COMMANDS = ("report", "show", "compare")  # take run folders instead of a config
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="nemo-tapo",
         description="TAPO (arXiv 2606.18844): reinforcement learning from the model's own corrected mistakes.",
@@ -54,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
-        if name in OF_A_FOLDER:
-            arguments_of_a_folder(sub, name)
+        if name in FOLDER_COMMANDS:
+            add_folder_arguments(sub, name)
         elif name == "grade":
             from nemo_tapo.commands.grade import add_arguments as add_grade_arguments
 
@@ -65,11 +61,12 @@ def parser() -> argparse.ArgumentParser:
 
             add_sweep_arguments(sub)
         else:
-            arguments_of_a_config(sub, name)
+            add_config_arguments(sub, name)
     return top
 
 
-def arguments_of_a_folder(sub: argparse.ArgumentParser, name: str) -> None:
+def add_folder_arguments(sub: argparse.ArgumentParser, name: str) -> None:
+    """Add the arguments of a command that takes run folders."""
     if name == "compare":
         sub.add_argument("first", type=Path, help="folder of an evaluation")
         sub.add_argument("second", type=Path, help="folder of another; differences are second minus first")
@@ -82,7 +79,8 @@ def arguments_of_a_folder(sub: argparse.ArgumentParser, name: str) -> None:
         sub.add_argument("--limit", type=int, default=10, help="at most so many trajectories")
 
 
-def arguments_of_a_config(sub: argparse.ArgumentParser, name: str) -> None:
+def add_config_arguments(sub: argparse.ArgumentParser, name: str) -> None:
+    """Add the arguments of a command that takes a config file and settings."""
     sub.add_argument("--config", type=Path, help="a YAML file; without it, every setting at its default")
     if name == "plan":
         sub.add_argument("--full", action="store_true", help="show every setting, NeMo-RL's too")
@@ -99,41 +97,45 @@ def arguments_of_a_config(sub: argparse.ArgumentParser, name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code. Expected failures end in one sentence on standard error."""
-    top = parser()
+    """Run a command and return its exit code.
+
+    An expected failure prints one sentence to standard error.
+    """
+    top = build_parser()
     arguments, rest = top.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # settings on both sides of an option
+    if rest:  # settings given after an option as well as before it
         arguments.overrides += rest
     try:
         code = run_command(arguments)
-        sys.stdout.flush()  # here, where a closed pipe is no failure
+        sys.stdout.flush()  # inside the try: a closed pipe is not a failure
         return code
     except Stopped as stopped:
-        return fail(f"{stopped}. The same command goes on from there.", 128 + stopped.signum)
+        return print_failure(f"{stopped}. The same command goes on from there.", 128 + stopped.signum)
     except DiskFull as error:
-        return fail(error.strerror or str(error), DISK_FULL)
+        return print_failure(error.strerror or str(error), DISK_FULL)
     except RuntimeFailure as error:
-        return fail(f"{str(error).rstrip('.')}. {error.kept}", RUNTIME_LOST)
+        return print_failure(f"{str(error).rstrip('.')}. {error.kept}", RUNTIME_LOST)
     except ValueError as error:
-        return fail(str(error), BAD_INPUT)
+        return print_failure(str(error), BAD_INPUT)
     except KeyboardInterrupt:
-        return fail("interrupted; what was saved before is kept.", 130)
-    except BrokenPipeError:  # `nemo-tapo report ... | head`: the reader has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may what is buffered fail at the end
+        return print_failure("interrupted; what was saved before is kept.", 130)
+    except BrokenPipeError:  # as in `nemo-tapo report ... | head`: the reader stopped reading
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail either
         return DONE
 
 
-def fail(sentence: str, code: int) -> int:
+def print_failure(sentence: str, code: int) -> int:
+    """Print `sentence` to standard error and return `code`."""
     print(f"nemo-tapo: {sentence}", file=sys.stderr)
     return code
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Dispatches; raises what `main` turns into exit codes."""
-    if arguments.command in OF_A_FOLDER:
-        return of_a_folder(arguments)
+    """Run the command that was named. Its exceptions are turned into exit codes by `main`."""
+    if arguments.command in FOLDER_COMMANDS:
+        return run_folder_command(arguments)
     if arguments.command == "grade":
         from nemo_tapo.commands.grade import grade
 
@@ -146,154 +148,85 @@ def run_command(arguments: argparse.Namespace) -> int:
         from nemo_tapo.commands.judge import judge
 
         return judge(arguments)
-    from nemo_tapo.config.load import load
-    from nemo_tapo.config.run_config import as_yaml
-    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
+    from nemo_tapo.config.load import load_config
+    from nemo_tapo.config.run_config import to_yaml
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
     from nemo_tapo.stages.data_preview import check_data
-    from nemo_tapo.stages.dry_run import describe
-    from nemo_tapo.utils.run_folder import folder_of_run
+    from nemo_tapo.stages.dry_run import describe_command
+    from nemo_tapo.utils.run_folder import claim_run_folder
 
-    if is_nemo_rl(arguments.config):
-        return on_nemo_rl(arguments)
-    cfg = load(arguments.config, [*shorthands(arguments), *arguments.overrides])
+    if is_nemo_rl_config(arguments.config):
+        return run_on_nemo_rl(arguments)
+    cfg = load_config(arguments.config, [*overrides_from_options(arguments), *arguments.overrides])
     if arguments.command == "plan" or arguments.dry_run:
-        print(describe(cfg, "run" if arguments.command == "plan" else arguments.command))
+        print(describe_command(cfg, "run" if arguments.command == "plan" else arguments.command))
         return DONE
     check_data(cfg, arguments.command)
     check_coldstart(cfg, arguments.command)
-    require_free(cfg.output, cfg.checkpoint.min_free_gib)
-    with folder_of_run(cfg.output, as_yaml(cfg), arguments.command):
+    require_free_disk(cfg.output, cfg.checkpoint.min_free_gib)
+    with claim_run_folder(cfg.output, to_yaml(cfg), arguments.command):
         if arguments.command == "pretrain":
-            from nemo_tapo.stages.pretrain import initialise
+            from nemo_tapo.stages.pretrain import prepare_initial_model
 
-            cfg = initialise(cfg)
-        told = asyncio.run(run_stages(cfg, arguments.command))
-    if told is not None:
-        print(told)
+            cfg = prepare_initial_model(cfg)
+        message = asyncio.run(run_stages(cfg, arguments.command))
+    if message is not None:
+        print(message)
     return DONE
 
 
-def on_nemo_rl(arguments: argparse.Namespace) -> int:
-    """A command with a NeMo-RL config file: everything is checked before a GPU is touched."""
+def run_on_nemo_rl(arguments: argparse.Namespace) -> int:
+    """Run a command with a NeMo-RL config file. Everything is checked before a GPU is touched."""
     from nemo_tapo.runtime.nemo_rl.config import describe_run as describe_run
-    from nemo_tapo.runtime.nemo_rl.runtime import prepared
+    from nemo_tapo.runtime.nemo_rl.runtime import prepare_master_config
     from nemo_tapo.stages.data_preview import check_data
-    from nemo_tapo.utils.run_folder import folder_of_run
+    from nemo_tapo.utils.run_folder import claim_run_folder
 
-    run = describe_run.checked(arguments.config, arguments.overrides)
+    run = describe_run.load_checked_run(arguments.config, arguments.overrides)
     if arguments.command == "plan" or arguments.dry_run:
         print(describe_run.describe(run, full=getattr(arguments, "full", False)))
         return DONE
-    prepared(run.master, run.cfg, arguments.command)  # for its refusals
+    prepare_master_config(run.master, run.cfg, arguments.command)  # raises ValueError for what it cannot run
     describe_run.require_environment(run)
     check_data(run.cfg, arguments.command)
     check_coldstart(run.cfg, arguments.command)
-    with folder_of_run(run.cfg.output, describe_run.as_yaml(run), arguments.command):
-        told = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
-    if told is not None:
-        print(told)
+    with claim_run_folder(run.cfg.output, describe_run.as_yaml(run), arguments.command):
+        message = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
+    if message is not None:
+        print(message)
     return DONE
 
 
 def check_coldstart(cfg: RunConfig, command: str) -> None:
-    """Raises ValueError for a cold start that could not end well, before engines are started."""
+    """Raise ValueError if the command includes a cold start that is bound to fail, before engines are started."""
     if command == "coldstart" or (command == "run" and "coldstart" in cfg.parts):
-        from nemo_tapo.stages.coldstart.stage import check
+        from nemo_tapo.stages.coldstart.stage import check_coldstart_config
 
-        check(cfg)
+        check_coldstart_config(cfg)
 
 
-def shorthands(arguments: argparse.Namespace) -> list[str]:
-    """Options that stand for settings, as overrides; the values are quoted, so that any path may be given."""
+def overrides_from_options(arguments: argparse.Namespace) -> list[str]:
+    """Return the options that stand for settings as overrides. Values are quoted, so that any path may be given.
+
+    >>> options = argparse.Namespace(command="filter", model="runs/a b", data=None)
+    >>> overrides_from_options(options)
+    ['model.path="runs/a b"']
+    """
     if arguments.command != "filter":
         return []
     given = {"model.path": arguments.model, "task.mathematics.train.path": arguments.data}
     overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
-    if arguments.data:  # instead of a data set that the config may name
+    if arguments.data:  # replaces a data set that the config may name
         overrides += ["task.name=mathematics", "task.mathematics.train.hub=null", "task.mathematics.train.rows=null"]
     return overrides
 
 
-def of_a_folder(arguments: argparse.Namespace) -> int:
-    """`report`, `show` and `compare`."""
-    if arguments.command == "compare":
-        from nemo_tapo.evaluation.compare import compare
+def run_folder_command(arguments: argparse.Namespace) -> int:
+    """Run `compare`, `show` or `report`; return the exit code."""
+    from nemo_tapo.commands.folders import run_compare, run_report, run_show
 
-        print(compare(arguments.first, arguments.second))
-        return DONE
-    from nemo_tapo.sweeps.report.read_runs import is_sweep
-
-    if not arguments.folder.is_dir():
-        raise ValueError(f"no run folder {arguments.folder}")
-    if arguments.command == "show":
-        from nemo_tapo.report.terminal import show
-
-        show(arguments.folder, step=arguments.step, limit=arguments.limit)
-    elif is_sweep(arguments.folder):
-        from nemo_tapo.sweeps.report.write_report import report_sweep
-
-        print(report_sweep(arguments.folder, arguments.table))
-    elif arguments.table:
-        raise ValueError(f"{arguments.folder} is no folder of a sweep: it has no runs in <row>/seed-<k>.")
-    else:
-        from nemo_tapo.stages.main_job import report
-        from nemo_tapo.tracking.progress import Progress
-
-        with Progress() as progress:
-            report(arguments.folder, progress)
+    {"compare": run_compare, "show": run_show, "report": run_report}[arguments.command](arguments)
     return DONE
-
-
-async def run_stages(cfg: RunConfig, command: str, master: dict[str, Any] | None = None) -> str | None:
-    """Starts the runtime, runs the command's stages on it, ends it. Returns what is to be printed then.
-
-    `master` is NeMo-RL's configuration, where its runtime is meant.
-    """
-    from nemo_tapo.stages.registry import STAGES, WEIGHTS
-    from nemo_tapo.stages.session import Session
-    from nemo_tapo.tracking.progress import Progress
-
-    stop = Stop()
-    with Progress(WEIGHTS.get(command, ())) as progress:
-        progress.stage("starting engines")
-        runtime = await start_runtime(cfg, command, progress.status, master)
-        stop.install()
-        try:
-            session = Session(cfg, runtime, progress, stop)
-            try:
-                return await STAGES[command](session)
-            finally:
-                session.task.close()
-        finally:
-            runtime.close()
-
-
-async def start_runtime(
-    cfg: RunConfig, command: str, status: Callable[[str], None], master: dict[str, Any] | None = None
-) -> Runtime:
-    """The runtime that the config names; heavy packages are imported here and not before."""
-    if command == "evaluate" and cfg.evaluation.endpoint.url:
-        from nemo_tapo.runtime.endpoint_runtime import ServedRuntime
-
-        return ServedRuntime()
-    if master is not None:
-        from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime
-
-        return await NemoRLRuntime.start(master, cfg, status, command)
-    if cfg.runtime == "nemo_rl":
-        raise ValueError("runtime: nemo_rl needs a config file with NeMo-RL's sections (policy, cluster, ...).")
-    if command == "evaluate":
-        from nemo_tapo.evaluation.model_files import model_of
-
-        cfg = model_of(cfg)
-    if cfg.runtime == "scripted":
-        from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
-
-        return ScriptedRuntime(arithmetic_script, cfg.model.max_length)
-    from nemo_tapo.runtime.local.runtime import LocalRuntime
-
-    samples_only = command in ("evaluate", "filter")
-    return await LocalRuntime.start(cfg, status, with_engine=command != "pretrain", with_actor=not samples_only)
 
 
 if __name__ == "__main__":

@@ -162,10 +162,10 @@ class CheckpointStore(Protocol):
     """Where the loop's state is kept between steps and between processes."""
 
     def latest(self, warn: Warn) -> Checkpoint | None:
-        """Return the newest good checkpoint; see `checkpoint.latest`."""
+        """Return the newest good checkpoint; see `checkpoint.find_latest`."""
 
     async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
-        """Save a checkpoint of `state["step"]`; the actor writes its part by `write(path)`. See `checkpoint.save`.
+        """Save a checkpoint of `state["step"]`; the actor writes its part by `write(path)`.
 
         It may appear a little later, when the actor writes in the background; `settle` waits for it. `metrics` are
         the step's, for a store that keeps the best.

@@ -15,7 +15,7 @@ from nemo_tapo import metrics
 from nemo_tapo.batch import collate
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.sections import LossConfig
-from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
+from nemo_tapo.equations.teacher import add_teacher_logprobs, make_teacher_batch
 from nemo_tapo.interfaces import Runtime
 from nemo_tapo.losses.base import LossNeeds
 from nemo_tapo.tracking.step_timer import StepTimer
@@ -35,7 +35,7 @@ async def build_batch(
         return batch
     batch = await _with_teacher(batch, needs, runtime, timer)  # first: the teacher's rows go no further
     with timer.part(metrics.TIME_REFERENCE, "scoring the reference"):
-        batch = await _with_reference(batch, reference_rows(rows, cfg.loss), needs, runtime)
+        batch = await _with_reference(batch, choose_reference_rows(rows, cfg.loss), needs, runtime)
     if cfg.loss.updates_per_batch > 1:
         with timer.part(metrics.TIME_OLD_LOGPROBS, "scoring the old policy"):
             batch = replace(batch, prev_logprobs=await runtime.actor.logprobs(batch, needs.temperature))
@@ -49,7 +49,7 @@ async def _with_teacher(batch: Batch, needs: LossNeeds, runtime: Runtime, timer:
     actor = runtime.actor
     score = actor.logprobs if needs.teacher_logprobs == "live" else actor.teacher_logprobs
     with timer.part(metrics.TIME_TEACHER, "asking the teacher"):
-        return with_teacher_logprobs(batch, await score(teacher_batch(batch), needs.temperature))
+        return add_teacher_logprobs(batch, await score(make_teacher_batch(batch), needs.temperature))
 
 
 async def _with_reference(batch: Batch, rows: Sequence[int], needs: LossNeeds, runtime: Runtime) -> Batch:
@@ -64,11 +64,11 @@ async def _with_reference(batch: Batch, rows: Sequence[int], needs: LossNeeds, r
     return replace(batch, reference_policy_logprobs=values, reference_mask=known)
 
 
-def reference_rows(rows: Sequence[Row], loss: LossConfig) -> list[int]:
+def choose_reference_rows(rows: Sequence[Row], loss: LossConfig) -> list[int]:
     """Return the indices of the rows to score under the reference: all if the KL is penalised, else `kl_rows` rollouts.
 
     >>> rows = [Row(str(i), "q", Kind.ORIGINAL, (1,), (2,)) for i in range(6)]
-    >>> reference_rows(rows, LossConfig(kl_rows=3))
+    >>> choose_reference_rows(rows, LossConfig(kl_rows=3))
     [0, 2, 4]
     """
     if loss.kl_coef > 0:

@@ -63,7 +63,7 @@ async def train(
             measured = {
                 **algorithm.metrics(experience, rows),
                 **metrics.mean_over_updates(results),
-                **timer.times(),
+                **timer.seconds(),
             }
             if step == first and cfg.uses_engine:
                 check_first_step(step, measured, cfg)

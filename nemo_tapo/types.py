@@ -1,4 +1,4 @@
-"""The carriers: what travels from a query to a training row.
+"""Define the types that travel from a query to a training row.
 
 Letters used in names and docstrings throughout the package:
 P queries in a step, K rollouts a query, B rows, S padded row length, T a response's tokens, V vocabulary.
@@ -31,7 +31,11 @@ INSTRUCTION_PREFIX = "ift-"  # of the rows of `tapo.ift_weight`: `ift-<uid of th
 
 
 class Kind(str, Enum):
-    """Where a training row comes from; decides its loss term (Eq. 6) and whether OTS weighs it (Eq. 7)."""
+    """Where a training row comes from; decides its loss term (Eq. 6) and whether OTS weighs it (Eq. 7).
+
+    >>> Kind("constructed") is Kind.CONSTRUCTED
+    True
+    """
 
     ORIGINAL = "original"  # a rollout of the policy
     CONSTRUCTED = "constructed"  # a micro-reflective trajectory
@@ -40,7 +44,11 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Query:
-    """One problem of the task."""
+    """One problem of the task.
+
+    >>> Query("7", "47+38=?", "85", prompt="Compute 47+38=?").user_text
+    'Compute 47+38=?'
+    """
 
     uid: str  # unique in its data set; group key of its rollouts
     question: str  # the problem alone, as the synthesis prompt quotes it
@@ -51,23 +59,31 @@ class Query:
 
     @property
     def user_text(self) -> str:
-        """What the user says: the prompt, or the question itself where the task has no template."""
+        """The user's message: the prompt, or the question itself where the task has no template."""
         return self.prompt or self.question
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row of data that is not used."""
+    """A row of data that is not used.
+
+    >>> SetAside("train-17", "answer_missing", "answer is empty").reason
+    'answer_missing'
+    """
 
     uid: str  # the row's name; `<set>-<number>` where it has none
-    reason: str  # counted: "duplicate", "missing_answer", ...
-    detail: str = ""  # the same of this row, for a person
+    reason: str  # counted: "duplicate", "answer_missing", ...
+    detail: str = ""  # what exactly was wrong with this row, for a person
     question: str = ""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a set of queries comes from: its rows are the queries and what was set aside, no row is both."""
+    """Where a set of queries comes from. Each of its rows is either a query or set aside.
+
+    >>> Provenance("data/train.jsonl", rows=3, set_aside=(SetAside("1", "duplicate"),)).rows
+    3
+    """
 
     source: str  # "data/train.jsonl", "openai/gsm8k at 740312add88f..., test", "generated"
     rows: int
@@ -78,7 +94,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Request:
-    """One generation for the engine."""
+    """One generation for the engine.
+
+    >>> Request("7/0", prompt_ids=(2, 52, 3), seed=11, max_tokens=96).temperature
+    1.0
+    """
 
     uid: str
     prompt_ids: tuple[int, ...]
@@ -91,7 +111,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine sampled for one request."""
+    """What the engine sampled for one request.
+
+    >>> Completion(token_ids=(56, 53, 1), text="85", truncated=False).logprobs is None
+    True
+    """
 
     token_ids: tuple[int, ...]  # without the prompt; ends with EOS when finished
     text: str  # decoded, special tokens left out
@@ -101,7 +125,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Grade:
-    """The verifier's verdict."""
+    """The verifier's verdict.
+
+    >>> Grade(reward=1.0, outcome="right", answer="85").outcome
+    'right'
+    """
 
     reward: float  # 1.0 correct, 0.0 not
     outcome: str  # "right", "wrong", "no_answer", ... : counted in the metrics
@@ -110,7 +138,13 @@ class Grade:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One graded response of the policy to one query."""
+    """One graded response of the policy to one query.
+
+    >>> query = Query("7", "47+38=?", "85")
+    >>> rollout = Rollout(query, 0, Completion((55, 53, 1), "75", False), Grade(0.0, "wrong", "75"))
+    >>> rollout.uid, rollout.reward
+    ('7/0', 0.0)
+    """
 
     query: Query
     index: int  # 0 .. K-1
@@ -119,36 +153,53 @@ class Rollout:
 
     @property
     def uid(self) -> str:
+        """`<query>/<index>`."""
         return f"{self.query.uid}/{self.index}"
 
     @property
     def reward(self) -> float:
+        """The verifier's reward."""
         return self.grade.reward
 
     @property
     def text(self) -> str:
+        """The response as text."""
         return self.completion.text
 
 
 @dataclass(frozen=True)
 class Group:
-    """The K rollouts of one query, in index order."""
+    """The K rollouts of one query, in index order.
+
+    >>> query = Query("7", "47+38=?", "85")
+    >>> rollouts = [Rollout(query, k, Completion((1,), "", False), Grade(float(k), "")) for k in range(2)]
+    >>> [r.uid for r in Group(query, tuple(rollouts)).correct]
+    ['7/1']
+    """
 
     query: Query
     rollouts: tuple[Rollout, ...]
 
     @property
     def correct(self) -> tuple[Rollout, ...]:
+        """The rollouts with a reward."""
         return tuple(r for r in self.rollouts if r.reward > 0)
 
     @property
     def incorrect(self) -> tuple[Rollout, ...]:
+        """The rollouts without a reward."""
         return tuple(r for r in self.rollouts if r.reward <= 0)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A wrong rollout and the right one that guides its correction (section 3.3.1)."""
+    """A wrong rollout and the right one that guides its correction (section 3.3.1).
+
+    >>> query = Query("7", "47+38=?", "85")
+    >>> wrong, right = (Rollout(query, k, Completion((1,), "", False), Grade(float(k), "")) for k in range(2))
+    >>> Pair(wrong, right, index=0).uid
+    '7_reflected/0'
+    """
 
     wrong: Rollout
     reference: Rollout
@@ -156,15 +207,22 @@ class Pair:
 
     @property
     def uid(self) -> str:
+        """`<query>_reflected/<index>`."""
         return f"{self.wrong.query.uid}{REFLECTED_SUFFIX}/{self.index}"
 
 
 @dataclass(frozen=True)
 class Construction:
-    """What became of one pair. `dropped` is None exactly if it yields a training row."""
+    """The outcome of one pair. `dropped` is None exactly if it gives a training row.
+
+    >>> query = Query("7", "47+38=?", "85")
+    >>> wrong, right = (Rollout(query, k, Completion((1,), "", False), Grade(float(k), "")) for k in range(2))
+    >>> Construction(Pair(wrong, right, 0), dropped="truncated").correct
+    False
+    """
 
     pair: Pair
-    dropped: str | None  # a reason of equations.reflection.DROP_REASONS, or None
+    dropped: str | None  # a reason of algorithms.reflection.DROP_REASONS, or None
     raw: str = ""  # the policy's whole answer to the synthesis prompt
     analysis: str = ""
     reconstruction: str = ""
@@ -179,17 +237,23 @@ class Construction:
 
     @property
     def reward(self) -> float:
+        """The verifier's reward; 0 for a dropped one."""
         return self.grade.reward if self.grade else 0.0
 
     @property
     def correct(self) -> bool:
-        """Whether it yields a row whose answer the verifier accepts."""
+        """True if it gives a row whose answer the verifier accepts."""
         return self.dropped is None and self.reward > 0
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher is told to judge one rollout by (OPSD). `left_out` is None exactly if it yields a training row."""
+    """What a teacher is told to judge one rollout by (OPSD). `left_out` is None exactly if it gives a training row.
+
+    >>> rollout = Rollout(Query("7", "47+38=?", "85"), 0, Completion((1,), "", False), Grade(0.0, ""))
+    >>> Lesson(rollout, left_out="none_correct").teacher_prompt_ids
+    ()
+    """
 
     rollout: Rollout
     left_out: str | None  # a reason of algorithms.opsd.LEFT_OUT_REASONS, or None
@@ -199,7 +263,11 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Experience:
-    """All that one step collected, in query order (never in order of arrival)."""
+    """All that one step collected, in query order (never in order of arrival).
+
+    >>> Experience(metrics={"time/rollouts": 1.5}).groups
+    ()
+    """
 
     groups: tuple[Group, ...] = ()
     constructions: tuple[Construction, ...] = ()
@@ -210,7 +278,12 @@ class Experience:
 
 @dataclass(frozen=True)
 class Row:
-    """One training row. The loss sees `response_ids` only; `prompt_ids` is its context."""
+    """One training row. The loss covers `response_ids` only; `prompt_ids` is their context.
+
+    >>> row = Row("7_reflected/0", "7_reflected", Kind.CONSTRUCTED, (2, 52, 3), (55, 53, 1), reward=1.0)
+    >>> row.length, row.query_uid
+    (6, '7')
+    """
 
     uid: str
     group: str  # advantage group: the query's uid, or `<uid>_reflected`
@@ -219,8 +292,8 @@ class Row:
     response_ids: tuple[int, ...]
     reward: float = 0.0
     advantage: float = 0.0
-    # log-probabilities of the *policy's own context* as the engine reported them; never set on constructed
-    # rows: the engine sampled those in the synthesis prompt's context.
+    # log-probabilities in the *policy's own context* as the engine reported them; never set on constructed rows,
+    # which the engine sampled in the synthesis prompt's context
     generation_logprobs: tuple[float, ...] | None = None
     masked_tokens: int = 0  # the first so many response tokens carry no loss (tapo.prefix_loss)
     teacher_prompt_ids: tuple[int, ...] | None = None  # the teacher reads the response after these (OPSD)
@@ -244,8 +317,8 @@ class Row:
 class Batch:
     """Rows as tensors, right-padded. Field names are NeMo-RL's where NeMo-RL has the field.
 
-    Every [B, S] tensor is indexed by the token it speaks of: column i belongs to token i (column 0 is 0),
-    as NeMo-RL has it; the logits that predict token i stand at i - 1.
+    Column i of every [B, S] tensor belongs to token i (column 0 is 0), as in NeMo-RL; the logits that predict token i
+    are in column i - 1. batch.collate makes a Batch of rows and shows an example.
     """
 
     input_ids: Tensor  # [B, S] int64
@@ -267,20 +340,21 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """B, the number of rows."""
         return int(self.input_ids.shape[0])
 
     def as_dict(self) -> dict[str, Tensor]:
-        """The mapping NeMo-RL's workers take: {field name: tensor}, absent fields left out."""
+        """Return the mapping that NeMo-RL's workers take: {field name: tensor}, without absent fields."""
         pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value for name, value in pairs if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Batch:
-        """The inverse of `as_dict`; keys that are no field are ignored (NeMo-RL adds some)."""
+        """Make a batch of what `as_dict` returned; keys that are no field are ignored (NeMo-RL adds some)."""
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
     def select(self, index: Tensor | list[int]) -> Batch:
-        """The rows `index`, cut to their longest length; row order as given."""
+        """Return the rows `index`, in the order given, cut to their longest length."""
         import torch
 
         index = torch.as_tensor(index, dtype=torch.long)
@@ -297,7 +371,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one optimizer step reports."""
+    """What one optimizer step reports.
+
+    >>> UpdateResult(loss=-0.02, grad_norm=0.4, learning_rate=1e-6, metrics={"entropy": 0.7}).grad_norm
+    0.4
+    """
 
     loss: float
     grad_norm: float  # before clipping, global L2
@@ -308,7 +386,11 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step of the loop gave, to be written down."""
+    """What one step of the loop gave, to be recorded.
+
+    >>> StepRecord(step=1, metrics={"loss": 0.1}, experience=Experience(), rows=(), results=()).metrics["loss"]
+    0.1
+    """
 
     step: int  # updates done: the first step is 1
     metrics: Mapping[str, float]  # by key of metrics.py

@@ -1,4 +1,4 @@
-"""Speed, as ratios measured in one run (medians; machines are noisy). `make bench` prints the table of README.
+"""Measure speed, as ratios of one run (medians; machines are noisy). `make bench` prints the table of README.
 
     python tools/bench.py [--model DIR] [--repeats N] [kernel] [step]
 
@@ -27,7 +27,7 @@ KERNEL_SHAPES = ((65536, 512, "float32"), (512, 32768, "float32"), (256, 151936,
 
 
 def table(title: str, rows: Sequence[Row]) -> None:
-    """Markdown, so that it can go into README as it is."""
+    """Print Markdown that can go into README as it is."""
     print(f"\n| {title} | |\n| --- | --- |")
     for name, value in rows:
         print(f"| {name} | {value} |")
@@ -37,7 +37,7 @@ def table(title: str, rows: Sequence[Row]) -> None:
 
 
 def kernel_once(which: str, tokens: int, vocab: int, dtype: str, repeats: int, gradient: bool) -> dict[str, float]:
-    """Median seconds and extra peak memory (share of the logits' bytes) of one implementation, in this process."""
+    """Measure median seconds and extra peak memory (share of the logits' bytes) of one implementation here."""
     import torch
 
     from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
@@ -74,7 +74,7 @@ def peak_bytes() -> int:
 
 
 def kernel(repeats: int) -> None:
-    """Each implementation in a process of its own, so that one's peak does not hide the other's."""
+    """Run each implementation in a process of its own, so that one's peak does not hide the other's."""
     rows: list[Row] = []
     for tokens, vocab, dtype in KERNEL_SHAPES:
         for gradient in (False, True):
@@ -101,7 +101,7 @@ def kernel(repeats: int) -> None:
 
 
 class Memory:
-    """Keeps the metrics of each step."""
+    """A recorder that keeps the metrics of each step."""
 
     def __init__(self) -> None:
         self.metrics: list[dict[str, float]] = []
@@ -117,12 +117,12 @@ class Memory:
 
 
 async def steps(model: Path, repeats: int) -> None:
-    from nemo_tapo.config.load import load
+    from nemo_tapo.config.load import load_config
     from nemo_tapo.runtime.local.runtime import LocalRuntime
 
     config = Path(__file__).parents[1] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
     fixed = [f"model.path={model}", "optimizer.lr=1e-12", "rollout.logprobs=never", "checkpoint.every=1000000"]
-    base = load(config, fixed)
+    base = load_config(config, fixed)
     runtime = await LocalRuntime.start(base)
     try:
         variants = {
@@ -135,25 +135,25 @@ async def steps(model: Path, repeats: int) -> None:
         seen: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
         for _ in range(repeats):  # interleaved, so that a noisy minute touches all
             for name, overrides in variants.items():
-                seen[name] += await measure(runtime, lambda o=overrides: load(config, [*fixed, *o, "steps=3"]))
+                seen[name] += await measure(runtime, lambda o=overrides: load_config(config, [*fixed, *o, "steps=3"]))
     finally:
         runtime.close()
     report(seen)
 
 
 async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, float]]:
-    """Three steps; the first warms up and is left out."""
-    from nemo_tapo.algorithms.base import Tools
+    """Run three steps; the first warms up and is left out."""
     from nemo_tapo.algorithms.registry import make_algorithm
+    from nemo_tapo.algorithms.tools import Tools
     from nemo_tapo.config.loop import LoopConfig
-    from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
+    from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
     from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
     from nemo_tapo.train import train
     from nemo_tapo.utils.signals import Stop
 
     cfg = config()
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    queries, _ = with_prompts(task.train_queries()[:512], runtime.tokenizer, cfg.model.max_length)
+    queries, _ = add_prompts(task.train_queries()[:512], runtime.tokenizer, cfg.model.max_length)
     order = QueryOrder(queries, cfg.rollout.queries_per_step, cfg.seed)
     memory = Memory()
     await runtime.actor.set_reference()
@@ -201,7 +201,7 @@ PARTS = {
 
 
 def shares(steps: list[dict[str, float]]) -> list[Row]:
-    """Median share of each part; grading runs within generation and synthesis."""
+    """Return the median share of each part; grading runs within generation and synthesis."""
 
     def share(part: Callable[[dict[str, float]], float]) -> str:
         return f"{statistics.median(part(m) / m['time/step'] for m in steps):.1%}"

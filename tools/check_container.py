@@ -1,4 +1,4 @@
-"""Whether this environment can run TAPO on NeMo-RL: packages, NeMo-RL's own parts, settings, GPUs. One line a fault.
+"""Check whether this environment can run TAPO on NeMo-RL: packages, NeMo-RL's own parts, settings, GPUs. One line each.
 
     python tools/check_container.py [--gpus N]
 
@@ -39,7 +39,7 @@ LOOK = (
 
 
 def faults(gpus: int) -> Iterator[str]:
-    """One sentence for each thing that would end a run later."""
+    """Yield one sentence for each thing that would end a run later."""
     missing = [name for name in ("nemo_tapo", *PACKAGES) if not imports(name)]
     if missing:
         yield f"cannot import {', '.join(missing)}."
@@ -56,7 +56,7 @@ def faults(gpus: int) -> Iterator[str]:
 
 
 def imports(name: str) -> bool:
-    """Whether a package imports; one that is there and breaks is as good as missing."""
+    """Return True if a package imports; one that is there and breaks counts as missing."""
     try:
         importlib.import_module(name)
     except Exception as error:  # whatever a broken package raises
@@ -66,7 +66,7 @@ def imports(name: str) -> bool:
 
 
 def of_nemo_rl() -> Iterator[str]:
-    """Whether NeMo-RL is there and offers every name that this package calls."""
+    """Check that NeMo-RL is there and has every name that this package calls."""
     from nemo_tapo.runtime.nemo_rl import compat
 
     if not compat.is_installed():
@@ -89,7 +89,7 @@ def has(compat: object, name: str) -> bool:
 
 
 def of_workers() -> Iterator[str]:
-    """Whether the environments of NeMo-RL's workers, where they have been built, have what they need."""
+    """Check that the environments of NeMo-RL's workers, where they have been built, have what they need."""
     for worker, names in WORKERS.items():
         for python in interpreters(worker):
             command = [str(python), "-c", LOOK, *names]
@@ -100,13 +100,13 @@ def of_workers() -> Iterator[str]:
 
 
 def interpreters(worker: str) -> list[Path]:
-    """Of the environments that NeMo-RL has built for a worker."""
+    """Yield the interpreters of the environments that NeMo-RL has built for workers."""
     folder = Path(os.environ.get("NEMO_RL_VENV_DIR", "/opt/ray_venvs"))
     return sorted(folder.glob(f"*{worker}/bin/python"))
 
 
 def notes() -> Iterator[str]:
-    """What does not stop a run, but delays its start."""
+    """Yield what does not stop a run, but delays its start."""
     absent = [worker for worker in WORKERS if not interpreters(worker)]
     if absent:
         yield f"no environment of {', '.join(absent)} is built: NeMo-RL will do it on every node."

@@ -1,4 +1,4 @@
-"""Stores a Hugging Face model directory in bfloat16: half the size, for models kept in the repository.
+"""Store a Hugging Face model directory in bfloat16: half the size, for models kept in the repository.
 
 python tools/to_bfloat16.py FROM TO
 """

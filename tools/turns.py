@@ -1,4 +1,4 @@
-"""What the corrections of evaluated responses do, on the generated arithmetic: tools/turns.py RUN_FOLDER...
+"""Count what the corrections of evaluated responses do, on the generated arithmetic: tools/turns.py RUN_FOLDER...
 
 A correction is a line `Wait, the carry was forgotten: a: 47+38=85` that does the line before it again. Of each folder's
 last evaluation: responses, their accuracy with and without a correction, and of the corrections how often a wrong line
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_tapo.evaluation.sample_store import folder_of
-from nemo_tapo.judge.responses import read_answered
-from nemo_tapo.tasks.arithmetic import apply
+from nemo_tapo.evaluation.sample_store import get_evaluation_folder
+from nemo_tapo.judge.responses import read_responses
+from nemo_tapo.tasks.arithmetic import apply_step
 
 LINE = re.compile(
     r"(?P<turn>Wait, [^:]*: )?(?P<step>[a-h]: (?P<total>\d+)(?P<sign>[+-])(?P<number>\d+)=)(?P<result>-?\d+)"
@@ -39,7 +39,7 @@ class Turns:
 
 
 def kinds(text: str) -> Iterator[str]:
-    """Of each correction what it did: `wrong to right`, `right to right`, `other line` and so on."""
+    """Say for each correction what it did: `wrong to right`, `right to right`, `other line` and so on."""
     before = None
     for line in text.split("\n"):
         match = LINE.fullmatch(line)
@@ -50,17 +50,19 @@ def kinds(text: str) -> Iterator[str]:
 
 
 def _verdict(line: re.Match[str]) -> str:
-    return "right" if apply(int(line["total"]), line["sign"], int(line["number"])) == int(line["result"]) else "wrong"
+    return (
+        "right" if apply_step(int(line["total"]), line["sign"], int(line["number"])) == int(line["result"]) else "wrong"
+    )
 
 
 def turns_of(folders: Sequence[Path]) -> Turns:
-    """Over the folders' evaluations `after`, or `before` where there is no other."""
+    """Count over the folders' evaluations `after`, or `before` where there is no other."""
     turns = Turns()
     for folder in folders:
         names = [name for name in ("after", "before") if (folder / "evaluation" / name).is_dir()]
         if not names:
             raise SystemExit(f"{folder} holds no evaluation; give run folders, as runs/sweep/tapo/seed-*.")
-        for sample in read_answered(folder_of(folder, names[0])).samples:
+        for sample in read_responses(get_evaluation_folder(folder, names[0])).samples:
             turns.add(sample.text, sample.reward)
     return turns
 

@@ -1,6 +1,6 @@
-"""GRPO: K rollouts a query, advantages relative to the group (Eq. 1 and 2 of arXiv 2606.18844).
+"""Implement GRPO: K rollouts a query, advantages relative to the group (Eq. 1 and 2 of arXiv 2606.18844).
 
-TAPO (tapo.py) is this class with one hook filled in: `constructions`. Nothing constructed, nothing changed.
+TAPO (tapo.py) is this class with one hook filled in: `constructions`. Without constructions the two are the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, is_uniform, normalise
 from nemo_tapo.losses.base import Loss
@@ -30,7 +30,7 @@ from nemo_tapo.metrics import (
     grade_count,
 )
 from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Request, Rollout, Row
-from nemo_tapo.utils.concurrency import concurrently
+from nemo_tapo.utils.concurrency import run_concurrently
 from nemo_tapo.utils.seeding import seed_from
 
 
@@ -40,7 +40,7 @@ class GRPO:
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         self.cfg = cfg
         self.tools = tools
-        self.first_step: int | None = None  # the first one asked for: its log-probabilities are compared
+        self.first_step: int | None = None  # of this process: the engine reports its log-probabilities, to be compared
         self.rules = AdvantageRules(eps=cfg.loss.advantage_eps)
         self.loss: Loss = PolicyLoss(
             clip_low=cfg.loss.clip_low,
@@ -53,10 +53,10 @@ class GRPO:
         )
 
     async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
-        """Rollouts of all queries, and what `constructions` makes of each group.
+        """Sample the rollouts of all queries, and make the constructions of each group.
 
-        Overlapped, a query goes on to its constructions as soon as its own rollouts are graded; with
-        `pipeline: barrier` it waits for the others. What is sampled is the same: every request has its own seed.
+        With `pipeline: overlapped` a query goes on to its constructions as soon as its own rollouts are graded; with
+        `barrier` it waits for the others. Both sample the same: every request has its own seed.
         """
         begin = time.perf_counter()
         if self.first_step is None:
@@ -72,7 +72,7 @@ class GRPO:
                 await all_graded.wait()
             return group, await self.constructions(group, step)
 
-        results = await concurrently(one_query(query) for query in queries)
+        results = await run_concurrently(one_query(query) for query in queries)
         end = time.perf_counter()
         return Experience(
             groups=tuple(group for group, _ in results),
@@ -85,10 +85,10 @@ class GRPO:
         )
 
     async def rollouts(self, query: Query, step: int) -> Group:
-        """K graded responses of the policy (Algorithm 1, lines 3 to 7)."""
+        """Sample and grade K responses of the policy (Algorithm 1, lines 3 to 7)."""
         settings = self.cfg.rollout
         asked = settings.logprobs == "always" or (settings.logprobs == "first_step" and step == self.first_step)
-        logprobs = asked and settings.top_p == 1  # a cut-off tail makes the engine's another distribution
+        logprobs = asked and settings.top_p == 1  # with a cut-off tail the engine samples from another distribution
 
         async def one(index: int) -> Rollout:
             request = Request(
@@ -103,18 +103,18 @@ class GRPO:
             completion = await self.tools.generator.generate(request)
             return Rollout(query, index, completion, await self.tools.grade(query, completion.text))
 
-        return Group(query, tuple(await concurrently(one(k) for k in range(settings.samples_per_query))))
+        return Group(query, tuple(await run_concurrently(one(k) for k in range(settings.samples_per_query))))
 
     async def constructions(self, group: Group, step: int) -> tuple[Construction, ...]:
-        """What TAPO adds. GRPO adds nothing."""
+        """Return no constructions; TAPO fills this in."""
         return ()
 
     def rows(self, experience: Experience) -> list[Row]:
-        """One row a rollout, its advantage normalised within its group."""
+        """Return one row a rollout, its advantage normalised within its group."""
         return [row for group in experience.groups for row in self.original_rows(group)]
 
     def original_rows(self, group: Group, advantages: Sequence[float] | None = None) -> list[Row]:
-        """The rows of one query's rollouts; Eq. 1 unless `advantages` [K] are given."""
+        """Return the rows of one query's rollouts, with the advantages of Eq. 1 unless `advantages` [K] are given."""
         if advantages is None:
             advantages = normalise([r.reward for r in group.rollouts], self.rules.eps)
         return [
@@ -132,7 +132,7 @@ class GRPO:
         ]
 
     def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
-        """Rewards, lengths, outcomes and groups without signal."""
+        """Count rewards, lengths, outcomes and groups without signal."""
         rollouts = [r for group in experience.groups for r in group.rollouts]
         lengths = [len(r.completion.token_ids) for r in rollouts]
         outcomes = Counter(r.grade.outcome for r in rollouts)

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.divergence import DivergenceRules
 from nemo_tapo.losses.distillation import DivergenceLoss, SampledTokenLoss
@@ -52,15 +52,15 @@ class OPSD(GRPO):
             self.loss = DivergenceLoss(rules, settings.teacher)
 
     async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
-        """GRPO's rollouts, and what the teacher is told about each."""
+        """Sample GRPO's rollouts and write the teacher's prompt for each."""
         experience = await super().experience(step, queries)
-        lessons = (self.lesson(r, group, step) for group in experience.groups for r in group.rollouts)
+        lessons = (self.make_lesson(r, group, step) for group in experience.groups for r in group.rollouts)
         return replace(experience, lessons=tuple(lessons))
 
-    def lesson(self, rollout: Rollout, group: Group, step: int) -> Lesson:
-        """The privileged prompt for one rollout, or why there is none. Depends on seed, step, uid and the group alone.
+    def make_lesson(self, rollout: Rollout, group: Group, step: int) -> Lesson:
+        """Write the privileged prompt for one rollout, or say why there is none.
 
-        The teacher is never told the very rollout that it is to judge.
+        It depends on seed, step, uid and the group alone. The teacher never sees the very rollout that it judges.
         """
         reference, text = "", rollout.query.solution
         if self.cfg.opsd.privileged == "rollout":
@@ -71,19 +71,19 @@ class OPSD(GRPO):
             reference, text = chosen.uid, chosen.text
         elif not text.strip():
             return Lesson(rollout, NO_SOLUTION)
-        prompt_ids = self.tools.tokenizer.chat(privileged_prompt(self.template, rollout.query.question, text))
+        prompt_ids = self.tools.tokenizer.chat(fill_privileged_prompt(self.template, rollout.query.question, text))
         if len(prompt_ids) + len(rollout.completion.token_ids) > self.cfg.model.max_length:
             return Lesson(rollout, PROMPT_TOO_LONG, reference)
         return Lesson(rollout, None, reference, prompt_ids)
 
     def rows(self, experience: Experience) -> list[Row]:
-        """One row a rollout that is taught; a reward has no part in it, so the advantage is 0."""
+        """Return one row for each rollout that is taught; the reward plays no part, so the advantage is 0."""
         prompts = {each.rollout.uid: each.teacher_prompt_ids for each in experience.lessons if each.left_out is None}
         rows = [row for group in experience.groups for row in self.original_rows(group, [0.0] * len(group.rollouts))]
         return [replace(row, teacher_prompt_ids=prompts[row.uid]) for row in rows if row.uid in prompts]
 
     def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
-        """GRPO's counters; rollouts = rows + the sum over `opsd/left_out/<reason>`."""
+        """Add to GRPO's counters: rollouts = rows + the sum over `opsd/left_out/<reason>`."""
         left_out = Counter(lesson.left_out for lesson in experience.lessons)
         return {
             **super().metrics(experience, rows),
@@ -93,6 +93,10 @@ class OPSD(GRPO):
         }
 
 
-def privileged_prompt(template: str, question: str, reference: str) -> str:
-    """The template filled in. Every other brace is text: LaTeX is full of them."""
+def fill_privileged_prompt(template: str, question: str, reference: str) -> str:
+    """Fill in the template. Every other brace is text: LaTeX is full of them.
+
+    >>> fill_privileged_prompt("{question} Solution: {reference} {x}", "1+1?", "2")
+    '1+1? Solution: 2 {x}'
+    """
     return reference.strip("\n").join(part.replace("{question}", question) for part in template.split("{reference}"))

@@ -1,6 +1,6 @@
-"""Trajectory synthesis: the prompt, the parsing of its answer, and the anchoring of the kept prefix.
+"""Write synthesis prompts, parse their answers, and anchor the kept prefix (section 3.3.2, Figure 2 of the paper).
 
-Section 3.3.2 and Figure 2 of arXiv 2606.18844. Text and token ids in, a `Construction` out; no engine here.
+Text and token ids in, a `Construction` out; no engine here.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Literal
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Completion, Construction, Pair
 
-# Why a pair yields no training row. Counted each step; together with the parsed they sum up to the pairs.
+# Why a pair gives no training row. Counted each step; parsed + dropped = pairs.
 DROP_REASONS = (
     "prompt_too_long",  # the synthesis prompt and its answer do not fit the context; never truncated
     "truncated",  # the answer was cut off by the length limit
     "no_analysis",  # no well-formed <analysis>
     "no_reconstruction",  # no well-formed <reconstruction>
     "several_reconstructions",
-    "wrong_order",  # the reconstruction stands before the analysis
+    "wrong_order",  # the reconstruction comes before the analysis
     "empty",  # an empty reconstruction
-    "leak",  # it speaks of the privileged source, or holds the tags themselves
+    "leak",  # it mentions the privileged source, or contains the tags themselves
     "too_little_kept",  # less of the wrong response preserved than tapo.min_kept_share
     "row_too_long",  # query and reconstruction do not fit model.max_length
 )
@@ -30,7 +30,11 @@ DROP_REASONS = (
 
 @dataclass(frozen=True)
 class ReflectionRules:
-    """What `parse` and `anchor` insist on (`tapo.*`, `model.max_length`)."""
+    """What a synthesis answer must satisfy (`tapo.*`, `model.max_length`).
+
+    >>> ReflectionRules(min_kept_share=0.5).leak_words
+    ('reference', 'correct solution')
+    """
 
     leak_words: tuple[str, ...] = ("reference", "correct solution")
     min_kept_share: float = 0.0
@@ -38,14 +42,14 @@ class ReflectionRules:
     max_row_tokens: int = 1 << 30
 
 
-def render(template: str, pair: Pair) -> str:
-    """The synthesis prompt of a pair. The template holds {question}, {wrong} and {reference}.
+def render_prompt(template: str, pair: Pair) -> str:
+    """Write the synthesis prompt of a pair. The template has {question}, {wrong} and {reference}.
 
     Raises ValueError if one of the three is missing or another name stands in braces.
     """
     values = {
         "question": pair.wrong.query.question,
-        "wrong": pair.wrong.text.strip("\n"),  # `construct` puts the newlines before it back
+        "wrong": pair.wrong.text.strip("\n"),  # `make_construction` puts the newlines before it back
         "reference": pair.reference.text.strip("\n"),
     }
     missing = [name for name in values if "{" + name + "}" not in template]
@@ -61,8 +65,8 @@ def render(template: str, pair: Pair) -> str:
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """The two parts of a synthesis answer, or the reason why there are none."""
+class ParsedAnswer:
+    """The two parts of a synthesis answer, or the reason why it is dropped."""
 
     analysis: str = ""
     reconstruction: str = ""
@@ -72,35 +76,41 @@ class Parsed:
 _BLOCK = r"<{tag}>(.*?)</{tag}>"
 
 
-def parse(text: str, truncated: bool, leak_words: Sequence[str], own_text: str = "") -> Parsed:
-    """Splits an answer to the synthesis prompt into analysis and reconstruction.
+def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text: str = "") -> ParsedAnswer:
+    """Split an answer to the synthesis prompt into analysis and reconstruction.
 
-    Exactly one well-formed reconstruction, after the analysis, not empty, not cut off, free of the tags and of the
-    words that betray the privileged source. What it repeats of `own_text`, the wrong response, betrays nothing and may
-    hold such words ("the reference angle is 30 degrees"). One newline after an opening and before a closing tag is
-    layout, not content. Returns the first reason that applies, in the order of `DROP_REASONS`.
+    There must be exactly one well-formed reconstruction, after the analysis, not empty, not cut off, without the tags
+    and without words that betray the privileged source. What it repeats of `own_text`, the wrong response, betrays
+    nothing and may contain such words ("the reference angle is 30 degrees"). One newline after an opening and before a
+    closing tag is layout, not content. Returns the first drop reason that applies, in the order of `DROP_REASONS`.
+
+    >>> text = "<analysis>The carry.</analysis><reconstruction>47+38=75\\nWait: 85</reconstruction>"
+    >>> parse_answer(text, truncated=False, leak_words=()).reconstruction
+    '47+38=75\\nWait: 85'
+    >>> parse_answer(text, truncated=True, leak_words=()).dropped
+    'truncated'
     """
     if truncated:
-        return Parsed(dropped="truncated")
+        return ParsedAnswer(dropped="truncated")
     analyses = list(re.finditer(_BLOCK.format(tag="analysis"), text, re.DOTALL))
     blocks = list(re.finditer(_BLOCK.format(tag="reconstruction"), text, re.DOTALL))
     analysis = _content(analyses[0]) if analyses else ""
     if len(analyses) != 1 or text.count("<analysis>") != 1:
-        return Parsed(analysis, dropped="no_analysis")
+        return ParsedAnswer(analysis, dropped="no_analysis")
     if not blocks:
-        return Parsed(analysis, dropped="no_reconstruction")
+        return ParsedAnswer(analysis, dropped="no_reconstruction")
     reconstruction = _content(blocks[0])
     if len(blocks) > 1 or text.count("<reconstruction>") != 1 or text.count("</reconstruction>") != 1:
-        return Parsed(analysis, reconstruction, "several_reconstructions")
+        return ParsedAnswer(analysis, reconstruction, "several_reconstructions")
     if blocks[0].start() < analyses[0].end():
-        return Parsed(analysis, reconstruction, "wrong_order")
+        return ParsedAnswer(analysis, reconstruction, "wrong_order")
     if not reconstruction.strip():
-        return Parsed(analysis, reconstruction, "empty")
+        return ParsedAnswer(analysis, reconstruction, "empty")
     lowered = reconstruction.lower()
     added = lowered[common_prefix_length(reconstruction, own_text) :]
     if any(word.lower() in added for word in leak_words) or re.search(r"</?(analysis|reconstruction)", lowered):
-        return Parsed(analysis, reconstruction, "leak")
-    return Parsed(analysis, reconstruction)
+        return ParsedAnswer(analysis, reconstruction, "leak")
+    return ParsedAnswer(analysis, reconstruction)
 
 
 def _content(block: re.Match[str]) -> str:
@@ -108,15 +118,19 @@ def _content(block: re.Match[str]) -> str:
 
 
 def common_prefix_length(a: str, b: str) -> int:
-    """Characters that `a` and `b` share at their start."""
+    """Count the characters that `a` and `b` share at their start.
+
+    >>> common_prefix_length("47+38=75", "47+38=85")
+    6
+    """
     limit = min(len(a), len(b))
     return next((i for i in range(limit) if a[i] != b[i]), limit)
 
 
-def anchor(
+def anchor_prefix(
     reconstruction: str, wrong_text: str, wrong_ids: Sequence[int], tokenizer: Tokenizer
 ) -> tuple[tuple[int, ...], int, int]:
-    """Prefix anchoring: (response ids with EOS, kept tokens, kept characters).
+    """Anchor the kept prefix: return (response ids with EOS, kept tokens, kept characters).
 
     The common prefix is found on characters. As many of the wrong rollout's own token ids as lie wholly within it
     are kept, so the prefix is token-exact on policy; what follows is encoded anew.
@@ -130,7 +144,7 @@ def anchor(
 
 
 def _tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:
-    """The largest n such that the text of ids[:n] is a prefix of `shared`.
+    """Return the largest n such that the text of ids[:n] is a prefix of `shared`.
 
     Bisection: longer prefixes have longer texts. A prefix that ends inside a multi-byte character decodes to a
     replacement character and so fits nowhere; stepping back from the bisection's answer handles that.
@@ -149,11 +163,11 @@ def _tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int
     return low
 
 
-def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: ReflectionRules) -> Construction:
-    """The policy's answer to a pair's synthesis prompt -> an ungraded Construction, or a dropped one."""
+def make_construction(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: ReflectionRules) -> Construction:
+    """Make an ungraded Construction, or a dropped one, of the answer to a pair's synthesis prompt."""
     wrong = pair.wrong.text
     lead = wrong[: len(wrong) - len(wrong.lstrip("\n"))]
-    parsed = parse(completion.text, completion.truncated, rules.leak_words, wrong[len(lead) :])
+    parsed = parse_answer(completion.text, completion.truncated, rules.leak_words, wrong[len(lead) :])
     if parsed.dropped:
         return Construction(pair, parsed.dropped, completion.text, parsed.analysis, parsed.reconstruction)
     if rules.full_reconstruction:
@@ -161,7 +175,7 @@ def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: R
         ids, kept, chars = (*tokenizer.encode(text), tokenizer.eos_id), 0, 0
     else:
         text = lead + parsed.reconstruction
-        ids, kept, chars = anchor(text, wrong, pair.wrong.completion.token_ids, tokenizer)
+        ids, kept, chars = anchor_prefix(text, wrong, pair.wrong.completion.token_ids, tokenizer)
     share = chars / max(len(wrong), 1)
     dropped = None
     if share < rules.min_kept_share and not rules.full_reconstruction:
@@ -176,19 +190,21 @@ def construct(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: R
         reconstruction=text,
         kept_chars=chars,
         kept_tokens=kept,
-        valid_tokens=tokens_before_last_step(text[:chars], ids[:kept], tokenizer),
+        valid_tokens=count_tokens_before_last_step(text[:chars], ids[:kept], tokenizer),
         kept_share=share,
         response_ids=ids,
     )
 
 
-def tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
-    """How many of `ids`, whose text is `kept`, lie wholly before its last line. A line is a step of the reasoning."""
+def count_tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Count the `ids`, whose text is `kept`, that lie wholly before its last line. A line is a reasoning step."""
     return _tokens_within(ids, kept[: kept.rstrip("\n").rfind("\n") + 1], tokenizer)
 
 
-def tokens_without_loss(construction: Construction, prefix_loss: Literal["all", "none", "error_step_only"]) -> int:
-    """How many of a construction's first tokens carry no loss, under `tapo.prefix_loss`.
+def count_tokens_without_loss(
+    construction: Construction, prefix_loss: Literal["all", "none", "error_step_only"]
+) -> int:
+    """Count the first tokens of a construction that carry no loss, under `tapo.prefix_loss`.
 
     The paper's Eq. 8 sums over every token, the kept wrong prefix among them (`all`: 0). `none` leaves the kept prefix
     out; `error_step_only` leaves out what stands before its last step, which holds the error.

@@ -1,9 +1,9 @@
-"""SFT on micro-reflective trajectories (Table 3 of arXiv 2606.18844): TAPO's constructions, learned by likelihood."""
+"""Implement SFT on micro-reflective trajectories (Table 3 of arXiv 2606.18844): likelihood on TAPO's constructions."""
 
 from __future__ import annotations
 
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.losses.likelihood import LikelihoodLoss
 from nemo_tapo.types import Experience, Row
@@ -22,5 +22,5 @@ class ReflectiveSFT(TAPO):
         self.loss = LikelihoodLoss()
 
     def rows(self, experience: Experience) -> list[Row]:
-        """One row a right construction, in query order."""
+        """Return one row a right construction, in query order."""
         return [self.constructed_row(c, advantage=1.0) for c in experience.constructions if c.correct]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: maximum likelihood on examples. Pre-training and the cold start (section 3.2) run it."""
+"""Implement supervised fine-tuning: likelihood on examples. Pre-training and the cold start (section 3.2) use it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from nemo_tapo.types import Experience, Query, Row
 
 
 class SFT:
-    """Its experience is a step's examples; nothing is sampled."""
+    """Supervised fine-tuning: a step's experience is its examples; nothing is sampled."""
 
     def __init__(self, examples: Callable[[int], Sequence[Row]]) -> None:
-        """`examples(step)` gives the step's rows (Kind.EXAMPLE), the same whenever it is asked."""
+        """Take `examples(step)`, which gives the step's rows (Kind.EXAMPLE), the same at every call."""
         self.examples = examples
         self.loss: Loss = LikelihoodLoss()
 
     async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+        """Return the step's examples."""
         return Experience(examples=tuple(self.examples(step)))
 
     def rows(self, experience: Experience) -> list[Row]:
+        """Return the examples themselves."""
         return list(experience.examples)
 
     def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+        """Count rows and tokens."""
         return {ROWS: len(rows), TOKENS_TRAINED: sum(len(row.response_ids) for row in rows)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nemo_tapo.algorithms import reflection
-from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Task
 from nemo_tapo.metrics import CORRECT, KEPT_SHARE, PAIRS, PARSED, drop_count
@@ -20,17 +20,17 @@ from nemo_tapo.types import (
 from nemo_tapo.utils.seeding import seed_from
 
 
-def synthesis_template(cfg: RunConfig, task: Task) -> str:
-    """The prompt that asks for a construction: the run's own, else the task's for the kind that is asked for."""
+def choose_synthesis_template(cfg: RunConfig, task: Task) -> str:
+    """Return the prompt that asks for a construction: `tapo.prompt`, else the task's for the kind that is wanted."""
     return cfg.tapo.prompt or (task.full_prompt if cfg.tapo.full_reconstruction else task.synthesis_prompt)
 
 
 class Synthesis:
-    """Pair -> graded construction, through the policy's own engine. The cold start uses it too (section 3.2)."""
+    """Make graded constructions of pairs through the policy's own engine. The cold start uses it too (section 3.2)."""
 
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         self.cfg, self.tools = cfg, tools
-        self.template = synthesis_template(cfg, tools.task)
+        self.template = choose_synthesis_template(cfg, tools.task)
         self.rules = reflection.ReflectionRules(
             leak_words=cfg.tapo.leak_words,
             min_kept_share=cfg.tapo.min_kept_share,
@@ -39,8 +39,8 @@ class Synthesis:
         )
 
     async def construct(self, pair: Pair, step: int) -> Construction:
-        """Asks, parses, anchors, grades. A prompt that does not fit is dropped, never truncated."""
-        prompt_ids = self.tools.tokenizer.chat(reflection.render(self.template, pair))
+        """Ask, parse, anchor and grade. A prompt that does not fit the context is dropped, never truncated."""
+        prompt_ids = self.tools.tokenizer.chat(reflection.render_prompt(self.template, pair))
         if len(prompt_ids) + self.cfg.tapo.max_tokens > self.tools.generator.max_model_len:
             return Construction(pair, "prompt_too_long")
         request = Request(
@@ -51,20 +51,20 @@ class Synthesis:
             temperature=self.cfg.tapo.temperature,
         )
         completion = await self.tools.generator.generate(request)
-        construction = await self.judged(pair, completion)
+        construction = await self.grade_answer(pair, completion)
         return replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
 
-    async def judged(self, pair: Pair, completion: Completion) -> Construction:
-        """An answer to the pair's synthesis prompt, whoever wrote it: parsed, anchored, and graded unless dropped."""
-        construction = reflection.construct(pair, completion, self.tools.tokenizer, self.rules)
+    async def grade_answer(self, pair: Pair, completion: Completion) -> Construction:
+        """Parse and anchor an answer to the pair's synthesis prompt, whoever wrote it; grade it unless dropped."""
+        construction = reflection.make_construction(pair, completion, self.tools.tokenizer, self.rules)
         if construction.dropped is not None:
             return construction
         grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)
         return replace(construction, grade=grade)
 
 
-def construction_counts(constructions: Sequence[Construction]) -> dict[str, float]:
-    """pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are those of the parsed with reward > 0."""
+def count_constructions(constructions: Sequence[Construction]) -> dict[str, float]:
+    """Count pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are the parsed with reward > 0."""
     parsed = [c for c in constructions if c.dropped is None]
     dropped = Counter(c.dropped for c in constructions if c.dropped is not None)
     counts: dict[str, float] = {

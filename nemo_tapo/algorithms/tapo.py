@@ -1,6 +1,6 @@
-"""TAPO: GRPO whose mistakes are rewritten into micro-reflective trajectories (arXiv 2606.18844).
+"""Implement TAPO: GRPO whose mistakes are rewritten into micro-reflective trajectories (arXiv 2606.18844).
 
-Read top to bottom it is section 3: select pairs (Eq. 3), synthesise and grade (3.3.2), decoupled advantages
+Read top to bottom this is section 3: select pairs (Eq. 3), synthesise and grade (3.3.2), decoupled advantages
 (Eq. 4, 5). OOD token suppression (Eq. 7) and the two loss terms (Eq. 6, 8) happen where the logits are, in
 losses/policy.py.
 """
@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from nemo_tapo.algorithms import reflection
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
-from nemo_tapo.algorithms.synthesis import Synthesis, construction_counts
+from nemo_tapo.algorithms.synthesis import Synthesis, count_constructions
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
-from nemo_tapo.equations.selection import Zone, select_pairs, zone
+from nemo_tapo.equations.selection import Zone, classify_zone, select_pairs
 from nemo_tapo.metrics import (
     CONSTRUCTED_ROWS,
     INSTRUCTION_ROWS,
@@ -38,7 +38,7 @@ from nemo_tapo.types import (
     Kind,
     Row,
 )
-from nemo_tapo.utils.concurrency import concurrently
+from nemo_tapo.utils.concurrency import run_concurrently
 
 
 class TAPO(GRPO):
@@ -55,13 +55,13 @@ class TAPO(GRPO):
         self.synthesis = Synthesis(cfg, tools)
 
     async def constructions(self, group: Group, step: int) -> tuple[Construction, ...]:
-        """Algorithm 1, lines 9 to 17, for one query."""
+        """Pair, synthesise and grade for one query (Algorithm 1, lines 9 to 17)."""
         settings = self.cfg.tapo
         pairs = select_pairs(group, settings.n_pos, settings.n_neg, settings.m_max, self.cfg.seed, step)
-        return tuple(await concurrently(self.synthesis.construct(pair, step) for pair in pairs))
+        return tuple(await run_concurrently(self.synthesis.construct(pair, step) for pair in pairs))
 
     def rows(self, experience: Experience) -> list[Row]:
-        """Original rows and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
+        """Return original and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
         by_query = defaultdict(list)
         for construction in experience.constructions:
             if construction.dropped is None and (self.cfg.tapo.negatives or construction.reward > 0):
@@ -77,7 +77,7 @@ class TAPO(GRPO):
         return rows + self.instruction_rows(experience)
 
     def constructed_row(self, construction: Construction, advantage: float) -> Row:
-        """The reconstruction as an answer to the query itself: the policy's own context, not the synthesis prompt."""
+        """Make a row of a reconstruction, as an answer to the query itself: its context is not the synthesis prompt."""
         query = construction.pair.wrong.query
         return Row(
             uid=construction.pair.uid,
@@ -87,13 +87,13 @@ class TAPO(GRPO):
             response_ids=construction.response_ids,
             reward=construction.reward,
             advantage=advantage,
-            masked_tokens=reflection.tokens_without_loss(construction, self.cfg.tapo.prefix_loss),
+            masked_tokens=reflection.count_tokens_without_loss(construction, self.cfg.tapo.prefix_loss),
         )
 
     def instruction_rows(self, experience: Experience) -> list[Row]:
-        """Synthesis prompt -> the policy's own right answer, with advantage 1: at ratio 1 that is likelihood.
+        """Make rows of the policy's own right answers to synthesis prompts, with advantage 1: at ratio 1 likelihood.
 
-        Empty unless `tapo.ift_weight` asks for them. The cold start calls this format IFT (section 3.2).
+        There are none unless `tapo.ift_weight` asks for them. The cold start calls this format IFT (section 3.2).
         """
         if not self.cfg.tapo.ift_weight:
             return []
@@ -106,9 +106,9 @@ class TAPO(GRPO):
         return [row for row in rows if row.length <= self.cfg.model.max_length]
 
     def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
-        """GRPO's counters and the fate of every query, pair and group."""
+        """Add to GRPO's counters what became of every query, pair and group."""
         settings = self.cfg.tapo
-        zones = Counter(zone(group, settings.n_pos, settings.n_neg) for group in experience.groups)
+        zones = Counter(classify_zone(group, settings.n_pos, settings.n_neg) for group in experience.groups)
         found = defaultdict(list)
         for row in rows:
             if row.kind is Kind.CONSTRUCTED:
@@ -116,7 +116,7 @@ class TAPO(GRPO):
         mixed = sum(not is_uniform([row.reward for row in of]) for of in found.values())
         uniform = sum(len(of) > 1 and not any(row.advantage for row in of) for of in found.values())
         kept = sum(len(of) for of in found.values())
-        counts = construction_counts(experience.constructions)
+        counts = count_constructions(experience.constructions)
         return {
             **super().metrics(experience, rows),
             **{f"tapo/{z.value}": zones[z] for z in Zone},

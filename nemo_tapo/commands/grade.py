@@ -1,7 +1,7 @@
 """`nemo-tapo grade FILE.jsonl --out GRADED.jsonl`: rows {id, answer, responses} -> the same with outcomes and correct.
 
-Rows are read, graded and written a window at a time, in their order. The result appears under its name when it is
-whole. A row that cannot be graded is written too, with `outcomes` and `correct` null, the `fault` and its `line`.
+Rows are read, graded and written in order, a window at a time. The result file appears only when it is complete. A row
+that cannot be graded is written too, with null `outcomes` and `correct`, the reason as `fault`, and its `line` number.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import IO, Any
 
 from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
-from nemo_tapo.tracking.progress import Progress, Stage
+from nemo_tapo.tracking.progress import Progress, ProgressStage
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
 
-WINDOW = 64  # rows in hand
-LISTED = 50  # disagreements and faulty lines that are printed
-Row = dict[str, Any]
+WINDOW = 64  # rows that are being graded at once
+MAX_LISTED = 50  # disagreements and faulty lines that are printed
+JsonRow = dict[str, Any]
 
 
 @dataclass
 class Tally:
-    """What became of the rows and responses."""
+    """The counts of graded rows and responses, and the faults found."""
 
     graded: int = 0  # rows
     outcomes: Counter[str] = field(default_factory=Counter)  # responses by outcome
     faults: dict[str, list[int]] = field(default_factory=dict)  # reason -> lines
-    agree: int = 0  # responses judged as the other grader did
-    disagree: list[str] = field(default_factory=list)  # "id/index other -> ours"
+    agreements: int = 0  # responses with the same verdict from the other grader
+    disagreements: list[str] = field(default_factory=list)  # "id/index other -> ours"
     incomparable: int = 0  # graded rows without the other grader's list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own options."""
+    """Add the options of this command."""
     default = VerifierConfig()
     parser.add_argument("file", type=Path, help="JSONL; a row has id, answer (gold) and responses (a list of texts)")
     parser.add_argument("--out", type=Path, required=True, help="the graded rows; replaced if it exists")
@@ -55,28 +55,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def grade(arguments: argparse.Namespace) -> int:
-    """Runs the command. Exit code 0, or 2 if no row could be graded.
+    """Run the command. Return exit code 0, or 2 if no row could be graded.
 
-    Raises ValueError for what is wrong with the arguments, DiskFull, RuntimeFailure.
+    Raises ValueError for bad arguments, DiskFull if the disk is full, and RuntimeFailure if grading breaks down.
     """
-    check(arguments)
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # unwinds, as Ctrl-C does
+    check_arguments(arguments)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # clean up as on Ctrl-C
     verifier = Verifier(VerifierConfig(workers=arguments.workers, deadline=arguments.deadline))
     try:
-        with Progress() as progress, whole(arguments.out) as out:
-            stage = progress.stage("grading", lines(arguments.file), "row")
+        with Progress() as progress, open_atomically(arguments.out) as out:
+            stage = progress.start_stage("grading", count_rows(arguments.file), "row")
             tally = asyncio.run(grade_file(arguments.file, out, verifier, arguments.agree, stage))
     except RuntimeFailure as failure:
         failure.kept = f"{arguments.out} was not written."
         raise
     finally:
         verifier.close()
-    show(tally, verifier.counts, arguments.agree)
+    print_summary(tally, verifier.counts, arguments.agree)
     return 0 if tally.graded else 2
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError with a sentence for files and options that cannot be."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if a file or an option cannot be used."""
     file, out = arguments.file, arguments.out
     if not file.is_file():
         raise ValueError(
@@ -90,19 +90,22 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--workers {arguments.workers}: at least 1.")
     if not 0 < arguments.deadline <= 2:
         raise ValueError(f"--deadline {arguments.deadline:g}: more than 0 and at most 2 seconds.")
-    if not lines(file):
+    if not count_rows(file):
         raise ValueError(f"{file} holds no rows.")
 
 
-def lines(file: Path) -> int:
-    """Lines that are not blank."""
+def count_rows(file: Path) -> int:
+    """Return the number of lines that are not blank."""
     with file.open("rb") as stream:
         return sum(1 for line in stream if line.strip())
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[str]]:
-    """A file that appears under `path` when the block ends well, and not at all if it does not."""
+def open_atomically(path: Path) -> Iterator[IO[str]]:
+    """Open a file for writing that appears under `path` only if the block ends without an exception.
+
+    Raises DiskFull if there is no room for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -122,46 +125,54 @@ def whole(path: Path) -> Iterator[IO[str]]:
 # ---------------------------------------------------------------------------------- grading
 
 
-async def grade_file(file: Path, out: IO[str], verifier: Verifier, agree: str | None, stage: Stage) -> Tally:
-    """Grades a file into another; bounded memory but for the ids."""
+async def grade_file(file: Path, out: IO[str], verifier: Verifier, agree: str | None, stage: ProgressStage) -> Tally:
+    """Grade the rows of `file` into `out`. Memory use is bounded, except for the ids seen."""
     tally = Tally()
-    async for line, row, fault in graded(file, verifier, agree, tally):
+    async for line, row, fault in grade_rows(file, verifier, agree, tally):
         if fault is None:
             tally.graded += 1
         else:
             tally.faults.setdefault(fault, []).append(line)
             row = {**row, "outcomes": None, "correct": None, "fault": fault, "line": line}
-        # ASCII: a lone surrogate, which a response may hold, cannot be written otherwise
+        # json.dumps escapes to ASCII: a response may hold a lone surrogate, which UTF-8 cannot encode
         out.write(json.dumps(row) + "\n")
         stage.advance()
     return tally
 
 
-async def graded(
+async def grade_rows(
     file: Path, verifier: Verifier, agree: str | None, tally: Tally
-) -> AsyncIterator[tuple[int, Row, str | None]]:
-    """(line, row, fault) in the file's order, with at most WINDOW rows in hand."""
+) -> AsyncIterator[tuple[int, JsonRow, str | None]]:
+    """Yield (line, row, fault) in the file's order, with at most WINDOW rows in progress."""
     seen: set[str] = set()
-    hand: deque[asyncio.Task[tuple[int, Row, str | None]]] = deque()
+    pending: deque[asyncio.Task[tuple[int, JsonRow, str | None]]] = deque()
     try:
         with file.open("rb") as stream:
             for number, text in enumerate(stream, 1):
                 if not text.strip():
                     continue
-                row, fault = read(text, seen)
-                hand.append(asyncio.create_task(grade_row(number, row, fault, verifier, agree, tally)))
-                if len(hand) == WINDOW:
-                    yield await hand.popleft()
-        while hand:
-            yield await hand.popleft()
+                row, fault = parse_row(text, seen)
+                pending.append(asyncio.create_task(grade_row(number, row, fault, verifier, agree, tally)))
+                if len(pending) == WINDOW:
+                    yield await pending.popleft()
+        while pending:
+            yield await pending.popleft()
     finally:
-        for task in hand:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*hand, return_exceptions=True)  # the first failure is the one that is told
+        await asyncio.gather(*pending, return_exceptions=True)  # only the first failure is reported
 
 
-def read(text: bytes, seen: set[str]) -> tuple[Row, str | None]:
-    """A line as a row, and what is wrong with it, if anything. `seen` are the ids so far."""
+def parse_row(text: bytes, seen: set[str]) -> tuple[JsonRow, str | None]:
+    """Parse one line. Return the row, and what is wrong with it or None.
+
+    `seen` holds the ids read so far; the row's id is added to it.
+
+    >>> parse_row(b'{"id": 1, "answer": "85", "responses": []}', set())
+    ({'id': 1, 'answer': '85', 'responses': []}, None)
+    >>> parse_row(b'{"id": 1, "answer": "85"}', set())
+    ({'id': 1, 'answer': '85'}, 'no responses')
+    """
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
@@ -183,32 +194,38 @@ def read(text: bytes, seen: set[str]) -> tuple[Row, str | None]:
 
 
 async def grade_row(
-    line: int, row: Row, fault: str | None, verifier: Verifier, agree: str | None, tally: Tally
-) -> tuple[int, Row, str | None]:
-    """The row with `outcomes` and `correct`, unless it has a fault or its gold answer turns out to have one."""
+    line: int, row: JsonRow, fault: str | None, verifier: Verifier, agree: str | None, tally: Tally
+) -> tuple[int, JsonRow, str | None]:
+    """Grade one row. Return it with `outcomes` and `correct`, or with the fault of the row or of its gold answer."""
     if fault is not None:
         return line, row, fault
     gold = str(row["answer"])
-    fault = await verifier.gold_fault_soon(gold)
+    fault = await verifier.find_gold_fault_async(gold)
     if fault is not None:
         return line, row, f"the answer {fault}"
     grades = await asyncio.gather(*(verifier.grade(gold, response) for response in row["responses"]))
     correct = [g.reward > 0 for g in grades]
     tally.outcomes.update(g.outcome for g in grades)
     if agree is not None:
-        compare(row["id"], row.get(agree), correct, tally)
+        count_agreement(row["id"], row.get(agree), correct, tally)
     return line, {**row, "outcomes": [g.outcome for g in grades], "correct": correct}, None
 
 
-def compare(name: Any, theirs: Any, ours: list[bool], tally: Tally) -> None:
-    """Counts where another grader's verdicts are the same."""
+def count_agreement(name: Any, theirs: Any, ours: list[bool], tally: Tally) -> None:
+    """Count where the other grader's verdicts (`theirs`) equal `ours`, and note where they differ.
+
+    >>> tally = Tally()
+    >>> count_agreement("p1", [True, False], [True, True], tally)
+    >>> tally.agreements, tally.disagreements
+    (1, ['p1/1: wrong there, right here'])
+    """
     if not isinstance(theirs, list) or len(theirs) != len(ours) or not all(t in (0, 1) for t in theirs):
         tally.incomparable += 1
         return
     for index, (their, our) in enumerate(zip(theirs, ours, strict=True)):
-        tally.agree += bool(their) == our
+        tally.agreements += bool(their) == our
         if bool(their) != our:
-            tally.disagree.append(
+            tally.disagreements.append(
                 f"{name}/{index}: {'right' if their else 'wrong'} there, {'right' if our else 'wrong'} here"
             )
 
@@ -216,8 +233,8 @@ def compare(name: Any, theirs: Any, ours: list[bool], tally: Tally) -> None:
 # ---------------------------------------------------------------------------------- the summary
 
 
-def show(tally: Tally, how: Counter[str], agree: str | None) -> None:
-    """Prints the counts to standard output."""
+def print_summary(tally: Tally, method_counts: Counter[str], agree: str | None) -> None:
+    """Print the counts to standard output."""
     from rich.console import Console
     from rich.table import Table
 
@@ -233,22 +250,26 @@ def show(tally: Tally, how: Counter[str], agree: str | None) -> None:
     faulty = sum(map(len, tally.faults.values()))
     print(f"{tally.graded} rows graded, {faulty} not.")
     for fault, where in sorted(tally.faults.items()):
-        print(f"  {fault}: {len(where)} (line {listed(list(map(str, where)), ', ')})")
-    print("How: " + ", ".join(f"{name} {count}" for name, count in how.most_common()))
+        print(f"  {fault}: {len(where)} (line {join_first(list(map(str, where)), ', ')})")
+    print("How: " + ", ".join(f"{name} {count}" for name, count in method_counts.most_common()))
     if agree is None:
         return
-    compared = tally.agree + len(tally.disagree)
+    compared = tally.agreements + len(tally.disagreements)
     print(
-        f"Agreement with {agree}: {tally.agree} of {compared}"
-        + (f" ({tally.agree / compared:.2%})" if compared else "")
+        f"Agreement with {agree}: {tally.agreements} of {compared}"
+        + (f" ({tally.agreements / compared:.2%})" if compared else "")
     )
     if tally.incomparable:
         print(f"  {tally.incomparable} rows have no list of booleans there, one a response")
-    if tally.disagree:
-        print("  " + listed(tally.disagree, "\n  "))
+    if tally.disagreements:
+        print("  " + join_first(tally.disagreements, "\n  "))
 
 
-def listed(items: list[str], separator: str) -> str:
-    """The first of many."""
-    more = len(items) - LISTED
-    return separator.join(items[:LISTED]) + (f"{separator}and {more} more" if more > 0 else "")
+def join_first(items: list[str], separator: str) -> str:
+    """Join the first MAX_LISTED items and say how many more there are.
+
+    >>> join_first(["3", "8"], ", ")
+    '3, 8'
+    """
+    more = len(items) - MAX_LISTED
+    return separator.join(items[:MAX_LISTED]) + (f"{separator}and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Config files: YAML that inherits (`defaults:`), overrides in Hydra's grammar, then config.validate."""
+"""Load config files: YAML that inherits (`defaults:`), overrides in Hydra's grammar, then `run_config.validate`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import yaml
 
-from nemo_tapo.config.run_config import RunConfig, known_keys, unknown_key, validate
+from nemo_tapo.config.run_config import RunConfig, describe_unknown_key, list_known_keys, validate
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The resolved configuration of a file (None: all defaults) and `key=value` overrides.
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load the resolved configuration of a file (None: all defaults) with `key=value` overrides.
 
     Raises ValueError with a sentence for a missing file, YAML that does not parse, an override that is none, an
     unknown key (naming the nearest) or a value that does not fit.
     """
-    return validate(compose(path, overrides))
+    return validate(compose_config(path, overrides))
 
 
-def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """File and overrides as one plain mapping, not yet validated."""
+def compose_config(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose file and overrides into one plain mapping, not yet validated."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -50,7 +50,7 @@ def compose(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _additive(override: str, folder: Path) -> str:
-    """`a.b=1` becomes `++a.b=1`, so that a key the file leaves at its default can be set; its name is checked here."""
+    """Turn `a.b=1` into `++a.b=1`, so that a key the file leaves at its default can be set; check its name."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
@@ -63,13 +63,13 @@ def _additive(override: str, folder: Path) -> str:
     group = (parsed.is_add() or parsed.type is OverrideType.CHANGE) and (folder / key).is_dir()
     if parsed.package is not None or group:  # +data@task.mathematics.train=gsm8k, +ablations=no-ots
         return override
-    if key not in known_keys(RunConfig, key):
-        raise ValueError(unknown_key(key))
+    if key not in list_known_keys(RunConfig, key):
+        raise ValueError(describe_unknown_key(key))
     return f"++{override}" if parsed.type is OverrideType.CHANGE else override
 
 
 def _neighbours(path: Path) -> str:
-    """The nearest file name in the same folder, as the end of a sentence."""
+    """Return the nearest file name in the same folder, as the end of a sentence."""
     import difflib
 
     names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []

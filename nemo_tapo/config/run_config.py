@@ -1,7 +1,7 @@
-"""Every setting of a run, typed. An unknown key is an error that names the nearest known one.
+"""Define and validate every setting of a run. An unknown key is an error that names the nearest known one.
 
 A config file is YAML; it may inherit from others (`defaults: [base, _self_]`, Hydra's grammar) and takes
-Hydra overrides from the command line. This module imports no Hydra: `load.py` composes, this validates.
+Hydra overrides from the command line. This module imports no Hydra: load.py composes, this file validates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.sections import (
     CheckpointConfig,
     ColdStartConfig,
@@ -43,7 +44,7 @@ class RunConfig(Section):
     runtime: Literal["local", "scripted", "nemo_rl"] = Field(
         "local", description="nemo_rl is not set but follows from a config file with NeMo-RL's sections"
     )
-    algorithm: Literal["tapo", "grpo", "opsd", "reflective_sft"] = Field(
+    algorithm: str = Field(
         "tapo", description="reflective_sft: maximum likelihood on TAPO's correct constructions (Table 3)"
     )
     parts: tuple[Part, ...] = Field(
@@ -74,26 +75,24 @@ class RunConfig(Section):
     local: LocalConfig = LocalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @field_validator("algorithm")
+    @classmethod
+    def _known_algorithm(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            *others, last = map(repr, ALGORITHMS)
+            raise ValueError(f"Input should be {', '.join(others)} or {last} (got {name!r})")
+        return name
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        K, t = self.rollout.samples_per_query, self.tapo
-        if self.constructs and t.n_pos + t.n_neg > K:
-            raise ValueError(
-                f"tapo.n_pos + tapo.n_neg = {t.n_pos + t.n_neg} is more than rollout.samples_per_query = {K}: "
-                "no query can have that many right and wrong rollouts. Raise samples_per_query or lower one of them."
-            )
+        t = self.tapo
         if t.w_min > t.w_max:
             raise ValueError(f"tapo.w_min = {t.w_min} is above tapo.w_max = {t.w_max}.")
         if self.task.arithmetic.min_operations > self.task.arithmetic.max_operations:
             raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
         if self.task.name == "nemo_rl" and self.runtime != "nemo_rl":
             raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic or mathematics.")
-        if self.algorithm == "opsd":
-            self._opsd_consistent()
-        if self.algorithm == "reflective_sft":
-            self._reflective_sft_consistent()
-        if self.constructs:
-            self._switches_consistent()
+        ALGORITHMS[self.algorithm].check(self)
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
         updates, queries = self.loss.updates_per_batch, self.rollout.queries_per_step
@@ -104,55 +103,10 @@ class RunConfig(Section):
             )
         return self
 
-    def _switches_consistent(self) -> None:
-        """Of TAPO's switches: none that another one makes idle."""
-        t = self.tapo
-        if not t.decoupled and (t.uniform_group != "zero" or t.reflection_baseline != "constructed"):
-            raise ValueError(
-                "tapo.decoupled = false leaves no reflection group: tapo.uniform_group and tapo.reflection_baseline "
-                "would change nothing; leave them out."
-            )
-        if t.full_reconstruction and (t.prefix_loss != "all" or t.min_kept_share > 0):
-            raise ValueError(
-                "tapo.full_reconstruction keeps no prefix: tapo.prefix_loss and tapo.min_kept_share would change "
-                "nothing; leave them out."
-            )
-
-    def _reflective_sft_consistent(self) -> None:
-        t = self.tapo
-        idle = {"loss.kl_coef": self.loss.kl_coef, "tapo.ift_weight": t.ift_weight}
-        if asked := [name for name, weight in idle.items() if weight > 0]:
-            raise ValueError(
-                f"algorithm: reflective_sft learns its constructions by likelihood alone; set {asked[0]} to 0."
-            )
-        if t.weight == 0:
-            raise ValueError("algorithm: reflective_sft with tapo.lambda = 0 learns nothing.")
-
-    def _opsd_consistent(self) -> None:
-        if self.loss.kl_coef > 0:
-            raise ValueError("algorithm: opsd has no penalty on the KL to the reference; set loss.kl_coef to 0.")
-        if self.loss.updates_per_batch > 1:
-            raise ValueError(
-                "algorithm: opsd has no importance ratio, so that a rollout serves one update: set "
-                "loss.updates_per_batch to 1."
-            )
-        if self.opsd.privileged == "rollout" and self.rollout.samples_per_query == 1:
-            raise ValueError(
-                "opsd.privileged = rollout takes another rollout of the same query: raise rollout.samples_per_query "
-                "above 1, or set opsd.privileged to solution."
-            )
-        if self.opsd.privileged == "solution" and self.task.name != "arithmetic":
-            train = self.task.mathematics.train
-            if self.task.name != "mathematics" or train is None or train.solution is None:
-                raise ValueError(
-                    "opsd.privileged = solution, but the training data names no field of solutions: set "
-                    "task.mathematics.train.solution, or opsd.privileged to rollout."
-                )
-
     @property
     def constructs(self) -> bool:
-        """Whether the algorithm makes micro-reflective trajectories."""
-        return self.algorithm in ("tapo", "reflective_sft")
+        """True if the algorithm makes micro-reflective trajectories."""
+        return ALGORITHMS[self.algorithm].constructs
 
     @property
     def synthesis_queries(self) -> int:
@@ -163,18 +117,24 @@ class RunConfig(Section):
         return 64 if self.constructs and self.task.name == "arithmetic" else 0
 
     def fingerprint(self, *sections: str) -> dict[str, Any]:
-        """The settings that decide the numbers of a stage, flat: a checkpoint is resumed only with the same ones.
+        """Return the settings that decide the numbers of a stage, flat: a checkpoint resumes only with the same ones.
 
-        Left out are places (output, model.path), what only decides speed (`local`, `pipeline`) and bookkeeping.
+        Left out are paths (output, model.path), what only decides speed (`local`, `pipeline`) and bookkeeping.
         """
         chosen = {"seed": self.seed, **{name: getattr(self, name) for name in sections}}
-        return {k: v for k, v in flatten(chosen).items() if k not in ("model.path", "rollout.logprobs")}
+        return {k: v for k, v in flatten_settings(chosen).items() if k not in ("model.path", "rollout.logprobs")}
 
 
 def validate(raw: Mapping[str, Any]) -> RunConfig:
-    """A plain mapping (from YAML and overrides) to a RunConfig.
+    """Make a RunConfig of a plain mapping (from YAML and overrides).
 
-    Raises ValueError with one sentence a fault: the key's full path, what was wrong, the nearest known key.
+    Raises ValueError with one sentence a fault: the key's full path, what is wrong, the nearest known key.
+
+    >>> validate({"steps": 5}).steps
+    5
+    >>> validate({"step": 5})
+    Traceback (most recent call last):
+    ValueError: unknown key 'step'; did you mean 'steps'?
     """
     try:
         return RunConfig.model_validate(dict(raw))
@@ -185,35 +145,39 @@ def validate(raw: Mapping[str, Any]) -> RunConfig:
 def _sentence(error: Mapping[str, Any]) -> str:
     path = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return unknown_key(path)
+        return describe_unknown_key(path)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":  # of a whole section: the sentence says it all
         return f"{path}: {message}" if path else message
     return f"{path}: {message} (got {error['input']!r})"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as {dotted path: JSON value}."""
+def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested sections to {dotted path: JSON value}.
+
+    >>> flatten_settings({"loss": {"clip": {"low": 0.2}}})
+    {'loss.clip.low': 0.2}
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, BaseModel):
             value = value.model_dump(mode="json", by_alias=True)
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten_settings(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
 
 
-def unknown_key(path: str) -> str:
-    """One sentence for a key that no section has, with the nearest one that exists."""
-    known = known_keys(RunConfig, path)
+def describe_unknown_key(path: str) -> str:
+    """Return one sentence for a key that no section has, with the nearest one that exists."""
+    known = list_known_keys(RunConfig, path)
     leaf = [k for k in known if k.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
     return f"unknown key '{path}'; did you mean '{difflib.get_close_matches(path, leaf or known, n=1, cutoff=0.0)[0]}'?"
 
 
-def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> list[str]:
-    """Every settable key below `section`, as dotted paths.
+def list_known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> list[str]:
+    """List every settable key below `section`, as dotted paths.
 
     Where names are the user's own (`benchmarks.NAME.path`, `extra_body.NAME`), the one that `asked` goes through
     stands for all of them, or else NAME.
@@ -229,16 +193,16 @@ def known_keys(section: type[BaseModel], asked: str = "", prefix: str = "") -> l
             path += "." + (asked.removeprefix(path + ".").split(".")[0] if through else "NAME")
             keys.append(asked if through and model is None else path)
         if model is not None:
-            keys += known_keys(model, asked, path + ".")
+            keys += list_known_keys(model, asked, path + ".")
     return keys
 
 
-def as_yaml(cfg: RunConfig) -> str:
-    """The configuration as YAML that `load` reads back."""
+def to_yaml(cfg: RunConfig) -> str:
+    """Return the configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False)
 
 
 def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:
-    """The settings that decide the numbers of RL: a checkpoint goes on under the same ones only."""
-    own = ("opsd",) if cfg.algorithm == "opsd" else ()
+    """Return the settings that decide the numbers of RL: a checkpoint resumes only under the same ones."""
+    own = ALGORITHMS[cfg.algorithm].sections
     return cfg.fingerprint("algorithm", "steps", "task", "model", "rollout", "tapo", "loss", "optimizer", *own)

@@ -1,4 +1,4 @@
-"""The order in which queries reach the loop, and their prompts as token ids."""
+"""Order the training queries by step, and add their prompts as token ids."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ from nemo_tapo.utils.seeding import rng
 
 
 class QueryOrder:
-    """`queries(step)` gives the P queries of a step, shuffled anew each epoch.
+    """The order of the training queries: `queries(step)` returns the P queries of a step; each epoch is reshuffled.
 
-    A function of (seed, step) alone: no position has to be stored to resume.
+    The order depends on (seed, step) alone, so a run can resume without a stored position.
+
+    >>> from nemo_tapo.types import Query
+    >>> order = QueryOrder([Query(str(i), f"{i}+1=?", str(i + 1)) for i in range(5)], per_step=2, seed=0)
+    >>> order.steps_per_epoch, len(order.queries(0))
+    (2, 2)
     """
 
     def __init__(self, queries: Sequence[Query], per_step: int, seed: int) -> None:
-        """Raises ValueError if there are fewer queries than one step needs."""
+        """Keep the queries. Raises ValueError if there are fewer than one step needs."""
         if len(queries) < per_step:
             raise ValueError(
                 f"the training set has {len(queries)} usable queries, fewer than rollout.queries_per_step = {per_step}."
             )
         self.all, self.per_step, self.seed = list(queries), per_step, seed
-        self.steps_per_epoch = len(queries) // per_step  # the last, incomplete batch of an epoch is left out
+        self.steps_per_epoch = len(queries) // per_step  # an incomplete last batch is dropped
 
     def queries(self, step: int) -> list[Query]:
-        """The queries of `step` (0-based)."""
+        """Return the queries of `step` (0-based)."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         order = list(range(len(self.all)))
         rng(self.seed, "order", epoch).shuffle(order)
         return [self.all[i] for i in order[batch * self.per_step : (batch + 1) * self.per_step]]
 
 
-def with_prompts(queries: Sequence[Query], tokenizer: Tokenizer, longest: int) -> tuple[list[Query], list[SetAside]]:
-    """Adds each query's token ids. Returns (usable, set aside).
+def add_prompts(
+    queries: Sequence[Query], tokenizer: Tokenizer, max_prompt_tokens: int
+) -> tuple[list[Query], list[SetAside]]:
+    """Add each query's prompt as token ids. Return (usable queries, rows set aside).
 
-    Set aside are queries without question or answer, with a uid seen before, and those whose prompt has more than
-    `longest` tokens.
+    A query is set aside if its question or answer is blank, its uid was seen before, or its prompt has more than
+    `max_prompt_tokens` tokens.
     """
     usable: list[Query] = []
     aside: list[SetAside] = []
@@ -53,9 +60,9 @@ def with_prompts(queries: Sequence[Query], tokenizer: Tokenizer, longest: int) -
         if reason is None:
             seen.add(query.uid)
             prompt_ids = tokenizer.chat(query.user_text)
-            if len(prompt_ids) <= longest:
+            if len(prompt_ids) <= max_prompt_tokens:
                 usable.append(replace(query, prompt_ids=prompt_ids))
                 continue
-            reason, detail = "prompt_too_long", f"{len(prompt_ids)} tokens, the context leaves {longest}"
+            reason, detail = "prompt_too_long", f"{len(prompt_ids)} tokens, the context leaves {max_prompt_tokens}"
         aside.append(SetAside(query.uid, reason, detail, query.question))
     return usable, aside

@@ -1,4 +1,4 @@
-"""A data set as the config names it: rows read, fields found, counted. Screening (screening.py) comes after."""
+"""Read a data set of the config: open it, check its fields and its size, parse its rows. screening.py comes after."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.datasets.files import Broken, Opened, Record, records
+from nemo_tapo.datasets.row_files import BrokenRow, RawDataset, Record, read_records
 from nemo_tapo.types import Provenance, SetAside
 
-LONGEST_TEXT = 100_000  # characters of a question or an answer: whatever is longer is no problem that a person wrote
+LONGEST_TEXT = 100_000  # characters of a question or an answer; no person writes a longer problem
 
-# Benchmarks whose size is known, by the repository's name without its owner: the check `rows` without being asked.
-# opencompass/AIME2025 is two configurations of 15, and one alone looks like a benchmark.
+# Benchmarks of known size, by the repository's name without its owner: these are checked even without `rows`.
+# opencompass/AIME2025, for example, has two configurations of 15 rows, and one alone looks like a whole benchmark.
 BENCHMARK_ROWS = {
     "aime_2024": 30, "AIME2025": 30, "aime_2025": 30, "aime25": 30, "aime_2026": 30,
     "hmmt_feb_2025": 30, "hmmt_nov_2025": 30, "hmmt_feb_2026": 30,
@@ -23,31 +23,37 @@ BENCHMARK_ROWS = {
 
 
 @dataclass(frozen=True)
-class Example:
-    """A row with a question and an answer."""
+class DataRow:
+    """A row of a data set with a question and an answer.
+
+    >>> row = DataRow("train-7", "47+38=?", "85", {"question": "47+38=?", "answer": 85})
+    >>> row.answer, row.raw["answer"]
+    ('85', 85)
+    """
 
     uid: str
     question: str
     answer: str
-    row: Mapping[str, Any]  # as read
+    raw: Mapping[str, Any]  # all fields as read
     solution: str = ""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A data set as read; `provenance.rows` = examples + provenance.set_aside."""
+class LoadedDataset:
+    """A data set as read; `provenance.rows` is the number of `rows` and of `provenance.set_aside` together."""
 
-    examples: tuple[Example, ...]
+    rows: tuple[DataRow, ...]
     provenance: Provenance
 
 
-def read(cfg: DatasetConfig, name: str, key: str) -> Loaded:
-    """Reads `cfg`. `name` makes the uids of rows that have none; `key` is the setting that errors speak of.
+def read_dataset(cfg: DatasetConfig, name: str, key: str) -> LoadedDataset:
+    """Read the data set `cfg`. Rows without a uid get `<name>-<number>`; error messages name the config key `key`.
 
-    Raises ValueError with a sentence for data that is not there, has not the fields or not the rows it should have.
+    Raises ValueError with a sentence if the data does not exist, or lacks the fields or the number of rows it should
+    have.
     """
-    opened = open_source(cfg, key)
-    check_rows(cfg, opened, key)
+    opened = open_dataset(cfg, key)
+    check_row_count(cfg, opened, key)
     for field, setting in (
         (cfg.question, "question"),
         (cfg.answer, "answer"),
@@ -56,53 +62,54 @@ def read(cfg: DatasetConfig, name: str, key: str) -> Loaded:
     ):
         if field is not None:
             require_field(opened, field, key, setting)
-    found = [example(record, cfg, f"{name}-{number}") for number, record in enumerate(opened.rows)]
-    return Loaded(
-        tuple(e for e in found if isinstance(e, Example)),
+    parsed = [parse_row(record, cfg, f"{name}-{number}") for number, record in enumerate(opened.rows)]
+    return LoadedDataset(
+        tuple(row for row in parsed if isinstance(row, DataRow)),
         Provenance(
-            opened.words,
-            len(found),
-            tuple(e for e in found if isinstance(e, SetAside)),
+            opened.description,
+            len(parsed),
+            tuple(row for row in parsed if isinstance(row, SetAside)),
             cfg.licence,
             opened.notes,
         ),
     )
 
 
-def open_source(cfg: DatasetConfig, key: str) -> Opened:
-    """The rows of the file or of the hub's data set."""
+def open_dataset(cfg: DatasetConfig, key: str) -> RawDataset:
+    """Read the rows of the file or of the hub data set. Raises ValueError with a sentence if that fails."""
     if cfg.path is None:
-        from nemo_tapo.datasets.hub import open_hub
+        from nemo_tapo.datasets.hub import read_hub
 
-        return open_hub(cfg, key)
+        return read_hub(cfg, key)
     try:
-        return Opened(str(cfg.path), list(records(cfg.path)))
+        return RawDataset(str(cfg.path), list(read_records(cfg.path)))
     except ValueError as error:
         raise ValueError(f"{key}.path: {error}") from None
 
 
-def check_rows(cfg: DatasetConfig, opened: Opened, key: str) -> None:
-    """Raises ValueError if the set is empty or is not as long as it has to be."""
+def check_row_count(cfg: DatasetConfig, opened: RawDataset, key: str) -> None:
+    """Raise ValueError if the set is empty or does not have the expected number of rows."""
     found = len(opened.rows)
     if found == 0:
-        raise ValueError(f"{key}: {opened.words} has no rows.")
+        raise ValueError(f"{key}: {opened.description} has no rows.")
     wanted = cfg.rows or (BENCHMARK_ROWS.get(cfg.hub.rstrip("/").split("/")[-1]) if cfg.hub else None)
     if wanted is not None and found != wanted:
-        names = ", ".join(opened.others)
+        names = ", ".join(opened.other_configs)
         left = f" Left out of {key}.configs: {names}; a part of a benchmark is not the benchmark." if names else ""
         raise ValueError(
-            f"{key}: {opened.words} has {found} rows, not {wanted}.{left} If that is meant, set {key}.rows={found}."
+            f"{key}: {opened.description} has {found} rows, not {wanted}.{left} "
+            f"If that is meant, set {key}.rows={found}."
         )
 
 
-def require_field(opened: Opened, field: str, key: str, setting: str) -> None:
-    """Raises ValueError, naming the fields that are there, if no row has `field`. Single rows may lack it."""
-    rows = [row for row in opened.rows if not isinstance(row, Broken)]
+def require_field(opened: RawDataset, field: str, key: str, setting: str) -> None:
+    """Raise ValueError, naming the fields that exist, if no row has `field`. Single rows may lack it."""
+    rows = [row for row in opened.rows if not isinstance(row, BrokenRow)]
     if not rows:
         first = opened.rows[0]
-        assert isinstance(first, Broken)
+        assert isinstance(first, BrokenRow)
         raise ValueError(
-            f"{key}: {opened.words} is not JSON Lines, a JSON array or Parquet: no row can be read; the first: "
+            f"{key}: {opened.description} is not JSON Lines, a JSON array or Parquet: no row can be read; the first: "
             f"{first.reason}, {first.detail}."
         )
     if any(field in row for row in rows):
@@ -112,33 +119,39 @@ def require_field(opened: Opened, field: str, key: str, setting: str) -> None:
     near = [usual] if usual in there else difflib.get_close_matches(field, there, n=1, cutoff=0.5)
     meant = f"; did you mean '{near[0]}'?" if near else ""
     raise ValueError(
-        f"{key}.{setting}: no row of {opened.words} has a field '{field}'; they have {', '.join(there)}{meant}"
+        f"{key}.{setting}: no row of {opened.description} has a field '{field}'; they have {', '.join(there)}{meant}"
     )
 
 
-def example(record: Record, cfg: DatasetConfig, numbered: str) -> Example | SetAside:
-    """A row as question and answer, or why it is none."""
-    if isinstance(record, Broken):
-        return SetAside(numbered, record.reason, record.detail)
-    uid, fault = (numbered, None) if cfg.uid is None else text_of(record.get(cfg.uid))
+def parse_row(record: Record, cfg: DatasetConfig, fallback_uid: str) -> DataRow | SetAside:
+    """Parse a row into question and answer, or return why it is set aside."""
+    if isinstance(record, BrokenRow):
+        return SetAside(fallback_uid, record.reason, record.detail)
+    uid, fault = (fallback_uid, None) if cfg.uid is None else parse_text(record.get(cfg.uid))
     if fault is not None:
-        return SetAside(numbered, f"uid_{fault}")
-    question, fault = text_of(record.get(cfg.question), numbers=False)
+        return SetAside(fallback_uid, f"uid_{fault}")
+    question, fault = parse_text(record.get(cfg.question), numbers=False)
     if fault is not None:
         return SetAside(uid, f"question_{fault}")
-    answer, fault = text_of(record.get(cfg.answer))
+    answer, fault = parse_text(record.get(cfg.answer))
     if fault is None and cfg.answer_after is not None:
         _, marker, answer = answer.rpartition(cfg.answer_after)
         fault = "without_marker" if not marker else None if answer.strip() else "missing"
     if fault is not None:
         return SetAside(uid, f"answer_{fault}", question=question)
-    solution = "" if cfg.solution is None else text_of(record.get(cfg.solution), numbers=False)[0]
-    return Example(uid, question, answer.strip(), record, solution)
+    solution = "" if cfg.solution is None else parse_text(record.get(cfg.solution), numbers=False)[0]
+    return DataRow(uid, question, answer.strip(), record, solution)
 
 
-def text_of(value: Any, numbers: bool = True) -> tuple[str, str | None]:
-    """(text, None) or ("", why not). Whole floats lose their point: a column of 72 and 0.5 makes 72.0 of 72."""
-    if isinstance(value, float) and math.isnan(value):  # how tables write a gap
+def parse_text(value: Any, numbers: bool = True) -> tuple[str, str | None]:
+    """Return (text, None), or ("", reason) if the value is not usable as text. Numbers are allowed if `numbers`.
+
+    Whole floats lose their decimal point, because a table column with 72 and 0.5 stores 72 as 72.0.
+
+    >>> parse_text(72.0), parse_text("  "), parse_text([1])
+    (('72', None), ('', 'missing'), ('', 'not_text'))
+    """
+    if isinstance(value, float) and math.isnan(value):  # an empty cell in a table
         value = None
     if value is None or (isinstance(value, str) and not value.strip()):
         return "", "missing"
@@ -148,6 +161,6 @@ def text_of(value: Any, numbers: bool = True) -> tuple[str, str | None]:
         return "", "not_text"
     if len(value) > LONGEST_TEXT:
         return "", "too_long"
-    if any("\ud800" <= character <= "\udfff" for character in value):  # half a character, from a JSON escape
+    if any("\ud800" <= character <= "\udfff" for character in value):  # a lone surrogate, from a JSON escape
         return "", "not_unicode"
     return value, None

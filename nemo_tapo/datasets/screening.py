@@ -1,4 +1,4 @@
-"""Which rows of a data set are not used: doubles, gold answers that cannot be graded, benchmark problems."""
+"""Screen the rows of a data set: drop duplicates, gold answers that cannot be graded, and benchmark problems."""
 
 from __future__ import annotations
 
@@ -7,112 +7,139 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from nemo_tapo.datasets.read import Example
+from nemo_tapo.datasets.read import DataRow
 from nemo_tapo.types import SetAside
 
-Screened = tuple[list[Example], list[SetAside]]
+ScreeningResult = tuple[list[DataRow], list[SetAside]]  # (rows kept, rows dropped)
 
-# Reasons for which no share of a set is too large: its rows are in order, only not needed. Public training sets also
-# have rows without a usable answer; of a benchmark these would be problems that are missing from the result.
+# Any share of a set may be dropped for these reasons, because the rows are valid but not needed. Public training sets
+# also have rows without a usable answer. In a benchmark, such rows would be problems missing from the result.
 NOT_NEEDED = frozenset({"duplicate", "duplicate_other_answer", "in_benchmark"})
 TOLERATED_IN_TRAINING = NOT_NEEDED | {"answer_missing", "answer_without_marker", "answer_ungradable"}
 
-GRAM = 13  # words in a row, as GPT-3's and most later decontaminations count them
-OVERLAP = 0.5  # share of a benchmark problem's 13-grams in a training query from which on it is that problem
+NGRAM_WORDS = 13  # consecutive words, as in GPT-3's and most later decontaminations
+MIN_OVERLAP = 0.5  # a training query with this share of a benchmark problem's 13-grams counts as that problem
 
 
-def drop_ungradable(examples: Sequence[Example], faults: Callable[[Sequence[str]], Sequence[str | None]]) -> Screened:
-    """Rows whose gold answer the verifier cannot use; `faults` says why, one an answer, None where it can."""
-    answers = list(dict.fromkeys(e.answer for e in examples))
-    why = dict(zip(answers, faults(answers), strict=True))
-    kept = [e for e in examples if why[e.answer] is None]
-    return kept, [_aside(e, "answer_ungradable", str(why[e.answer])) for e in examples if why[e.answer] is not None]
+def drop_ungradable(
+    rows: Sequence[DataRow], find_faults: Callable[[Sequence[str]], Sequence[str | None]]
+) -> ScreeningResult:
+    """Drop rows whose gold answer the verifier cannot use.
+
+    `find_faults` returns for each answer why it cannot be used, or None if it can.
+    """
+    answers = list(dict.fromkeys(row.answer for row in rows))
+    fault = dict(zip(answers, find_faults(answers), strict=True))
+    kept = [row for row in rows if fault[row.answer] is None]
+    return kept, [
+        _make_set_aside(row, "answer_ungradable", str(fault[row.answer]))
+        for row in rows
+        if fault[row.answer] is not None
+    ]
 
 
-def drop_duplicates(examples: Sequence[Example]) -> Screened:
-    """The first of equal questions (blanks aside) stays. One with another answer has a reason of its own: one of the
-    two gold answers is wrong, or they are written differently."""
-    first: dict[str, Example] = {}
-    kept: list[Example] = []
-    aside: list[SetAside] = []
-    for e in examples:
-        other = first.setdefault(" ".join(e.question.split()), e)
-        if other is e:
-            kept.append(e)
-        elif other.answer == e.answer:
-            aside.append(_aside(e, "duplicate", f"of {other.uid}"))
+def drop_duplicates(rows: Sequence[DataRow]) -> ScreeningResult:
+    """Keep only the first of equal questions, whatever their blanks.
+
+    A duplicate with another answer gets its own reason: one of the two gold answers is wrong, or they are written
+    differently.
+
+    >>> rows = [DataRow("a", "47+38=?", "85", {}), DataRow("b", "47+38=? ", "75", {})]
+    >>> kept, dropped = drop_duplicates(rows)
+    >>> [row.uid for row in kept], dropped[0].reason, dropped[0].detail
+    (['a'], 'duplicate_other_answer', "of a: '85', here '75'")
+    """
+    first: dict[str, DataRow] = {}
+    kept: list[DataRow] = []
+    dropped: list[SetAside] = []
+    for row in rows:
+        other = first.setdefault(" ".join(row.question.split()), row)
+        if other is row:
+            kept.append(row)
+        elif other.answer == row.answer:
+            dropped.append(_make_set_aside(row, "duplicate", f"of {other.uid}"))
         else:
-            aside.append(_aside(e, "duplicate_other_answer", f"of {other.uid}: {other.answer!r}, here {e.answer!r}"))
-    return kept, aside
+            detail = f"of {other.uid}: {other.answer!r}, here {row.answer!r}"
+            dropped.append(_make_set_aside(row, "duplicate_other_answer", detail))
+    return kept, dropped
 
 
-def drop_benchmark_problems(examples: Sequence[Example], benchmarks: Mapping[str, Iterable[Example]]) -> Screened:
-    """Training rows that are a benchmark's problem, or nearly."""
-    overlaps = Overlaps([(f"{name} {e.uid}", e.question) for name, members in benchmarks.items() for e in members])
-    kept: list[Example] = []
-    aside: list[SetAside] = []
-    for e in examples:
-        found = overlaps.find(e.question)
-        if found is None:
-            kept.append(e)
+def drop_benchmark_problems(rows: Sequence[DataRow], benchmarks: Mapping[str, Iterable[DataRow]]) -> ScreeningResult:
+    """Drop training rows that equal or nearly equal a problem of a benchmark (see OverlapIndex)."""
+    problems = [(f"{name} {row.uid}", row.question) for name, members in benchmarks.items() for row in members]
+    overlaps = OverlapIndex(problems)
+    kept: list[DataRow] = []
+    dropped: list[SetAside] = []
+    for row in rows:
+        match = overlaps.find(row.question)
+        if match is None:
+            kept.append(row)
         else:
-            aside.append(_aside(e, "in_benchmark", found))
-    return kept, aside
+            dropped.append(_make_set_aside(row, "in_benchmark", match))
+    return kept, dropped
 
 
-def _aside(e: Example, reason: str, detail: str) -> SetAside:
-    return SetAside(e.uid, reason, detail, e.question)
+def _make_set_aside(row: DataRow, reason: str, detail: str) -> SetAside:
+    """Turn a dropped row into its record."""
+    return SetAside(row.uid, reason, detail, row.question)
 
 
-class Overlaps:
-    """Finds a text among problems, by equal words or by common 13-grams.
+class OverlapIndex:
+    """An index of problems that finds a text among them, by equal words or by common 13-grams.
 
-    A problem counts as found if at least `OVERLAP` of its own 13-grams stand in the text. A single common one, the
-    usual rule for web pages, would not do for competition problems: "... where $m$ and $n$ are relatively prime
-    positive integers. Find $m+n$." ends hundreds of them. Problems of fewer than 13 words have to be equal.
+    A problem is found if the text contains at least a share of `MIN_OVERLAP` of the problem's 13-grams. One common
+    13-gram, the usual rule for web pages, is too little for competition problems: hundreds of them end with "... where
+    $m$ and $n$ are relatively prime positive integers. Find $m+n$." Problems of fewer than 13 words have to be equal.
+
+    >>> OverlapIndex([("aime 1", "Compute $17 + 25$.")]).find("compute 17+25")
+    'aime 1, word for word'
     """
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        """problems: (name, text)."""
+        """Index problems, given as (name, text)."""
         self.names = [name for name, _ in problems]
-        self.equal: dict[tuple[str, ...], int] = {}
-        self.sizes: list[int] = []
-        self.holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self.index_by_words: dict[tuple[str, ...], int] = {}
+        self.ngram_counts: list[int] = []
+        self.indices_by_ngram: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index, (_, text) in enumerate(problems):
-            said = words(text)
-            self.equal.setdefault(said, index)
-            own = grams(said)
-            self.sizes.append(len(own))
-            for gram in own:
-                self.holders[gram].append(index)
+            words = split_words(text)
+            self.index_by_words.setdefault(words, index)
+            ngrams = make_ngrams(words)
+            self.ngram_counts.append(len(ngrams))
+            for gram in ngrams:
+                self.indices_by_ngram[gram].append(index)
 
     def find(self, text: str) -> str | None:
-        """The problem's name and how much of it was found; None if it is none of them."""
-        said = words(text)
-        if said in self.equal:
-            return f"{self.names[self.equal[said]]}, word for word"
-        common = Counter(index for gram in grams(said) for index in self.holders.get(gram, ()))
-        share, index = max(((n / self.sizes[i], -i) for i, n in common.items()), default=(0.0, 0))
-        return f"{self.names[-index]}, {share:.0%} of its 13-grams" if share >= OVERLAP else None
+        """Return a sentence with the problem's name and the share found, or None if no problem matches."""
+        words = split_words(text)
+        if words in self.index_by_words:
+            return f"{self.names[self.index_by_words[words]]}, word for word"
+        common = Counter(index for gram in make_ngrams(words) for index in self.indices_by_ngram.get(gram, ()))
+        share, index = max(((n / self.ngram_counts[i], -i) for i, n in common.items()), default=(0.0, 0))
+        return f"{self.names[-index]}, {share:.0%} of its 13-grams" if share >= MIN_OVERLAP else None
 
 
-def grams(said: Sequence[str]) -> set[tuple[str, ...]]:
-    """Every 13 words in a row; none of a shorter text."""
-    return {tuple(said[i : i + GRAM]) for i in range(len(said) - GRAM + 1)}
+def make_ngrams(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """Return every sequence of 13 consecutive words; a shorter text has none."""
+    return {tuple(words[i : i + NGRAM_WORDS]) for i in range(len(words) - NGRAM_WORDS + 1)}
 
 
-# What differs between copies of one problem without changing it, in the order of removal.
+# Differences between copies of one problem that do not change it, in the order of their removal.
 _NOISE = (
-    re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL),  # the drawing, which many copies leave out
-    re.compile(r"!\[[^\]]*\]\([^)]*\)"),  # the same as an image
+    re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL),  # a drawing, which many copies leave out
+    re.compile(r"!\[[^\]]*\]\([^)]*\)"),  # the same drawing as an image
     re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|mathrm|mathbf|textbf|text|quad|qquad)(?![a-zA-Z])"),
     re.compile(r"\\[,;:! ]|~|\\\\"),  # LaTeX blanks and line ends
 )
-_WORD = re.compile(r"[^\W\d_]+|\d+|[-+*/^=<>]")  # letters, digits, operators; other punctuation says nothing
+_WORD = re.compile(r"[^\W\d_]+|\d+|[-+*/^=<>]")  # letters, digits, operators; other punctuation does not matter
 
 
-def words(text: str) -> tuple[str, ...]:
-    """A problem's words in lower case, without LaTeX layout, drawings and punctuation."""
+def split_words(text: str) -> tuple[str, ...]:
+    r"""Return a problem's words in lower case, without LaTeX layout, drawings and punctuation.
+
+    >>> split_words(r"Compute $\dfrac{17}{2}+x$.")
+    ('compute', 'frac', '17', '2', '+', 'x')
+    """
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\\dfrac", "\\frac")
     for noise in _NOISE:
         text = noise.sub(" ", text)

@@ -1,8 +1,8 @@
-"""The files of the cold start's data: what is trained on, and the same for people and for other trainers.
+"""Write and read the files of the cold start's data.
 
-data.jsonl          the examples with their token ids: what the local runtime trains on
-examples.jsonl      the same examples in the same order as chats, each with where it comes from (NeMo-RL reads it)
-examples.parquet    the same once more, if coldstart.parquet asks for it
+data.jsonl          the examples with their token ids: the training data of the local runtime
+examples.jsonl      the same examples in the same order as chats, each with its origin (for people and NeMo-RL)
+examples.parquet    the same as examples.jsonl, if coldstart.parquet is set
 """
 
 from __future__ import annotations
@@ -14,59 +14,73 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.types import Kind, Row
-from nemo_tapo.utils.jsonl import encode
+from nemo_tapo.utils.jsonl import encode_line
 
-DATA, EXAMPLES, PARQUET = "data.jsonl", "examples.jsonl", "examples.parquet"
-STATISTICS = "statistics.json"  # beside data that was made here
+DATA_FILE, EXAMPLES_FILE, PARQUET_FILE = "data.jsonl", "examples.jsonl", "examples.parquet"
+STATISTICS_FILE = "statistics.json"  # next to data that this package has built
 
 
 @dataclass(frozen=True)
-class Source:
-    """The responses of the base that an example is made of."""
+class ExampleSource:
+    """The base model's responses from which an example is made.
+
+    >>> ExampleSource("7", rollout="7/0", reference="7/3", kept_tokens=9).reference
+    '7/3'
+    """
 
     query: str = ""  # uid of the query
-    rollout: str = ""  # uid of the response: itself the example, or the wrong one that is corrected
-    reference: str | None = None  # uid of the right response that the writer was shown
-    kept_tokens: int | None = None  # of the wrong response at the start of the reconstruction
-    kept_share: float | None = None  # of the wrong response's characters
+    rollout: str = ""  # uid of the response that is the example, or of the wrong response that it corrects
+    reference: str | None = None  # uid of the right response that the writer saw
+    kept_tokens: int | None = None  # tokens of the wrong response at the start of the reconstruction
+    kept_share: float | None = None  # share of the wrong response's characters that is kept
 
 
 @dataclass(frozen=True)
-class Example:
-    """One supervised example."""
+class SftExample:
+    """One supervised example.
+
+    >>> example = SftExample("e1", "sft", "correct", "47+38=?", "85", prompt_ids=(5, 6), response_ids=(7, 8, 0))
+    >>> example.length, example.to_row().kind
+    (5, <Kind.EXAMPLE: 'example'>)
+    """
 
     uid: str
     format: str  # "sft" or "ift"
     origin: str  # "correct", "corrective" or "synthesis"
-    prompt: str  # what the user says
+    prompt: str  # the text of the user's turn
     response: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]  # with EOS
-    source: Source = field(default=Source(), compare=False)  # in examples.jsonl alone
+    source: ExampleSource = field(default=ExampleSource(), compare=False)  # written to examples.jsonl only
 
     @property
     def length(self) -> int:
-        """Tokens of the whole row."""
+        """Length of prompt and response, tokens."""
         return len(self.prompt_ids) + len(self.response_ids)
 
-    def row(self) -> Row:
+    def to_row(self) -> Row:
+        """Return the example as a training row."""
         return Row(self.uid, self.uid, Kind.EXAMPLE, self.prompt_ids, self.response_ids)
 
 
-TRAINED = ("uid", "format", "origin", "prompt", "response", "prompt_ids", "response_ids")
+DATA_FIELDS = ("uid", "format", "origin", "prompt", "response", "prompt_ids", "response_ids")
 
 
-def write(folder: Path, built: Sequence[Example], parquet: bool = False) -> None:
-    """The files; each appears when it is whole, data.jsonl last: where it is, the others are."""
-    _replace(folder / EXAMPLES, (encode(as_chat(example)) for example in built))
+def write_examples(folder: Path, examples: Sequence[SftExample], parquet: bool = False) -> None:
+    """Write the files. Each appears only when it is complete, and data.jsonl comes last: if it exists, all do."""
+    _replace_file(folder / EXAMPLES_FILE, (encode_line(as_chat(example)) for example in examples))
     if parquet:
-        _write_parquet(folder / PARQUET, [as_chat(example) for example in built])
-    lines = ({name: value for name, value in asdict(e).items() if name in TRAINED} for e in built)
-    _replace(folder / DATA, ((json.dumps(line) + "\n").encode() for line in lines))
+        _write_parquet(folder / PARQUET_FILE, [as_chat(example) for example in examples])
+    lines = ({name: value for name, value in asdict(e).items() if name in DATA_FIELDS} for e in examples)
+    _replace_file(folder / DATA_FILE, ((json.dumps(line) + "\n").encode() for line in lines))
 
 
-def as_chat(example: Example) -> dict[str, Any]:
-    """The row of examples.jsonl. `messages` is what NeMo-RL's and most other trainers read; they ignore the rest."""
+def as_chat(example: SftExample) -> dict[str, Any]:
+    """Return the row of examples.jsonl. NeMo-RL and most other trainers read `messages` and ignore the rest.
+
+    >>> as_chat(SftExample("e1", "sft", "correct", "47+38=?", "85", (5, 6), (7, 8, 0)))["messages"][1]
+    {'role': 'assistant', 'content': '85'}
+    """
     return {
         "messages": [
             {"role": "user", "content": example.prompt},
@@ -80,34 +94,35 @@ def as_chat(example: Example) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> list[Example]:
-    """The examples of data.jsonl. Raises ValueError naming the line that does not parse."""
-    return list(_read(path))
+def read_examples(path: Path) -> list[SftExample]:
+    """Read the examples of data.jsonl. Raises ValueError with the number of a line that does not parse."""
+    return list(_iterate_examples(path))
 
 
-def _read(path: Path) -> Iterator[Example]:
+def _iterate_examples(path: Path) -> Iterator[SftExample]:
+    """Yield the examples of data.jsonl, line by line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 raw = json.loads(line)
-                if not isinstance(raw, dict) or raw.keys() != set(TRAINED):
-                    raise ValueError(f"its fields are not {', '.join(TRAINED)}")
+                if not isinstance(raw, dict) or raw.keys() != set(DATA_FIELDS):
+                    raise ValueError(f"its fields are not {', '.join(DATA_FIELDS)}")
                 if not raw["response_ids"]:
                     raise ValueError("it has no response")
                 ids = {name: tuple(int(i) for i in raw[name]) for name in ("prompt_ids", "response_ids")}
             except (ValueError, TypeError) as error:
-                ours = path.with_name(STATISTICS).is_file()
+                ours = path.with_name(STATISTICS_FILE).is_file()
                 advice = (
                     "Remove the file to write it anew from the samples and corrections on disk: nothing is asked again."
                     if ours
                     else "Mend or remove that line."
                 )
                 raise ValueError(f"{path}, line {number} is no cold-start example: {error}. {advice}") from None
-            yield Example(**{**raw, **ids})
+            yield SftExample(**{**raw, **ids})
 
 
 def check_parquet() -> None:
-    """Raises ValueError where Parquet cannot be written; asked before anything is sampled."""
+    """Raise ValueError if Parquet cannot be written; called before anything is sampled."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
@@ -117,6 +132,7 @@ def check_parquet() -> None:
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as Parquet; the file appears only when it is complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,7 +141,8 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     temporary.replace(path)
 
 
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
+def _replace_file(path: Path, lines: Iterable[bytes]) -> None:
+    """Write lines to a file, which appears only when it is complete."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.writelines(lines)

@@ -1,14 +1,14 @@
-"""A client for OpenAI-compatible servers: many chats at once, each retried with growing pauses.
+"""Send chats to an OpenAI-compatible server: many at once, each retried with growing pauses.
 
-    async with Endpoint(cfg.judge.endpoint, "judge.endpoint") as endpoint:      # one sentence if it is down
+    async with Endpoint(cfg.judge.endpoint, "judge.endpoint") as endpoint:      # raises one sentence if it is down
         reply = await endpoint.chat([{"role": "user", "content": "..."}], temperature=0.0, max_tokens=64)
 
-What becomes of a bad answer:
+Failed attempts are handled so:
 
-- no connection, a cut one, a stall, 408, 409, 425, 429, 5xx, a body that is no completion: another attempt;
-- 401, 403, 404: ValueError, for every further request would fare the same;
-- any other status (400: this request is too long, say): EndpointRefused with that status, at once;
-- a request out of attempts: EndpointError. Several of them with no answer in between: EndpointDown.
+- no connection, a broken one, a timeout, 408, 409, 425, 429, 5xx, a body without a completion: another attempt;
+- 401, 403, 404: ValueError, because every further request would fail in the same way;
+- any other status (for example 400, if this request is too long): EndpointRefused with that status, at once;
+- no attempts left: EndpointError. If this happens to several requests with no answer in between: EndpointDown.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ import httpx
 
 from nemo_tapo.config.sections import EndpointConfig
 from nemo_tapo.endpoint.protocol import (
-    Malformed,
-    Reply,
-    base_url,
+    ChatReply,
+    MalformedReply,
     is_loopback,
-    json_of,
+    normalise_base_url,
+    parse_json,
+    parse_reply,
+    parse_retry_after,
+    read_error_text,
     read_key,
-    reply_of,
-    retry_after,
-    words_of,
 )
 from nemo_tapo.utils.errors import RuntimeFailure
 
-RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
-LONGEST_BODY = 16 * 2**20  # bytes of an answer; what is longer is none, and never in memory as a whole
+RETRIED_STATUSES = frozenset({408, 409, 425, 429})  # and every 5xx
+LONGEST_BODY = 16 * 2**20  # bytes of a body; a longer one is malformed, and is never in memory as a whole
 LONGEST_PAUSE = 60.0  # seconds between two attempts, whatever Retry-After asks
-CHECK_SECONDS = 10.0  # a server that does not list its models within these is called down
+CHECK_SECONDS = 10.0  # a server that does not list its models within this time counts as down
 CHECK_ATTEMPTS = 3
-DOWN_AFTER = 3  # requests given up one after the other, none answered between
-DOWN_TIMEOUTS = 3  # as many timeouts long without any answer
+DOWN_AFTER = 3  # failed requests in a row, with no answer in between
+DOWN_TIMEOUTS = 3  # or a time without any answer, in units of the timeout
 
 
 class EndpointError(RuntimeFailure):
-    """A request got no completion. `status` is the server's, None where it sent none."""
+    """A request got no completion. `status` is the server's HTTP status, or None if it sent none."""
 
     kept = "What was answered before is kept; the same command goes on from there."
 
@@ -58,15 +58,18 @@ class EndpointError(RuntimeFailure):
 
 
 class EndpointRefused(EndpointError):
-    """The server is well and does not take this request; it would not take it the next time."""
+    """The server works but refuses this request; another attempt would be refused too."""
 
 
 class EndpointDown(EndpointError):
-    """Nothing at all gets through any more: asking for the next item makes no sense."""
+    """The server does not answer any request any more, so the caller should not send the next one."""
 
 
-class _Again(Exception):
-    """This attempt failed, another may succeed. `reason` is counted; `wait` is the server's Retry-After, seconds."""
+class _AttemptFailed(Exception):
+    """This attempt failed, but another may succeed.
+
+    `reason` is a key of `Endpoint.retries`; `wait` is the server's Retry-After in seconds.
+    """
 
     def __init__(self, reason: str, message: str, wait: float = 0.0, status: int | None = None) -> None:
         super().__init__(message)
@@ -74,36 +77,36 @@ class _Again(Exception):
 
 
 class Endpoint:
-    """A served model. An async context manager: entering checks that the server is there.
+    """A served model, as an async context manager: entering it checks that the server answers.
 
     `retries` counts failed attempts by reason ("429", "timeout", "connection", "malformed", ...).
     """
 
     def __init__(self, cfg: EndpointConfig, section: str = "endpoint") -> None:
-        """`section` is where `cfg` stands in the configuration; sentences name it.
+        """Prepare the endpoint. `section` is the config key of `cfg`; error messages name it.
 
-        Raises ValueError for a url that is none, and for a key that the environment does not hold.
+        Raises ValueError if the url is invalid, or the environment has no usable key.
         """
         self.cfg, self.section = cfg, section
-        self.url = base_url(cfg.url, section)
+        self.url = normalise_base_url(cfg.url, section)
         self._key = read_key(cfg.key_env, section)
         self._model = cfg.model
         self.retries: Counter[str] = Counter()
-        self._places = asyncio.Semaphore(cfg.concurrency)
-        self._given_up = 0  # requests in a row
-        self._answered = time.monotonic()  # when the server last gave a completion
-        self._down: str | None = None
+        self._slots = asyncio.Semaphore(cfg.concurrency)
+        self._failures_in_row = 0  # requests given up, without an answer in between
+        self._last_answer = time.monotonic()  # time of the last completion
+        self._down_message: str | None = None
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=None,  # _send limits the whole attempt: httpx's limits are of single reads
+            timeout=None,  # `_send` limits the whole attempt; httpx limits single reads only
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.cfg.concurrency),
-            trust_env=not is_loopback(self.url),  # a proxy of the environment cannot reach this machine's own servers
+            trust_env=not is_loopback(self.url),  # a proxy from the environment cannot reach local servers
         )
         try:
-            await self.check()
+            await self.check_server()
         except BaseException:
             await self._client.aclose()
             raise
@@ -117,51 +120,56 @@ class Endpoint:
 
     @property
     def model(self) -> str:
-        """The name under which the server serves the model; known once the endpoint is entered."""
+        """The server's name of the model; known once the endpoint is entered."""
         assert self._model is not None, "an endpoint is entered before it is used"
         return self._model
 
-    # ---------------------------------------------------------------------------- is it there, and what is it
+    # ---------------------------------------------------------------------------- check of the server
 
-    async def check(self) -> None:
-        """Finds out within seconds whether the server is there, and the model's name if the config leaves it open.
+    async def check_server(self) -> None:
+        """Check within seconds that the server answers, and find the model's name if the config does not set it.
 
-        Raises EndpointError if nothing answers, ValueError if the key is refused or the model cannot be told.
+        Raises EndpointError if nothing answers, ValueError if the key is refused or the model's name is not clear.
         """
-        names = await self._models()
+        names = await self._list_models()
         if self._model is not None:
             return
         if not names:
             raise ValueError(f"{self.url} does not list its models: set {self.section}.model.")
         if len(names) > 1:
-            raise ValueError(f"{self.url} serves several models: set {self.section}.model to one of {_listed(names)}.")
+            raise ValueError(
+                f"{self.url} serves several models: set {self.section}.model to one of {_format_names(names)}."
+            )
         self._model = names[0]
 
-    async def _models(self) -> list[str]:
-        """Names of the served models; [] if the server has no such list. Raises EndpointError if it is down."""
+    async def _list_models(self) -> list[str]:
+        """Return the names of the served models; [] if the server has no such list.
+
+        Raises EndpointError if the server is down, ValueError if it refuses the key.
+        """
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                response = await self._listing()
-        except (_Again, TimeoutError) as error:
+                response = await self._request_models()
+        except (_AttemptFailed, TimeoutError) as error:
             why = str(error) or f"no answer in {CHECK_SECONDS:.0f} s"
             raise EndpointError(
                 f"nothing usable at {self.url} ({why}): start the server, or correct {self.section}.url."
             ) from None
         if response.status_code in (401, 403):
-            raise ValueError(self._refused_key(response))
-        listing = json_of(response)
+            raise ValueError(self._explain_refused_key(response))
+        listing = parse_json(response)
         data = listing.get("data") if isinstance(listing, dict) else None
         return [str(m["id"]) for m in data if isinstance(m, dict) and "id" in m] if isinstance(data, list) else []
 
-    async def _listing(self) -> httpx.Response:
-        """GET /models, a few attempts for a server that stumbles. Raises _Again."""
+    async def _request_models(self) -> httpx.Response:
+        """Request /models, with a few attempts. Raises _AttemptFailed if the last one fails."""
         for attempt in range(1, CHECK_ATTEMPTS + 1):
             try:
                 response = await self._send("GET", "models")
                 if response.status_code < 500:
                     return response
-                raise _Again(str(response.status_code), f"it answers {self._said(response)}")
-            except _Again:
+                raise _AttemptFailed(str(response.status_code), f"it answers {self._describe_response(response)}")
+            except _AttemptFailed:
                 if attempt == CHECK_ATTEMPTS:
                     raise
                 await asyncio.sleep(min(self.cfg.pause, 1.0))
@@ -178,13 +186,13 @@ class Endpoint:
         max_tokens: int,
         seed: int | None = None,
         **body: Any,
-    ) -> Reply:
-        """One completion. At most `concurrency` are under way, the others wait here.
+    ) -> ChatReply:
+        """Request one completion. At most `concurrency` requests run at once; further calls wait here.
 
-        body: further fields of the request. The config's `extra_body` overrides every field; null leaves one out.
-        Raises EndpointError (see the module's head) and ValueError.
+        `body` has further fields of the request. The config's `extra_body` overrides every field; null removes one.
+        Raises EndpointError and ValueError, as listed at the top of this module.
         """
-        whole = {
+        fields = {
             "model": self.model,
             "messages": list(messages),
             "temperature": temperature,
@@ -194,64 +202,70 @@ class Endpoint:
             **body,
             **self.cfg.extra_body,
         }
-        content = {name: value for name, value in whole.items() if value is not None}
-        async with self._places:
-            return await self._persist(content)
+        content = {name: value for name, value in fields.items() if value is not None}
+        async with self._slots:
+            return await self._attempt_repeatedly(content)
 
-    async def _persist(self, body: Mapping[str, Any]) -> Reply:
-        """Attempts with growing pauses. A pause keeps its place: less is sent to a server in trouble."""
-        begun = time.monotonic()
+    async def _attempt_repeatedly(self, body: Mapping[str, Any]) -> ChatReply:
+        """Attempt a request several times with growing pauses.
+
+        The request keeps its slot during a pause, so that a server in trouble gets fewer requests.
+        """
+        started = time.monotonic()
         for attempt in range(1, self.cfg.attempts + 1):
-            if self._down is not None:
-                raise EndpointDown(self._down)
+            if self._down_message is not None:
+                raise EndpointDown(self._down_message)
             try:
                 reply = await self._attempt(body)
-            except _Again as error:
+            except _AttemptFailed as error:
                 self.retries[error.reason] += 1
                 last = attempt == self.cfg.attempts
-                self._break_circuit(error, last, begun)
+                self._break_circuit(error, last, started)
                 if last:
                     raise EndpointError(f"{self.url}: {error}, {attempt} attempts.", error.status) from None
-                await asyncio.sleep(_pause(self.cfg.pause, attempt, error.wait))
+                await asyncio.sleep(_compute_pause(self.cfg.pause, attempt, error.wait))
             else:
-                self._given_up, self._answered = 0, time.monotonic()
+                self._failures_in_row, self._last_answer = 0, time.monotonic()
                 return reply
         raise AssertionError("the last attempt returns or raises")
 
-    def _break_circuit(self, error: _Again, last: bool, begun: float) -> None:
-        """Raises EndpointDown once nothing has got through for long; short outages are ridden out by the pauses.
+    def _break_circuit(self, error: _AttemptFailed, last: bool, begun: float) -> None:
+        """Raise EndpointDown if the server has answered nothing for long; the pauses bridge short outages.
 
-        begun: when the request was first sent; an endpoint that nobody asked anything was not silent.
+        `started` is the time of the request's first attempt: silence counts only while a request waits.
         """
-        self._given_up += last
-        silent = time.monotonic() - max(self._answered, begun)
+        self._failures_in_row += last
+        silent = time.monotonic() - max(self._last_answer, begun)
         stalled = error.reason == "timeout" and silent > DOWN_TIMEOUTS * self.cfg.timeout
-        if self._given_up >= DOWN_AFTER or stalled:
-            self._down = f"{self.url} has answered nothing for {silent:.0f} s; the last failure: {error}."
-            raise EndpointDown(self._down)
+        if self._failures_in_row >= DOWN_AFTER or stalled:
+            self._down_message = f"{self.url} has answered nothing for {silent:.0f} s; the last failure: {error}."
+            raise EndpointDown(self._down_message)
 
-    async def _attempt(self, body: Mapping[str, Any]) -> Reply:
-        """One POST. Raises _Again for what another attempt may mend."""
+    async def _attempt(self, body: Mapping[str, Any]) -> ChatReply:
+        """Make one attempt. Raises _AttemptFailed for a failure that another attempt may avoid."""
         response = await self._send("POST", "chat/completions", body)
         status = response.status_code
         if status == 200:
             try:
-                return reply_of(response)
-            except Malformed as error:
-                raise _Again("malformed", str(error), status=status) from None
-        said = self._said(response)
-        if status in RETRIED or status >= 500:
-            raise _Again(str(status), f"it answers {said}", retry_after(response), status)
+                return parse_reply(response)
+            except MalformedReply as error:
+                raise _AttemptFailed("malformed", str(error), status=status) from None
+        answer = self._describe_response(response)
+        if status in RETRIED_STATUSES or status >= 500:
+            raise _AttemptFailed(str(status), f"it answers {answer}", parse_retry_after(response), status)
         if status in (401, 403):
-            raise ValueError(self._refused_key(response))
+            raise ValueError(self._explain_refused_key(response))
         if status == 404:
-            raise ValueError(await self._no_model(said))
-        raise EndpointRefused(f"{self.url} refuses the request: {said}", status)
+            raise ValueError(await self._explain_not_found(answer))
+        raise EndpointRefused(f"{self.url} refuses the request: {answer}", status)
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
-        """One request, its body read to the end within `timeout`. Raises _Again for what went wrong on the way."""
+        """Send one HTTP request and read the whole response within `timeout`.
+
+        Raises _AttemptFailed for a timeout or a failed connection.
+        """
         assert self._client is not None, "an endpoint is entered before it is used"
-        # Written as ASCII: text of a model may hold half a surrogate pair, which UTF-8 cannot carry.
+        # json.dumps writes ASCII: a model's text may contain half a surrogate pair, which UTF-8 cannot encode.
         content = None if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
@@ -259,53 +273,55 @@ class Endpoint:
                 asyncio.timeout(self.cfg.timeout),
                 self._client.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response,
             ):
-                return await _whole(response)
+                return await _read_body(response)
         except TimeoutError:
-            raise _Again("timeout", f"no answer in {self.cfg.timeout:g} s") from None
+            raise _AttemptFailed("timeout", f"no answer in {self.cfg.timeout:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Again("connection", str(error) or type(error).__name__) from None
+            raise _AttemptFailed("connection", str(error) or type(error).__name__) from None
 
-    # ---------------------------------------------------------------------------- sentences
+    # ---------------------------------------------------------------------------- error messages
 
-    def _said(self, response: httpx.Response) -> str:
-        """Status and the server's own words, in one line; the key blotted out should a server repeat it."""
-        words = words_of(response)
-        words = words.replace(self._key, "***") if self._key else words
-        return f"{response.status_code} {response.reason_phrase}: {words}".rstrip(": ")
+    def _describe_response(self, response: httpx.Response) -> str:
+        """Return the status and the server's error message in one line, with the key masked if it appears there."""
+        text = read_error_text(response)
+        text = text.replace(self._key, "***") if self._key else text
+        return f"{response.status_code} {response.reason_phrase}: {text}".rstrip(": ")
 
-    def _refused_key(self, response: httpx.Response) -> str:
+    def _explain_refused_key(self, response: httpx.Response) -> str:
+        """Return the error message for a status 401 or 403."""
         hint = f"correct the key in {self.cfg.key_env}." if self._key else f"set {self.section}.key_env."
-        return f"{self.url} wants a key that it accepts ({self._said(response)}): {hint}"
+        return f"{self.url} wants a key that it accepts ({self._describe_response(response)}): {hint}"
 
-    async def _no_model(self, said: str) -> str:
-        """A 404 means the model or the url: the server's list tells which."""
-        names = await self._models()
+    async def _explain_not_found(self, answer: str) -> str:
+        """Return the error message for a status 404: the list of models shows whether the model or the url is wrong."""
+        names = await self._list_models()
         if names and self.model not in names:
-            return f"{self.url} has no model {self.model!r}; it has {_listed(names)}: set {self.section}.model."
-        return f"{self.url}/chat/completions does not exist there ({said}): correct {self.section}.url."
+            return f"{self.url} has no model {self.model!r}; it has {_format_names(names)}: set {self.section}.model."
+        return f"{self.url}/chat/completions does not exist there ({answer}): correct {self.section}.url."
 
 
-async def _whole(response: httpx.Response) -> httpx.Response:
-    """The response with its body. Raises _Again for one that is too long to be an answer."""
+async def _read_body(response: httpx.Response) -> httpx.Response:
+    """Read a response's body and return the whole response. Raises _AttemptFailed if it is too long."""
     body = bytearray()
     async for part in response.aiter_bytes():
         body += part
         if len(body) > LONGEST_BODY:
-            raise _Again("malformed", f"its answer is longer than {LONGEST_BODY // 2**20} MiB")
+            raise _AttemptFailed("malformed", f"its answer is longer than {LONGEST_BODY // 2**20} MiB")
     headers = {name: value for name, value in response.headers.items() if name in ("content-type", "retry-after")}
     return httpx.Response(response.status_code, headers=headers, content=bytes(body))
 
 
-def _pause(first: float, attempt: int, wanted: float) -> float:
-    """Seconds before the next attempt: doubling, spread by half so that requests do not return in step.
+def _compute_pause(first: float, attempt: int, wanted: float) -> float:
+    """Return the seconds before the next attempt: `first`, doubled with each attempt, or `wanted` if that is longer.
 
-    The spread is of no consequence to any number, so it needs no seed.
+    A random factor from 0.75 to 1.25 spreads the requests. It affects no result, so it needs no seed.
     """
     backoff: float = first * 2 ** min(attempt - 1, 16) * random.uniform(0.75, 1.25)
-    wanted = wanted if wanted > 0 else 0.0  # also nan
+    wanted = wanted if wanted > 0 else 0.0  # negative and nan count as 0
     return min(max(backoff, wanted), LONGEST_PAUSE)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
+    """Join at most ten names, and say how many more there are."""
     shown = ", ".join(names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -1,4 +1,4 @@
-"""How an OpenAI-compatible server is addressed, and what its answers say. Nothing here waits."""
+"""Build the address of an OpenAI-compatible server and parse its answers, without network access."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ from typing import Any
 import httpx
 
 
-class Malformed(Exception):
-    """An answer with status 200 that holds no completion."""
+class MalformedReply(Exception):
+    """An answer with status 200 that contains no completion."""
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One completion."""
+class ChatReply:
+    """One completion of a chat.
 
-    text: str  # of the answer; "" where the model stopped within its reasoning
-    tokens: int  # of the completion, reasoning included; 0 if the server does not say
+    >>> ChatReply("47+38=85", tokens=6, truncated=False).text
+    '47+38=85'
+    """
+
+    text: str  # the answer; "" if the model stopped while it was still reasoning
+    tokens: int  # of the completion, reasoning included; 0 if the server does not report it
     truncated: bool  # stopped by the length limit
 
 
-def base_url(url: str | None, section: str) -> str:
-    """The base of a server as one may write it: with or without /v1, with a / or the whole path behind it.
+def normalise_base_url(url: str | None, section: str) -> str:
+    """Return the base URL of a server, with its path. The user may leave out /v1, or write the full path of a request.
 
-    Raises ValueError for no url, one without http:// or https://, and one with a password in it.
+    Raises ValueError if the URL is missing or invalid, lacks http:// or https://, or has a password, query or fragment.
+
+    >>> normalise_base_url("http://127.0.0.1:8000/", "judge.endpoint")
+    'http://127.0.0.1:8000/v1'
+    >>> normalise_base_url("https://host/openai/v1/chat/completions", "judge.endpoint")
+    'https://host/openai/v1'
     """
     if not url:
         raise ValueError(f"{section}.url is not set: write the server's base, as http://127.0.0.1:8000/v1.")
@@ -38,7 +47,7 @@ def base_url(url: str | None, section: str) -> str:
         parsed = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise ValueError(f"{section}.url is no URL: {error}.") from None
-    if parsed.userinfo:  # it would stand in every message
+    if parsed.userinfo:  # every message with the URL would show it
         raise ValueError(
             f"{section}.url holds a name or password: put a key into {section}.key_env's variable instead."
         )
@@ -50,16 +59,23 @@ def base_url(url: str | None, section: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the host is this machine."""
+    """Tell whether the host is this machine.
+
+    >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("http://localhost/v1"), is_loopback("https://host/v1")
+    (True, True, False)
+    """
     host = httpx.URL(url).host
     try:
         return ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name, not an address
         return host == "localhost" or host.endswith(".localhost")
 
 
 def read_key(name: str | None, section: str) -> str:
-    """The key from the environment, "" where none is wanted."""
+    """Return the key in the environment variable `name`, or "" if `name` is None.
+
+    Raises ValueError if the variable is not set, or if its value cannot be sent in an HTTP header.
+    """
     if name is None:
         return ""
     key = os.environ.get(name, "").strip()
@@ -70,40 +86,44 @@ def read_key(name: str | None, section: str) -> str:
     return key
 
 
-def reply_of(response: httpx.Response) -> Reply:
-    """The completion of a 200. Raises Malformed for a body that holds none."""
-    body = json_of(response)
+def parse_reply(response: httpx.Response) -> ChatReply:
+    """Return the completion in a response with status 200. Raises MalformedReply if the body contains none."""
+    body = parse_json(response)
     try:
         choice = body["choices"][0]
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
         tokens = (body.get("usage") or {}).get("completion_tokens") or 0
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise Malformed(f"its answer is no completion ({words_of(response)[:200] or 'empty'})") from None
+        raise MalformedReply(f"its answer is no completion ({read_error_text(response)[:200] or 'empty'})") from None
     if finish in ("abort", "error") or not isinstance(text, str | None) or not isinstance(tokens, int):
-        raise Malformed(f"its completion is unusable (finish_reason {finish!r})")
-    return Reply(text or "", tokens, finish == "length")
+        raise MalformedReply(f"its completion is unusable (finish_reason {finish!r})")
+    return ChatReply(text or "", tokens, finish == "length")
 
 
-def json_of(response: httpx.Response) -> Any:
-    """The body as JSON; None if it is not. RecursionError: json gives up on deep nesting."""
+def parse_json(response: httpx.Response) -> Any:
+    """Return the body as parsed JSON, or None if it is not JSON."""
     try:
         return json.loads(response.content)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # RecursionError: nested too deep
         return None
 
 
-def words_of(response: httpx.Response) -> str:
-    """The server's words in one line, in the shapes that servers use; or the body itself."""
-    body = json_of(response)
-    found = body if isinstance(body, dict) else {}
-    error = found.get("error", found)
+def read_error_text(response: httpx.Response) -> str:
+    """Return the server's error message in one line, from the JSON fields that servers use, or else the body's text."""
+    body = parse_json(response)
+    fields = body if isinstance(body, dict) else {}
+    error = fields.get("error", fields)
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail")
     return " ".join((str(error) if error else response.text).split())[:300]
 
 
-def retry_after(response: httpx.Response) -> float:
-    """Seconds that the header asks to wait, given as a number or a date; 0 without one."""
+def parse_retry_after(response: httpx.Response) -> float:
+    """Return the seconds to wait that the Retry-After header asks for, as a number or a date; 0 without a header.
+
+    >>> parse_retry_after(httpx.Response(429, headers={"Retry-After": "7"}))
+    7.0
+    """
     value = response.headers.get("retry-after", "")
     try:
         return float(value)

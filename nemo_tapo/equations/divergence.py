@@ -1,4 +1,4 @@
-"""Divergence of a teacher's next-token distribution from the student's, over a vocabulary that may be split over ranks.
+"""Compute the divergence between a teacher's and the student's next-token distribution; ranks may share the vocabulary.
 
 OPSD (arXiv 2601.18734) sums over the vocabulary, with s = log p_S and t = log p_T of the logits divided by the
 sampling temperature,
@@ -35,7 +35,11 @@ FEWEST_PIECES = 128  # about a dozen buffers of a piece's size are in use at onc
 
 @dataclass(frozen=True)
 class DivergenceRules:
-    """Which divergence: see the module's text."""
+    """Which divergence is computed; see the module's text.
+
+    >>> DivergenceRules(beta=0.5, entry_clip=0.05).temperature
+    1.0
+    """
 
     beta: float = 0.0
     entry_clip: float | None = None  # c, nats; None: nothing is cut off
@@ -55,7 +59,7 @@ class TokenDivergence(NamedTuple):
 def token_divergence(
     logits: Tensor, places: Places, tokens: Tensor, teacher: Tensor, rules: DivergenceRules, vocab: VocabShard
 ) -> TokenDivergence:
-    """The divergence at n places (equations of arXiv 2601.18734; see the module's text).
+    """Return the divergence at n places (equations of arXiv 2601.18734; see the module's text).
 
     `logits` [b, s, V_local] of the student, any float type and strides; `places` (row, column) [n] are those that
     predict the tokens, `tokens` [n] the global ids that were sampled there; `teacher` [n, V_local] the teacher's logits
@@ -86,7 +90,7 @@ class _Divergence(torch.autograd.Function):
         sums, chosen = view.numbers(4), view.numbers(2).fill_(-math.inf)
         for piece in view.pieces():
             s, t = view.log_probabilities(piece, norms)
-            p, terms, slopes, cut = _entries(s, t, rules)
+            p, terms, slopes, cut = _clipped_terms(s, t, rules)
             sums[0, piece], sums[1, piece], sums[2, piece] = terms.sum(-1), cut, slopes.sum(-1)
             sums[3, piece] = -torch.where(p > 0, p * s, 0).sum(-1)
             chosen[:, piece] = _of_tokens((s, t), tokens[piece], vocab)
@@ -103,7 +107,7 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """(g_v - p_v sum_u g_u) / temperature, piece by piece into the one gradient tensor."""
+        """Write (g_v - p_v sum_u g_u) / temperature piece by piece into the one gradient tensor."""
         wanted = gradients[0]
         nothing = (None,) * 6
         if wanted is None or not ctx.needs_input_grad[0]:
@@ -114,7 +118,7 @@ class _Divergence(torch.autograd.Function):
         out = torch.zeros_like(logits)  # in the logits' own order of memory
         for piece in view.pieces():
             s, t = view.log_probabilities(piece, norms)
-            p, _, slopes, _ = _entries(s, t, rules)
+            p, _, slopes, _ = _clipped_terms(s, t, rules)
             result = slopes.sub_(p.mul_(slope[piece, None])).mul_(wanted[piece, None] / rules.temperature)
             out[rows[piece], columns[piece], : view.width] = result.to(out.dtype)
         return out, *nothing
@@ -122,7 +126,7 @@ class _Divergence(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _View:
-    """The places that count, and how they are cut into pieces."""
+    """The taught tokens' logits, and how they are cut into pieces."""
 
     logits: Tensor
     rows: Tensor
@@ -141,12 +145,14 @@ class _View:
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
     def numbers(self, kinds: int) -> Tensor:
-        """Zeros [kinds, n]."""
+        """Return zeros [kinds, n]."""
         return torch.zeros(kinds, len(self.rows), dtype=self.dtype, device=self.logits.device)
 
     def pieces(self) -> Iterator[slice]:
-        """Runs of tokens whose [tokens, V] stays small against the logits, and in the cache of a CPU; none without
-        columns."""
+        """Yield runs of tokens whose [tokens, V] is small against the logits and fits the cache of a CPU.
+
+        A rank without columns yields none.
+        """
         count, width = len(self.rows), self.width
         if not width:
             return
@@ -158,19 +164,19 @@ class _View:
             yield slice(start, min(start + tokens, count))
 
     def scaled(self, piece: slice) -> tuple[Tensor, Tensor]:
-        """Logits over temperature [tokens, width] of student and teacher, copies of the working type."""
+        """Return logits / temperature [tokens, width] of student and teacher, copied to the working type."""
         student = self.logits[self.rows[piece], self.columns[piece]][:, : self.width]
         teacher = self.teacher[piece, : self.width]
         return student.to(self.dtype) / self.rules.temperature, teacher.to(self.dtype) / self.rules.temperature
 
     def log_probabilities(self, piece: slice, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """(s, t) [tokens, width]; `norms` [2, n] as `_log_normalisers` has them."""
+        """Return (s, t) [tokens, width]; `norms` [2, n] are those of `_log_normalisers`."""
         student, teacher = self.scaled(piece)
         return student.sub_(norms[0, piece, None]), teacher.sub_(norms[1, piece, None])
 
 
 def _log_normalisers(view: _View) -> Tensor:
-    """log sum exp of student and teacher over the whole vocabulary, [2, n]."""
+    """Return log sum exp of student and teacher over the whole vocabulary, [2, n]."""
     own = view.numbers(2).fill_(-math.inf)
     for piece in view.pieces():
         for which, values in enumerate(view.scaled(piece)):
@@ -184,8 +190,8 @@ def _log_normalisers(view: _View) -> Tensor:
     return top + mass.log()
 
 
-def _entries(s: Tensor, t: Tensor, rules: DivergenceRules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(p_S, l_v, g_v), each of the shape of `s`, the clip applied; and how many entries of a token it cut off."""
+def _clipped_terms(s: Tensor, t: Tensor, rules: DivergenceRules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (p_S, l_v, g_v), each of the shape of `s`, clipped; and how many entries of each token were cut off."""
     p, terms, slopes = _unclipped(s, t, rules.beta)
     if rules.entry_clip is None:
         return p, terms, slopes, torch.zeros_like(s[:, 0])
@@ -194,7 +200,7 @@ def _entries(s: Tensor, t: Tensor, rules: DivergenceRules) -> tuple[Tensor, Tens
 
 
 def _unclipped(s: Tensor, t: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(p_S, l_v, g_v): see the module's text."""
+    """Return (p_S, l_v, g_v): see the module's text."""
     p, q = s.exp(), t.exp()
     if beta == 0:
         return p, _times(q, t - s), q.neg_()
@@ -207,12 +213,12 @@ def _unclipped(s: Tensor, t: Tensor, beta: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def _times(probability: Tensor, difference: Tensor) -> Tensor:
-    """Their product; 0 where the probability is 0, whatever the difference is."""
+    """Multiply them; the product is 0 where the probability is 0, whatever the difference is."""
     return torch.where(probability > 0, probability * difference, 0)
 
 
 def _of_tokens(logs: tuple[Tensor, Tensor], tokens: Tensor, vocab: VocabShard) -> Tensor:
-    """Log-probabilities of the tokens themselves, [2, tokens]; -inf where another rank has the token."""
+    """Return the log-probabilities of the tokens themselves, [2, tokens]; -inf where another rank has the token."""
     local = tokens - vocab.start
     mine = (local >= 0) & (local < logs[0].shape[-1])
     index = torch.where(mine, local, 0).unsqueeze(-1)

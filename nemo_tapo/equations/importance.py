@@ -1,4 +1,4 @@
-"""Importance sampling between engine and actor: pi_old / pi_engine, for rollouts that another implementation sampled.
+"""Weigh tokens by pi_old / pi_engine, for rollouts that another implementation of the policy sampled.
 
 Not part of the paper: NeMo-RL's correction (`loss_fn.use_importance_sampling_correction`), there for engines of lower
 precision. It concerns rows that the engine sampled in the policy's own context. A constructed row was sampled in the
@@ -32,10 +32,15 @@ class ImportanceRules:
 def importance_weights(
     previous: Tensor, generation: Tensor, mask: Tensor, rules: ImportanceRules
 ) -> tuple[Tensor, Tensor]:
-    """(weights [b, s], out of bounds [b, s] as 0/1) from two log-probabilities [b, s] in nats.
+    """Return (weights [b, s], out of bounds [b, s] as 0/1) from two log-probabilities [b, s] in nats.
 
     `mask` [b, s] names the tokens that count in a row's geometric mean. No gradient flows through the weights; a
     quotient that is not finite weighs 0.
+
+    >>> old, engine = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.5]]).log()
+    >>> weights, outside = importance_weights(old, engine, torch.ones(1, 2), ImportanceRules("tis", 0.0, 1.5))
+    >>> weights.tolist(), outside.tolist()
+    ([[1.5, 1.0]], [[1.0, 0.0]])
     """
     with torch.no_grad():
         logs = torch.where(mask > 0, previous - generation, torch.zeros_like(previous))

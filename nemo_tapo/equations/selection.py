@@ -1,4 +1,4 @@
-"""Difficulty-aware candidate selection (Eq. 3 of arXiv 2606.18844, section 3.3.1)."""
+"""Select candidates by difficulty (Eq. 3 of arXiv 2606.18844, section 3.3.1)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from nemo_tapo.utils.seeding import rng
 
 
 class Zone(str, Enum):
-    """Where a query lies relative to what the policy can do."""
+    """Where a query lies relative to what the policy can do.
+
+    >>> Zone.ELIGIBLE.value
+    'eligible'
+    """
 
     ELIGIBLE = "eligible"  # the zone of proximal development: sometimes right, sometimes wrong
     MASTERED = "mastered"  # fewer than n_neg incorrect rollouts
     BEYOND = "beyond"  # fewer than n_pos correct rollouts
 
 
-def zone(group: Group, n_pos: int, n_neg: int) -> Zone:
-    """Eq. 3: eligible if |P| >= n_pos and |N| >= n_neg.
+def classify_zone(group: Group, n_pos: int, n_neg: int) -> Zone:
+    """Classify a query by its rollouts (Eq. 3): eligible if |P| >= n_pos and |N| >= n_neg.
 
     With K >= n_pos + n_neg (config.py insists) a query cannot miss both thresholds, so the zones are disjoint.
     """
@@ -29,11 +33,11 @@ def zone(group: Group, n_pos: int, n_neg: int) -> Zone:
 
 
 def select_pairs(group: Group, n_pos: int, n_neg: int, m_max: int, seed: int, step: int) -> tuple[Pair, ...]:
-    """Up to m_max incorrect rollouts, without replacement, each with a correct one drawn uniformly.
+    """Draw up to m_max incorrect rollouts, without replacement, each with a correct one drawn uniformly.
 
     The draw depends on (seed, step, query uid) alone. An ineligible query gives no pair.
     """
-    if zone(group, n_pos, n_neg) is not Zone.ELIGIBLE:
+    if classify_zone(group, n_pos, n_neg) is not Zone.ELIGIBLE:
         return ()
     draw = rng(seed, "select", step, group.query.uid)
     wrong = draw.sample(group.incorrect, min(m_max, len(group.incorrect)))

@@ -1,4 +1,4 @@
-"""The clipped surrogate (Eq. 2 and 8 of arXiv 2606.18844) and the divergence from the reference policy."""
+"""Compute the clipped surrogate (Eq. 2 and 8 of arXiv 2606.18844) and the divergence from the reference policy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ LARGEST_LOG_RATIO = 60.0  # e^60 is far beyond any clip bound, and its gradient 
 def clipped_surrogate(
     logp: Tensor, previous: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) for every token (Eq. 2).
+    """Return -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) for every token (Eq. 2).
 
     `logp` [b, S] nats under the policy, `previous` [b, S] under the policy that sampled, `advantages` broadcastable.
     Returns (loss [b, S], rho [b, S] detached, clipped [b, S] as 0/1: where the clipped branch was the smaller).
     Where both log-probabilities are -inf, rho is 1: the token was impossible before and still is.
+
+    >>> half, quarter = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+    >>> loss, rho, clipped = clipped_surrogate(half, quarter, torch.tensor([[3.0]]), 0.2, 0.2)
+    >>> round(float(rho), 4), round(float(loss), 4), float(clipped)  # rho 2 is clipped to 1.2
+    (2.0, -3.6, 1.0)
     """
     log_ratio = _difference(logp, previous).clamp(max=LARGEST_LOG_RATIO)
     ratio = torch.exp(log_ratio)
@@ -28,10 +33,13 @@ def clipped_surrogate(
 
 
 def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
-    """The k3 estimate of KL(pi || pi_ref) from one sampled token: exp(d) - d - 1, d = log pi_ref - log pi.
+    """Return the k3 estimate of KL(pi || pi_ref) from one sampled token: exp(d) - d - 1, d = log pi_ref - log pi.
 
     Nats, 0 where the two agree; `expm1` keeps its precision where they almost do. Source: J. Schulman, "Approximating
     KL divergence", 2020.
+
+    >>> k3_divergence(torch.tensor(0.5).log(), torch.tensor(1.0).log())  # d = ln 2: 2 - ln 2 - 1
+    tensor(0.3069)
     """
     difference = _difference(reference, logp)
     return torch.expm1(difference) - difference
@@ -39,7 +47,7 @@ def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KLRules:
-    """How the penalty on the KL to the reference is differentiated and bounded; the defaults are k3 as it is.
+    """How the penalty on the KL to the reference is differentiated and bounded; the defaults are plain k3.
 
     `sampling_gradient`: the tokens are samples of the policy itself, so the gradient of an expectation over them has a
     second part, k3 times the gradient of log pi. With it the gradient is log pi - log pi_ref times that of log pi, the
@@ -52,7 +60,11 @@ class KLRules:
 
 
 def kl_penalty(logp: Tensor, reference: Tensor, rules: KLRules) -> Tensor:
-    """The k3 divergence [b, s] to be penalised, nats; `rules` say what its gradient is."""
+    """Return the k3 divergence [b, s] to be penalised, in nats; `rules` decide its gradient.
+
+    >>> kl_penalty(torch.tensor(0.5).log(), torch.tensor(1.0).log(), KLRules(output_clamp=0.25))
+    tensor(0.2500)
+    """
     difference = _difference(reference, logp)
     if rules.input_clamp is not None:
         difference = difference.clamp(-rules.input_clamp, rules.input_clamp)
@@ -63,5 +75,5 @@ def kl_penalty(logp: Tensor, reference: Tensor, rules: KLRules) -> Tensor:
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """a - b, and 0 where both are -inf: a token that is impossible under either policy. A nan stays one."""
+    """Return a - b, and 0 where both are -inf (a token that is impossible under either policy). A nan stays a nan."""
     return torch.where(torch.isneginf(a) & torch.isneginf(b), torch.zeros_like(a), a - b)

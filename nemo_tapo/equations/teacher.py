@@ -1,4 +1,4 @@
-"""Where a response's tokens stand in the student's row and in the teacher's.
+"""Find a response's tokens in the student's row and in the teacher's.
 
 Both rows end with the same response, after prompts of different lengths (arXiv 2601.18734: the teacher reads the
 question and a correct solution, and is forced along the student's own response):
@@ -19,24 +19,24 @@ from nemo_tapo.types import Batch
 Places = tuple[Tensor, Tensor]  # (row [n], column [n]) of n tokens, in row order
 
 
-def taught_tokens(batch: Batch) -> Places:
-    """The tokens that carry loss, where the student's rows have them."""
+def find_taught_tokens(batch: Batch) -> Places:
+    """Return the places of the tokens that carry loss, in the student's rows."""
     rows, columns = (batch.token_mask * batch.sample_mask[:, None]).nonzero(as_tuple=True)
     return rows, columns
 
 
-def in_teacher_rows(batch: Batch, places: Places) -> Places:
-    """The same tokens in `batch.teacher_input_ids`."""
+def to_teacher_rows(batch: Batch, places: Places) -> Places:
+    """Return the places of the same tokens in `batch.teacher_input_ids`."""
     assert batch.teacher_input_lengths is not None
     rows, columns = places
     return rows, columns + (batch.teacher_input_lengths - batch.input_lengths)[rows]
 
 
-def teacher_batch(batch: Batch) -> Batch:
-    """The teacher's rows as a batch of their own, to be scored; their token mask has the same tokens."""
+def make_teacher_batch(batch: Batch) -> Batch:
+    """Make a batch of the teacher's rows, to be scored; its token mask has the same tokens."""
     assert batch.teacher_input_ids is not None and batch.teacher_input_lengths is not None
     token_mask = torch.zeros(batch.teacher_input_ids.shape)
-    token_mask[in_teacher_rows(batch, taught_tokens(batch))] = 1.0
+    token_mask[to_teacher_rows(batch, find_taught_tokens(batch))] = 1.0
     return Batch(
         input_ids=batch.teacher_input_ids,
         input_lengths=batch.teacher_input_lengths,
@@ -48,9 +48,9 @@ def teacher_batch(batch: Batch) -> Batch:
     )
 
 
-def with_teacher_logprobs(batch: Batch, scores: Tensor) -> Batch:
-    """`batch` with `scores` [B, S'] of `teacher_batch(batch)` at its own tokens; the teacher's rows are done with."""
-    places = taught_tokens(batch)
+def add_teacher_logprobs(batch: Batch, scores: Tensor) -> Batch:
+    """Put `scores` [B, S'] of `make_teacher_batch(batch)` at the tokens of `batch`, and drop the teacher's rows."""
+    places = find_taught_tokens(batch)
     values = torch.zeros(batch.input_ids.shape)
-    values[places] = scores[in_teacher_rows(batch, places)]
+    values[places] = scores[to_teacher_rows(batch, places)]
     return replace(batch, teacher_logprobs=values, teacher_input_ids=None, teacher_input_lengths=None)

@@ -1,4 +1,4 @@
-"""Log-probability and entropy of the next token over a vocabulary that may be split over ranks.
+"""Compute log-probability and entropy of the next token over a vocabulary that may be split over ranks.
 
 Eq. 7 of arXiv 2606.18844 needs log p(y_t) and the exact entropy H_t of the distribution that y_t came from. Both
 fall out of one pass over the logits x: with m = max x, Z = sum exp(x - m) and D = sum p (x - m),
@@ -42,14 +42,18 @@ class VocabShard:
     group: dist.ProcessGroup | None = None  # the ranks that share the vocabulary; None: this one has all of it
 
     def columns(self, width: int) -> int:
-        """How many of this rank's `width` columns are true tokens."""
+        """Return how many of this rank's `width` columns are real tokens, not padding.
+
+        >>> VocabShard(start=4, size=6).columns(4)
+        2
+        """
         return max(0, min(width, self.size - self.start))
 
 
 def token_logprobs_and_entropy(
     logits: Tensor, targets: Tensor, vocab: VocabShard, with_entropy: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """log p(target) and entropy of every position, nats: the two terms of s_t in Eq. 7 of arXiv 2606.18844.
+    """Return log p(target) and entropy of every position, in nats: the two terms of s_t in Eq. 7 of arXiv 2606.18844.
 
     `logits` [b, s, V_local] of any float type and any strides; `targets` [b, s] int64, global token ids. Returns
     (logp [b, s], entropy [b, s] or None), fp32 (fp64 for fp64 logits), equal on all ranks of `vocab.group`.
@@ -57,6 +61,10 @@ def token_logprobs_and_entropy(
     The log-probability is differentiable, the entropy is not: in TAPO it is part of a weight. A logit of -inf is a
     token of probability 0 and adds nothing to the entropy; as a target its log-probability is -inf. A target that
     is no token of the vocabulary has log-probability -inf as well. A position without any finite logit gives nan.
+
+    >>> logits = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
+    >>> token_logprobs_and_entropy(logits, torch.tensor([[0]]), VocabShard(0, 3))  # ln 0.5; 1.5 ln 2
+    (tensor([[-0.6931]]), tensor([[1.0397]]))
     """
     if logits.ndim != 3 or targets.shape != logits.shape[:2]:
         raise ValueError(
@@ -74,7 +82,7 @@ class _Scores(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, vocab: VocabShard, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        """Returns (logp, entropy); entropy is empty when not asked for."""
+        """Return (logp, entropy); entropy is empty when not asked for."""
         top, mass, drift = _local_sums(logits, vocab, with_entropy)
         chosen, share = _own_targets(logits, targets, vocab, top.dtype), None
         if vocab.group is not None:
@@ -90,7 +98,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        """d logp / d x = onehot(target) - p, written piece by piece into the one gradient tensor."""
+        """Write d logp / d x = onehot(target) - p piece by piece into the one gradient tensor."""
         slope = gradients[0]
         if slope is None or not ctx.needs_input_grad[0]:
             return None, None, None, None
@@ -132,18 +140,18 @@ class _Workspace:
         return self._buffers[which][:count].view(shape)
 
     def widened(self, x: Tensor) -> Tensor:
-        """`x` itself if it is contiguous and of the working type, else a copy that is."""
+        """Return `x` itself if it is contiguous and of the working type, else a copy that is."""
         if x.dtype == self._dtype and x.is_contiguous():
             return x
         return self._buffer(0, x.shape).copy_(x)
 
     def softmax(self, x: Tensor, into: Tensor | None = None) -> Tensor:
-        """Softmax over the last dimension: in `into` where that can hold it directly, else in a buffer."""
+        """Take the softmax over the last dimension: into `into` where that can hold it directly, else into a buffer."""
         fits = into is not None and into.dtype == self._dtype and into.is_contiguous()
         return torch.softmax(self.widened(x), -1, out=into if fits else self._buffer(1, x.shape))
 
     def deviation(self, x: Tensor, top: Tensor) -> Tensor:
-        """x - top in a buffer, -inf replaced by a number whose exp is 0."""
+        """Write x - top to a buffer, with -inf replaced by a number whose exp is 0."""
         out = self._buffer(0, x.shape)  # may be x itself, widened
         return torch.sub(x, top.unsqueeze(-1), out=out).clamp_min_(SMALLEST_EXPONENT)
 
@@ -153,7 +161,7 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
 
 
 def _pieces(logits: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts [b, s] into rectangles of whole rows, or parts of one row, of bounded size.
+    """Cut [b, s] into rectangles of bounded size: whole rows, or parts of one row.
 
     Rectangles, because a view of them exists for any strides: `logits[:, :-1]` is never copied.
     """
@@ -174,7 +182,7 @@ def _pieces(logits: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _local_sums(logits: Tensor, vocab: VocabShard, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(m, Z, D) over this rank's columns, each [b, s]; see the module's text. D stays 0 without entropy.
+    """Return (m, Z, D) over this rank's columns, each [b, s]; see the module's text. D stays 0 without entropy.
 
     Without a finite logit Z and D are 0 and m is a number smaller than any logit.
     """
@@ -196,14 +204,14 @@ def _local_sums(logits: Tensor, vocab: VocabShard, with_entropy: bool) -> tuple[
 
 
 def _local_index(targets: Tensor, vocab: VocabShard, width: int) -> tuple[Tensor, Tensor]:
-    """(column of each target in this rank's logits, 0 where elsewhere; whether it is here)."""
+    """Return the column of each target in this rank's logits (0 if it is on another rank), and a mask of those here."""
     local = targets - vocab.start
     mine = (local >= 0) & (local < width)
     return torch.where(mine, local, 0), mine
 
 
 def _own_targets(logits: Tensor, targets: Tensor, vocab: VocabShard, dtype: torch.dtype) -> Tensor:
-    """The logit of each target, [b, s]; -inf where another rank has it, or none."""
+    """Return the logit of each target, [b, s]; -inf where another rank has it, or no rank."""
     width = vocab.columns(logits.shape[-1])
     if not width:
         return torch.full(targets.shape, -torch.inf, dtype=dtype, device=logits.device)
@@ -215,7 +223,7 @@ def _own_targets(logits: Tensor, targets: Tensor, vocab: VocabShard, dtype: torc
 def _combine(
     top: Tensor, mass: Tensor, drift: Tensor, chosen: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Each rank's (m, Z, D, x_y) to the whole vocabulary's, and this rank's share of Z."""
+    """Combine the ranks' (m, Z, D, x_y) to those of the whole vocabulary; return them and this rank's share of Z."""
     highest = torch.stack([top, chosen])  # at most one rank has the target: its logit is the largest of all
     dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
     common = highest[0]

@@ -1,21 +1,21 @@
-"""Evaluation: plain single-pass generation on the held-out problems, and how well synthesis still works."""
+"""Evaluate a model on held-out problems by plain generation, and measure how well its synthesis works."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
-from nemo_tapo.algorithms.synthesis import construction_counts
+from nemo_tapo.algorithms.synthesis import count_constructions
 from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.evaluation.results import Evaluated, read_evaluated
-from nemo_tapo.evaluation.sample_store import Sample, Store, folder_of
-from nemo_tapo.evaluation.samplers import Sampler, Verify, missing, take
+from nemo_tapo.evaluation.results import EvaluationResult, read_evaluation
+from nemo_tapo.evaluation.sample_store import Sample, SampleStore, get_evaluation_folder
+from nemo_tapo.evaluation.samplers import ResponseSampler, Verify, list_missing_jobs, take_samples
 from nemo_tapo.metrics import BEYOND, ELIGIBLE, MASTERED, MIXED_REFLECTION_GROUPS, REFLECTION_GROUPS
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
@@ -24,8 +24,25 @@ from nemo_tapo.utils.signals import Stop
 Benchmarks = Mapping[str, Sequence[Query]]
 
 
-def settings_of(cfg: RunConfig, model: Mapping[str, Any], benchmarks: Benchmarks) -> dict[str, Any]:
-    """What decides the samples of an evaluation. model: what tells its weights from others'."""
+@dataclass(frozen=True)
+class EvaluationTarget:
+    """The model that an evaluation measures, the evaluation's name, and its benchmarks.
+
+    >>> target = EvaluationTarget("before", {"weights": "9f86d0"}, {"sums": [Query("7", "47+38=?", "85")]})
+    >>> {name: len(queries) for name, queries in target.benchmarks.items()}
+    {'sums': 1}
+    """
+
+    name: str  # names the folder of the samples and the entry in evaluation.json
+    model: Mapping[str, Any]  # identifies its weights; see model_files.get_model_identity
+    benchmarks: Benchmarks  # {name: queries with their prompt_ids}
+
+
+def get_sampling_settings(cfg: RunConfig, model: Mapping[str, Any], benchmarks: Benchmarks) -> dict[str, Any]:
+    """Return the settings that determine an evaluation's samples, as the store's settings.json keeps them.
+
+    model: the identity of the weights, see model_files.get_model_identity.
+    """
     e = cfg.evaluation
     return {
         "model": dict(model),
@@ -34,8 +51,8 @@ def settings_of(cfg: RunConfig, model: Mapping[str, Any], benchmarks: Benchmarks
         "benchmarks": {
             name: {
                 "problems": len(queries),
-                "data": digest([(q.uid, q.user_text, q.answer) for q in queries]),
-                "prompts": digest([q.prompt_ids for q in queries]),
+                "data": hash_json([(q.uid, q.user_text, q.answer) for q in queries]),
+                "prompts": hash_json([q.prompt_ids for q in queries]),
             }
             for name, queries in benchmarks.items()
         },
@@ -44,50 +61,57 @@ def settings_of(cfg: RunConfig, model: Mapping[str, Any], benchmarks: Benchmarks
     }
 
 
-def digest(value: Any) -> str:
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, in hex.
+
+    >>> hash_json([1, "a"])[:8]
+    '4a72386a'
+    """
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 async def evaluate(
     cfg: RunConfig,
-    name: str,
-    model: Mapping[str, Any],
-    benchmarks: Benchmarks,
-    sampler: Sampler,
+    target: EvaluationTarget,
+    sampler: ResponseSampler,
     verify: Verify,
     progress: Progress,
     stop: Stop,
-) -> Evaluated:
-    """n samples of every problem in every run, those on disk not taken again; returns them all, graded.
+) -> EvaluationResult:
+    """Take and grade n samples of every problem in every run, and return all of them.
 
-    Raises ValueError if a benchmark is empty or the folder holds samples of other settings, Stopped on request, and
-    what the sampler raises; samples taken until then are kept.
+    Samples that are already on disk are not taken again. Raises ValueError if a benchmark is empty or the folder holds
+    samples of other settings, Stopped if a stop is requested, and whatever the sampler raises. The samples taken until
+    then are kept.
     """
+    benchmarks = target.benchmarks
     for benchmark, queries in benchmarks.items():
         if not queries:
             raise ValueError(f"{benchmark} has no usable problem: nothing to evaluate.")
-    folder = folder_of(cfg.output, name)
-    with Store(folder, settings_of(cfg, model, benchmarks)) as store:
-        jobs = missing(benchmarks, cfg.evaluation, {benchmark: store.done(benchmark) for benchmark in benchmarks})
+    folder = get_evaluation_folder(cfg.output, target.name)
+    with SampleStore(folder, get_sampling_settings(cfg, target.model, benchmarks)) as store:
+        jobs = list_missing_jobs(
+            benchmarks, cfg.evaluation, {benchmark: store.read_keys(benchmark) for benchmark in benchmarks}
+        )
         total = sum(map(len, benchmarks.values())) * cfg.evaluation.runs * cfg.evaluation.samples
-        stage = progress.stage(f"evaluating ({name})", total, "samples", done=total - len(jobs))
+        stage = progress.start_stage(f"evaluating ({target.name})", total, "samples", done=total - len(jobs))
         right = taken = 0
 
         def keep(sample: Sample) -> None:
             nonlocal right, taken
             store.add(sample)
             right, taken = right + (sample.reward > 0), taken + 1
-            stage.note(f"accuracy {right / taken:.3f}")
+            stage.set_note(f"accuracy {right / taken:.3f}")
             stage.advance()
 
-        await take(jobs, sampler, verify, cfg.seed, keep, stop)
+        await take_samples(jobs, sampler, verify, cfg.seed, keep, stop)
     stop.check(f"{total - len(jobs) + taken} of {total} samples are in {folder}")
-    progress.status("summarising")
-    return read_evaluated(folder)
+    progress.set_phase("summarising")
+    return read_evaluation(folder)
 
 
-def shown_settings(cfg: RunConfig) -> dict[str, Any]:
-    """The entry "settings" of evaluation.json."""
+def make_settings_entry(cfg: RunConfig) -> dict[str, Any]:
+    """Return the entry "settings" of evaluation.json."""
     e = cfg.evaluation
     return {
         "samples": e.samples,
@@ -100,16 +124,18 @@ def shown_settings(cfg: RunConfig) -> dict[str, Any]:
 
 
 async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks, queries: int) -> dict[str, float]:
-    """One TAPO step on held-out queries without its update: how many pairs parse, are right, and give mixed groups.
+    """Run one TAPO step without its update and count how many pairs parse, are correct, and give mixed groups.
 
-    On the first `queries` of all benchmarks.
+    The step takes the first `queries` held-out queries of all benchmarks together.
     """
-    several = len(benchmarks) > 1  # then uids need not differ between them
-    held_out = [replace(q, uid=f"{name}/{q.uid}") if several else q for name, of in benchmarks.items() for q in of]
+    several = len(benchmarks) > 1  # uids are unique within one benchmark only
+    held_out = [
+        replace(q, uid=f"{name}/{q.uid}") if several else q for name, one_set in benchmarks.items() for q in one_set
+    ]
     rollout = cfg.rollout.model_copy(update={"logprobs": "never"})
     algorithm: GRPO = TAPO(cfg.model_copy(update={"rollout": rollout}), tools)
     experience = await algorithm.experience(0, held_out[:queries])
     metrics = algorithm.metrics(experience, algorithm.rows(experience))
-    counts = construction_counts(experience.constructions)
+    counts = count_constructions(experience.constructions)
     names = (ELIGIBLE, MASTERED, BEYOND, REFLECTION_GROUPS, MIXED_REFLECTION_GROUPS)
     return {k.removeprefix("tapo/"): v for k, v in {**{n: metrics[n] for n in names}, **counts}.items()}

@@ -1,13 +1,13 @@
-"""95% intervals of means over problems, by resampling problems.
+"""Compute 95% intervals of means over problems by resampling the problems.
 
-What an interval covers: that other problems of the same kind could have been asked, and, through the spread it adds
-to the problems' values, that other responses could have been sampled. What it does not: other training runs of the
-same method, mistakes of the verifier, and problems of another kind. Read as a statement on these very problems alone,
-whose difficulty is then no accident, it is too wide.
+An interval covers two sources of chance: the choice of the problems among others of the same kind, and the sampling of
+the responses, which adds spread to the problems' values. It does not cover other training runs of the same method,
+mistakes of the verifier, or problems of another kind. For a statement about exactly these problems it is too wide,
+because then their difficulty is not random.
 
-It is the percentile interval. With few problems it is a little narrow: of simulated benchmarks of 30 problems it
-covers the truth in 93%, of 200 in 95%. Where all problems' values are the same it has no width, which says nothing:
-"none of 30 was ever solved" is compatible with a small rate.
+It is the percentile interval. With few problems it is slightly too narrow: in simulations it covers the true value for
+93% of benchmarks with 30 problems and for 95% of benchmarks with 200. Where all problems have the same value it has no
+width, which is not evidence of certainty: a small rate is still possible if none of 30 problems was ever solved.
 """
 
 from __future__ import annotations
@@ -18,25 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 2000
-SEED = 0  # fixed: the same samples give the same interval, and two models on the same problems the same draws
-CHUNK = 2**23  # entries of the resampling matrix at a time
+SEED = 0  # fixed: the same samples give the same interval, and two models on the same problems get the same draws
+CHUNK = 2**23  # entries of the resampling matrix held in memory at once
 
 Floats = NDArray[np.float64]
 
 
-def interval95(sets: Sequence[Floats], draws: int = DRAWS) -> Floats:
-    """[M, 2]: lower and upper end for each of M measures.
+def bootstrap_interval95(sets: Sequence[Floats], draws: int = DRAWS) -> Floats:
+    """Return [M, 2]: the lower and upper end of the interval of each of M measures.
 
-    sets: one [problems, M] array a benchmark, one value a problem (its mean over runs). With several, problems are
-    resampled within each, and what is measured is the mean of the benchmarks' means: each counts the same, however
-    many problems it has. For a paired difference the values are the problems' differences.
+    sets: one [problems, M] array per benchmark, with one value per problem (its mean over runs). If there are several,
+    problems are resampled within each benchmark, and the interval is that of the mean of the benchmarks' means: each
+    benchmark counts the same, however many problems it has. For a paired difference the values are the problems'
+    differences.
+
+    >>> bootstrap_interval95([np.array([[0.0], [1.0], [1.0], [1.0]])])
+    array([[0.25, 1.  ]])
     """
-    means = np.mean([_means(values, draws, SEED + place) for place, values in enumerate(sets)], axis=0)
+    means = np.mean([_resample_means(values, draws, SEED + place) for place, values in enumerate(sets)], axis=0)
     return np.asarray(np.percentile(means, [2.5, 97.5], axis=0).T)
 
 
-def _means(values: Floats, draws: int, seed: int) -> Floats:
-    """[draws, M] means over as many problems as there are, drawn with replacement."""
+def _resample_means(values: Floats, draws: int, seed: int) -> Floats:
+    """Return [draws, M]: means over as many problems as there are, drawn with replacement."""
     problems = len(values)
     generator = np.random.default_rng(seed)
     parts = []

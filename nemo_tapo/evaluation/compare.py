@@ -1,4 +1,4 @@
-"""`nemo-tapo compare A B`: two evaluations of the same problems, and what is between them."""
+"""Compare two evaluations of the same problems: `nemo-tapo compare A B`."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from nemo_tapo.evaluation.accuracy import Measures, change, names, require_same_problems
-from nemo_tapo.evaluation.results import Evaluated, of_title, read_evaluated, titles
-from nemo_tapo.evaluation.sample_store import FOLDER, SETTINGS, differences
+from nemo_tapo.evaluation.accuracy import Measures, list_measure_names, measure_change, require_same_problems
+from nemo_tapo.evaluation.results import EvaluationResult, get_measures, list_titles, read_evaluation
+from nemo_tapo.evaluation.sample_store import FOLDER, SETTINGS, list_differences
 
 
-def compare(first: Path, second: Path, width: int | None = None) -> str:
-    """Both evaluations, their paired differences (second minus first), and which intervals exclude 0, as text.
+def compare_evaluations(first: Path, second: Path, width: int | None = None) -> str:
+    """Return a text with both evaluations, their paired differences (second minus first), and whether those exclude 0.
 
-    Raises ValueError if one is no finished evaluation, if they were sampled with other settings, or have not the same
-    problems.
+    Raises ValueError if one of them is not a finished evaluation, if their sampling settings differ, or if their
+    problems differ.
     """
-    one, two = read_evaluated(find(first)), read_evaluated(find(second))
+    one, two = read_evaluation(find_evaluation(first)), read_evaluation(find_evaluation(second))
     require_comparable(one, two)
-    gain = change(one.graded, two.graded)
-    a, b = label(one, two), label(two, one)
-    return tables({a: one.summary, b: two.summary}, gain, one.settings["samples"], width)
+    gain = measure_change(one.graded, two.graded)
+    a, b = make_label(one, two), make_label(two, one)
+    return format_comparison({a: one.summary, b: two.summary}, gain, one.settings["samples"], width)
 
 
-def find(folder: Path) -> Path:
-    """The folder of an evaluation's samples: itself, or the only one of a run, or what the run was "after" its RL.
+def find_evaluation(folder: Path) -> Path:
+    """Return the folder of an evaluation's samples, given that folder or a run's.
 
-    Raises ValueError if there is none, or several to choose from.
+    Of a run it is the evaluation "after" (RL), or the only one. Raises ValueError if the run has no evaluation, or
+    several without an "after".
     """
     if (folder / SETTINGS).is_file():
         return folder
-    found = sorted(path.parent for path in folder.glob(f"{FOLDER}/*/{SETTINGS}"))
-    after = [path for path in found if path.name == "after"]
-    if not found:
+    folders = sorted(path.parent for path in folder.glob(f"{FOLDER}/*/{SETTINGS}"))
+    after = [path for path in folders if path.name == "after"]
+    if not folders:
         raise ValueError(f"{folder} holds no evaluation: run `nemo-tapo evaluate` with that output first.")
-    if len(found) > 1 and not after:
-        raise ValueError(f"{folder} holds several evaluations; name one of {', '.join(map(str, found))}.")
-    return after[0] if after else found[0]
+    if len(folders) > 1 and not after:
+        raise ValueError(f"{folder} holds several evaluations; name one of {', '.join(map(str, folders))}.")
+    return after[0] if after else folders[0]
 
 
-def require_comparable(one: Evaluated, two: Evaluated) -> None:
-    """Raises ValueError, naming what differs: benchmarks, problems, sampling settings, or the problems' text.
+def require_comparable(one: EvaluationResult, two: EvaluationResult) -> None:
+    """Raise ValueError, naming what differs, unless two evaluations can be compared.
+
+    They need the same benchmarks, problems, sampling settings, and texts of the problems.
 
     The model, the seed, the number of runs and the tokens that a chat template makes of a prompt may differ.
     """
     require_same_problems(one.graded, two.graded)
-    sides = [_sampling(side.settings) for side in (one, two)]
-    changed = differences(sides[0], sides[1], ["evaluation"])
+    sides = [_get_shared_settings(side.settings) for side in (one, two)]
+    changed = list_differences(sides[0], sides[1], ["evaluation"])
     if changed:
         raise ValueError(f"the evaluations were sampled differently ({'; '.join(changed)}): evaluate one again.")
     texts = [name for name in sides[0]["data"] if sides[0]["data"][name] != sides[1]["data"][name]]
@@ -58,41 +61,53 @@ def require_comparable(one: Evaluated, two: Evaluated) -> None:
         )
 
 
-def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What two evaluations have to share."""
+def _get_shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that two comparable evaluations share."""
     return {
         "evaluation": {**settings["evaluation"], "samples": settings["samples"]},
-        "data": {name: of["data"] for name, of in settings["benchmarks"].items()},
+        "data": {name: entry["data"] for name, entry in settings["benchmarks"].items()},
     }
 
 
-def label(one: Evaluated, other: Evaluated) -> str:
-    """As short as tells the two apart: the evaluation's name, or the run's before it."""
+def make_label(one: EvaluationResult, other: EvaluationResult) -> str:
+    """Return the shortest label that tells `one` from `other`: its name, with the run's name before it if needed."""
     name = unquote(one.folder.name)
     return name if one.folder.name != other.folder.name else f"{one.folder.resolve().parents[1].name}: {name}"
 
 
-def tables(sides: Mapping[str, Mapping[str, Any]], gain: Mapping[str, Any], n: int, width: int | None) -> str:
-    """The text of `compare`: a table a benchmark, then what is to be said of the differences."""
-    from nemo_tapo.evaluation.tables import HEAD, LEGEND, Table, compared, print_tables
+def format_comparison(
+    sides: Mapping[str, Mapping[str, Any]], gain: Mapping[str, Any], n: int, width: int | None
+) -> str:
+    """Format a comparison: one table per benchmark, then one sentence per benchmark on the differences."""
+    from nemo_tapo.evaluation.tables import HEAD, LEGEND, EvaluationTable, make_comparison_rows, render_tables
 
-    found = [
-        Table(title, [*sides, HEAD, "excludes 0"], rows)
-        for title in titles(sides)
-        if (rows := compared([of_title(side, title) for side in sides.values()], of_title(gain, title)))
+    tables = [
+        EvaluationTable(title, [*sides, HEAD, "excludes 0"], rows)
+        for title in list_titles(sides)
+        if (
+            rows := make_comparison_rows(
+                [get_measures(side, title) for side in sides.values()], get_measures(gain, title)
+            )
+        )
     ]
-    verdict = [f"{title}: {sentence(of_title(gain, title), n)}" for title in titles(sides)]
-    return print_tables(found, [*verdict, LEGEND], width)
+    sentences = [f"{title}: {describe_change(get_measures(gain, title), n)}" for title in list_titles(sides)]
+    return render_tables(tables, [*sentences, LEGEND], width)
 
 
-def sentence(gain: Measures, n: int) -> str:
-    """ "outside what resampling the problems explains: pass@1, pass@2; within it: ..."."""
-    outside = [name for name in names(n) if excludes_zero(gain, name)]
+def describe_change(gain: Measures, n: int) -> str:
+    """Say in a sentence which measures' differences have an interval that excludes 0.
+
+    >>> describe_change({f"{name}/interval95": [0.1, 0.2] for name in ("pass@1", "first@1", "maj@1")}, n=1)
+    'the interval of the difference excludes 0 for pass@1, first@1, maj@1 (3 were looked at).'
+    """
+    names = list_measure_names(n)
+    outside = [name for name in names if excludes_zero(gain, name)]
     if not outside:
         return "every interval of a difference holds 0; these problems do not tell the two apart."
-    return f"the interval of the difference excludes 0 for {', '.join(outside)} ({len(names(n))} were looked at)."
+    return f"the interval of the difference excludes 0 for {', '.join(outside)} ({len(names)} were looked at)."
 
 
 def excludes_zero(gain: Measures, name: str) -> bool:
+    """Return whether the 95% interval of the measure's difference lies on one side of 0."""
     low, high = gain[f"{name}/interval95"]
     return bool(low > 0 or high < 0)

@@ -1,8 +1,8 @@
-"""Which model a path means: a Hugging Face directory, a finished run, or a checkpoint of a run.
+"""Find the model that a path means: a Hugging Face directory, a finished run, or a checkpoint of a run.
 
-assets/tiny-base                        itself
+assets/tiny-base                        the directory itself
 runs/demo                               runs/demo/hf
-runs/demo/checkpoints/step-000050       its weights, with the configuration and tokenizer of the run's model
+runs/demo/checkpoints/step-000050       its weights, with the configuration and the tokenizer of the run's model
 """
 
 from __future__ import annotations
@@ -10,44 +10,50 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from nemo_tapo.checkpoint import MANIFEST, find_fault
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.evaluation.sample_store import folder_of
+from nemo_tapo.evaluation.sample_store import get_evaluation_folder
 from nemo_tapo.utils.files import sha256
 
-if TYPE_CHECKING:
-    pass
-
 HF, CHECKPOINTS, INITIAL, WEIGHTS = "hf", "checkpoints", "initial", "model.safetensors"
-ASSEMBLED = "model"  # of a checkpoint, within the evaluation's folder
+ASSEMBLED = "model"  # subfolder of the evaluation's folder: the directory assembled from a checkpoint
 
 
-def name_of(path: Path) -> str:
-    """What an evaluation of `path` is called: "tiny-base", "demo", "demo-step-000050", "demo-coldstart"."""
+def make_evaluation_name(path: Path) -> str:
+    """Return the name of an evaluation of the model at `path`.
+
+    >>> make_evaluation_name(Path("runs/demo/hf"))
+    'demo'
+    >>> make_evaluation_name(Path("runs/demo/coldstart/hf")), make_evaluation_name(Path("assets/tiny-base"))
+    ('demo-coldstart', 'tiny-base')
+    >>> make_evaluation_name(Path("runs/demo/checkpoints/step-000050"))
+    'demo-step-000050'
+    """
     path = path.resolve()
     if is_checkpoint(path):
-        return f"{name_of(path.parent.parent)}-{path.name}"
+        return f"{make_evaluation_name(path.parent.parent)}-{path.name}"
     if path.name == HF:
         path = path.parent
     return f"{path.parent.name}-{path.name}" if path.name == "coldstart" else path.name
 
 
 def is_checkpoint(path: Path) -> bool:
+    """Return whether `path` names a checkpoint of a run, by its parent folder or by its manifest."""
     return path.resolve().parent.name == CHECKPOINTS or (path / MANIFEST).is_file()
 
 
-def locate(path: Path, workspace: Path) -> Path:
-    """The Hugging Face directory of what `path` names; one for a checkpoint is put together in `workspace`.
+def locate_model(path: Path, workspace: Path) -> Path:
+    """Return the Hugging Face directory of the model that `path` names.
 
-    Raises ValueError for a run without a result, a damaged checkpoint, and one whose model is not to be found. Other
-    paths are returned as they are.
+    For a checkpoint, the directory is assembled in `workspace`. Any path other than a run or a checkpoint is
+    returned unchanged. Raises ValueError for a run without a result, for a damaged checkpoint, and for a checkpoint
+    whose model's configuration cannot be found.
     """
     if is_checkpoint(path):
-        return assemble(path, workspace)
+        return assemble_model(path, workspace)
     if (path / "config.json").is_file():
         return path
     if (path / HF).is_dir():
@@ -60,14 +66,17 @@ def locate(path: Path, workspace: Path) -> Path:
     return path
 
 
-def assemble(checkpoint: Path, folder: Path) -> Path:
-    """A Hugging Face directory of a checkpoint in `folder`: copies of the small files, a link to the weights."""
+def assemble_model(checkpoint: Path, folder: Path) -> Path:
+    """Make a Hugging Face directory of a checkpoint in `folder`: copies of the small files, and a link to the weights.
+
+    Replaces `folder` if it exists. Raises ValueError as `locate_model` does.
+    """
     fault = "it is not there" if not checkpoint.is_dir() else find_fault(checkpoint)
     if fault is None and not (checkpoint / WEIGHTS).is_file():
         fault = f"{WEIGHTS} is missing; other layouts have to be converted to a Hugging Face directory first"
     if fault:
         raise ValueError(f"checkpoint {checkpoint}: {fault}.")
-    base = model_of_run(checkpoint)
+    base = find_model_of_run(checkpoint)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in sorted(base.iterdir()):
@@ -77,10 +86,13 @@ def assemble(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
-def model_of_run(checkpoint: Path) -> Path:
-    """Where the configuration and the tokenizer of a checkpoint's run are: training leaves them as they were."""
+def find_model_of_run(checkpoint: Path) -> Path:
+    """Return the directory with the configuration and the tokenizer of a checkpoint's run; training changes neither.
+
+    Raises ValueError if it is in none of the usual places.
+    """
     stage = checkpoint.resolve().parent.parent
-    named = [_path_in(folder / "config.yaml") for folder in (stage, stage.parent)]
+    named = [_read_model_path(folder / "config.yaml") for folder in (stage, stage.parent)]
     candidates = [stage / HF, stage / INITIAL, *(path for path in named if path is not None)]
     for path in candidates:
         if (path / "config.json").is_file():
@@ -91,16 +103,19 @@ def model_of_run(checkpoint: Path) -> Path:
     )
 
 
-def _path_in(config: Path) -> Path | None:
-    """model.path of a run's config.yaml."""
+def _read_model_path(config: Path) -> Path | None:
+    """Read model.path from a run's config.yaml; None if there is no such file."""
     if not config.is_file():
         return None
     raw = yaml.safe_load(config.read_text(encoding="utf-8"))
     return Path(raw["model"]["path"])
 
 
-def weights_digest(folder: Path) -> str:
-    """sha256 over every weight file of a Hugging Face directory. Reads them all: about a second a gigabyte."""
+def hash_weights(folder: Path) -> str:
+    """Return the SHA-256 over all weight files of a Hugging Face directory.
+
+    Takes about a second per gigabyte. Raises ValueError if there is no weight file.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"model.path: no *.safetensors in '{folder}'.")
@@ -110,16 +125,24 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def identity(model: Path) -> dict[str, str]:
-    """What tells a model's weights from others': a digest of them; of one that is not on this disk, its name."""
-    return {"weights": weights_digest(model)} if model.is_dir() else {"name": str(model)}
+def get_model_identity(model: Path) -> dict[str, str]:
+    """Return what identifies a model's weights: their digest, or the model's name if it is not on this disk.
+
+    >>> get_model_identity(Path("Qwen/Qwen3-8B"))
+    {'name': 'Qwen/Qwen3-8B'}
+    """
+    return {"weights": hash_weights(model)} if model.is_dir() else {"name": str(model)}
 
 
-def model_of(cfg: RunConfig) -> RunConfig:
-    """`cfg` with the directory that its model.path means; one for a checkpoint is made beside its samples."""
-    model = cfg.model.model_copy(update={"path": locate(cfg.model.path, workspace(cfg))})
+def resolve_model_path(cfg: RunConfig) -> RunConfig:
+    """Return `cfg` with model.path replaced by the Hugging Face directory that it means.
+
+    For a checkpoint, that directory is made beside the samples of its evaluation. Raises ValueError as `locate_model`.
+    """
+    model = cfg.model.model_copy(update={"path": locate_model(cfg.model.path, get_workspace(cfg))})
     return cfg.model_copy(update={"model": model})
 
 
-def workspace(cfg: RunConfig) -> Path:
-    return folder_of(cfg.output, name_of(cfg.model.path)) / ASSEMBLED
+def get_workspace(cfg: RunConfig) -> Path:
+    """Return the folder for a directory assembled from a checkpoint, beside the samples of its evaluation."""
+    return get_evaluation_folder(cfg.output, make_evaluation_name(cfg.model.path)) / ASSEMBLED

@@ -1,8 +1,8 @@
-"""Figures that arXiv 2606.18844 reports, as the reference column of what this project prints."""
+"""Numbers that arXiv 2606.18844 reports, printed beside this project's own results for comparison."""
 
 from __future__ import annotations
 
-# Table 1, pass@1 .. pass@5 in percent: from Qwen3-8B-Instruct itself, and from its cold start.
+# Table 1, pass@1 .. pass@5 in percent: methods that start from Qwen3-8B-Instruct, and from its cold start.
 TABLE_1: dict[str, dict[str, tuple[float, ...]]] = {
     "AIME 2024": {
         "Qwen3-8B-Instruct": (23.12, 31.52, 35.00, 40.00, 42.71),
@@ -69,7 +69,7 @@ TABLE_5: dict[str, tuple[float, ...]] = {  # n_pos n_neg m_max
     "1 5 3": (57.08, 76.46, 48.96, 66.04, 30.42, 48.96),
 }
 
-# Section 4.6: what the panels of Figure 3 showed for TAPO after a cold start.
+# Section 4.6: what the panels of Figure 3 show for TAPO after a cold start.
 FIGURE_3 = (
     "(a) stays close to 1.0 (without a cold start it falls to about 0.95 by step 500)",
     "(b) lower than GRPO's, with little variance",
@@ -80,11 +80,17 @@ FIGURE_3 = (
 )
 
 
-def passes(table: str | None, label: str) -> dict[str, dict[int, float]]:
-    """What the paper has for a row of "table1", "table3", ...: {benchmark: {k: pass@k in percent}}; {} for another."""
+def get_pass_rates(table: str | None, label: str) -> dict[str, dict[int, float]]:
+    """Return what the paper reports for a row of "table1", "table3", ...: {benchmark: {k: pass@k in percent}}.
+
+    The result is {} for a table or a row that the paper does not have.
+
+    >>> get_pass_rates("table3", "+ GRPO")["AIME 2025"]
+    {1: 30.0, 5: 52.5}
+    """
     if table in ("table1", "table1-direct"):
-        found = {benchmark: rows[label] for benchmark, rows in TABLE_1.items() if label in rows}
-        return {benchmark: dict(enumerate(values, 1)) for benchmark, values in found.items()}
+        by_benchmark = {benchmark: rows[label] for benchmark, rows in TABLE_1.items() if label in rows}
+        return {benchmark: dict(enumerate(values, 1)) for benchmark, values in by_benchmark.items()}
     row = {"table3": TABLE_3, "table4": TABLE_4, "table5": TABLE_5}.get(table or "", {}).get(label)
     if row is None:
         return {}

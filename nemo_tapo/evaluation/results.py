@@ -1,10 +1,12 @@
-"""What evaluations leave: `evaluation.json` and `evaluation.md` of a run folder, both made anew from the samples.
+"""Read and write the results of evaluations: `evaluation.json` and `evaluation.md` of a run folder.
+
+Both files can be made again from the samples. evaluation.json has this form:
 
 {"after": {"model": "runs/demo/hf",
            "settings": {"samples": 5, "runs": 16, "temperature": 0.6, ...},
            "benchmarks": {"aime24": {"pass@1": 0.31, "pass@1/interval95": [0.2, 0.4], ..., "first@1": ...}},
-           "average": {...},                          of several benchmarks
-           "synthesis": {...},                        where it was measured
+           "average": {...},                          if there are several benchmarks
+           "synthesis": {...},                        if it was measured
            "change": {"from": "before", "benchmarks": {...}, "average": {...}}}}
 """
 
@@ -16,69 +18,86 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.evaluation.accuracy import Graded, collect, summarise, values, with_intervals
-from nemo_tapo.evaluation.sample_store import SETTINGS, file_name, read
+from nemo_tapo.evaluation.accuracy import (
+    GradedSamples,
+    average_with_intervals,
+    collect_samples,
+    measure_per_problem,
+    summarise,
+)
+from nemo_tapo.evaluation.sample_store import SETTINGS, escape_file_name, read_samples
 from nemo_tapo.utils.files import replace_text
 
 RESULTS, MARKDOWN = "evaluation.json", "evaluation.md"
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """A finished evaluation, read from its folder."""
+class EvaluationResult:
+    """A finished evaluation, as read from the folder of its samples."""
 
     folder: Path
     settings: Mapping[str, Any]  # as in its settings.json
-    graded: tuple[Graded, ...]  # by benchmark, in the config's order
+    graded: tuple[GradedSamples, ...]  # one per benchmark, in the config's order
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The entries "benchmarks" and, of several, "average"."""
+        """The entries "benchmarks" and, if there are several, "average" of evaluation.json."""
         result: dict[str, Any] = {"benchmarks": {g.benchmark: summarise(g) for g in self.graded}}
         if len(self.graded) > 1:
-            result["average"] = with_intervals([values(g) for g in self.graded], self.settings["samples"])
+            result["average"] = average_with_intervals(
+                [measure_per_problem(g) for g in self.graded], self.settings["samples"]
+            )
         return result
 
 
-def read_evaluated(folder: Path) -> Evaluated:
-    """The evaluation in `folder`, that of the samples. Raises ValueError if there is none or it is not at its end."""
+def read_evaluation(folder: Path) -> EvaluationResult:
+    """Read the evaluation whose samples are in `folder`. Raises ValueError if there is none or samples are missing."""
     path = folder / SETTINGS
     if not path.is_file():
         raise ValueError(f"{folder} is no folder of an evaluation: it has no {SETTINGS}.")
     settings = json.loads(path.read_text())
     graded = tuple(
-        collect(name, read(folder / f"{file_name(name)}.jsonl"), settings["runs"], settings["samples"], of["problems"])
-        for name, of in settings["benchmarks"].items()
+        collect_samples(
+            name,
+            read_samples(folder / f"{escape_file_name(name)}.jsonl"),
+            settings["runs"],
+            settings["samples"],
+            entry["problems"],
+        )
+        for name, entry in settings["benchmarks"].items()
     )
-    return Evaluated(folder, settings, graded)
+    return EvaluationResult(folder, settings, graded)
 
 
-def stored(output: Path) -> dict[str, Any]:
-    """What a run folder's evaluation.json holds."""
+def read_results(output: Path) -> dict[str, Any]:
+    """Return the content of the evaluation.json in a run folder; {} if there is none."""
     path = output / RESULTS
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def store(output: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Adds or replaces one evaluation in both files."""
-    everything = {**stored(output), name: result}
-    replace_text(output / RESULTS, json.dumps(everything, indent=1) + "\n")
-    replace_text(output / MARKDOWN, markdown(everything))
+def store_result(output: Path, name: str, result: Mapping[str, Any]) -> None:
+    """Add or replace one evaluation in both files."""
+    evaluations = {**read_results(output), name: result}
+    replace_text(output / RESULTS, json.dumps(evaluations, indent=1) + "\n")
+    replace_text(output / MARKDOWN, format_markdown(evaluations))
 
 
-def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
-    """Rows of the paper's Table 1: a block a benchmark, pass@1 .. pass@5 in percent, 95% intervals behind them."""
-    columns = max((len(pass_values(m, "pass")) for m in _measures(everything)), default=0)
+def format_markdown(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format evaluations as the paper's Table 1: one block per benchmark, pass@1 .. pass@5 in percent.
+
+    Each value is followed by its 95% interval.
+    """
+    columns = max((len(format_pass_values(m, "pass")) for m in _list_measures(evaluations)), default=0)
     lines = [
         "| " + " | ".join(["Method", *(f"Pass@{k}" for k in range(1, columns + 1))]) + " |",
         "| --- |" + " ---: |" * columns,
     ]
-    for title in titles(everything):
+    for title in list_titles(evaluations):
         lines.append(f"| **{_cell(title)}** |" + " |" * columns)
-        for name, result in everything.items():
-            measures = of_title(result, title)
+        for name, result in evaluations.items():
+            measures = get_measures(result, title)
             for estimator, label in (("first", name), ("pass", f"{name}, unbiased")):
-                cells = pass_values(measures, estimator)
+                cells = format_pass_values(measures, estimator)
                 if cells:
                     lines.append(f"| {' | '.join([_cell(label), *cells, *[''] * (columns - len(cells))])} |")
     notes = [
@@ -87,27 +106,35 @@ def markdown(everything: Mapping[str, Mapping[str, Any]]) -> str:
         "any of the first k samples of a problem is right, averaged over runs; unbiased: 1 - C(n-c, k) / C(n, k).",
         "",
     ]
-    notes += [f"- {_cell(name)}: {settings_text(result.get('settings', {}))}" for name, result in everything.items()]
+    notes += [f"- {_cell(name)}: {format_settings(result.get('settings', {}))}" for name, result in evaluations.items()]
     return "\n".join([*lines, *notes]) + "\n"
 
 
 AVERAGE = "average"
 
 
-def titles(everything: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The benchmarks of all evaluations, then their average if one has it."""
-    found = list(dict.fromkeys(name for result in everything.values() for name in result.get("benchmarks", {})))
-    return [*found, AVERAGE] if any("average" in result for result in everything.values()) else found
+def list_titles(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """List the benchmarks of all evaluations, followed by "average" if an evaluation has one.
+
+    >>> list_titles({"before": {"benchmarks": {"aime24": {}}}, "after": {"benchmarks": {"aime25": {}}, "average": {}}})
+    ['aime24', 'aime25', 'average']
+    """
+    benchmarks = list(dict.fromkeys(name for result in evaluations.values() for name in result.get("benchmarks", {})))
+    return [*benchmarks, AVERAGE] if any("average" in result for result in evaluations.values()) else benchmarks
 
 
-def of_title(result: Mapping[str, Any], title: str) -> Mapping[str, Any]:
-    """The measures of a benchmark or of the average; {} where there are none."""
-    found = result.get("benchmarks", {}).get(title)
-    return found or (title == AVERAGE and result.get("average")) or {}
+def get_measures(result: Mapping[str, Any], title: str) -> Mapping[str, Any]:
+    """Return the measures of a benchmark or of the average; {} if there are none."""
+    measures = result.get("benchmarks", {}).get(title)
+    return measures or (title == AVERAGE and result.get("average")) or {}
 
 
-def pass_values(measures: Mapping[str, Any], estimator: str) -> list[str]:
-    """ "31.67 (20.10 to 44.20)" for k = 1, 2, ..."""
+def format_pass_values(measures: Mapping[str, Any], estimator: str) -> list[str]:
+    """Format the values for k = 1, 2, ... in percent, with their intervals.
+
+    >>> format_pass_values({"pass@1": 0.31, "pass@1/interval95": [0.2, 0.442]}, "pass")
+    ['31.00 (20.00 to 44.20)']
+    """
     cells: list[str] = []
     while (key := f"{estimator}@{len(cells) + 1}") in measures:
         low, high = measures[f"{key}/interval95"]
@@ -115,8 +142,13 @@ def pass_values(measures: Mapping[str, Any], estimator: str) -> list[str]:
     return cells
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """ "16 runs x 5 samples, temperature 0.6, top-p 0.9, at most 96 tokens"."""
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """Format the entry "settings" of an evaluation.
+
+    >>> settings = {"runs": 16, "samples": 5, "temperature": 0.6, "top_p": 0.9, "max_tokens": 96, "seed": 0}
+    >>> format_settings(settings)
+    '16 runs x 5 samples, temperature 0.6, top-p 0.9, at most 96 tokens, seed 0'
+    """
     if not settings:
         return "settings unknown"
     s = settings
@@ -126,10 +158,10 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _measures(everything: Mapping[str, Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return [m for result in everything.values() for m in result.get("benchmarks", {}).values()]
+def _list_measures(evaluations: Mapping[str, Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    return [m for result in evaluations.values() for m in result.get("benchmarks", {}).values()]
 
 
 def _cell(text: str) -> str:
-    """Text that does not end a Markdown cell."""
+    """Escape what would end a Markdown cell."""
     return text.replace("|", "\\|").replace("\n", " ")

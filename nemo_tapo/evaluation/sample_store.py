@@ -1,10 +1,12 @@
-"""The samples of an evaluation on disk: one JSON line each, written as it comes, so that nothing is sampled twice.
+"""Keep the samples of an evaluation on disk, one JSON line each.
+
+Every sample is written as soon as it is graded, so that a resumed evaluation does not take it again.
 
     <output>/evaluation/<name>/
-        settings.json        what decides the samples: another model or other settings are refused
-        <benchmark>.jsonl    one Sample a line, in the order of arrival
+        settings.json        the settings that determine the samples: another model or other settings are refused
+        <benchmark>.jsonl    one Sample per line, in the order of arrival
 
-A killed process leaves at most one half-written line, the last of a file; it is cut off before more is written.
+A killed process leaves at most one incomplete line, at the end of a file. It is cut off before more is written.
 """
 
 from __future__ import annotations
@@ -18,51 +20,64 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from nemo_tapo.config.run_config import flatten
+from nemo_tapo.config.run_config import flatten_settings
 from nemo_tapo.utils.errors import DiskFull
 from nemo_tapo.utils.files import replace_text
-from nemo_tapo.utils.jsonl import encode
+from nemo_tapo.utils.jsonl import encode_line
 
 FOLDER, SETTINGS = "evaluation", "settings.json"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One graded response. (benchmark, uid, run, index) names it and decides its seed."""
+    """One graded response. (benchmark, uid, run, index) identifies it and determines its seed.
+
+    >>> Sample("sums", "7", 0, 3, "47+38=85", 9, False, "right", 1.0, "85").key
+    ('7', 0, 3)
+    """
 
     benchmark: str
-    uid: str  # of the problem, within its benchmark
+    uid: str  # the problem's, unique within its benchmark
     run: int  # 0 .. runs - 1
     index: int  # 0 .. n - 1 within its run
     text: str
-    tokens: int  # of the response; 0 where a server does not say
+    tokens: int  # length of the response; 0 if the server does not report it
     truncated: bool  # cut off by the length limit
     outcome: str  # the verifier's: "right", "wrong", "no_answer", "timeout", "error"
-    reward: float  # 1.0 right, else 0.0: whatever the verifier could not settle counts as wrong
-    answer: str | None  # as extracted
+    reward: float  # 1.0 if right, else 0.0; a response that the verifier could not grade counts as wrong
+    answer: str | None  # as extracted from the response
 
     @property
     def key(self) -> tuple[str, int, int]:
+        """The sample's identity within its benchmark."""
         return self.uid, self.run, self.index
 
 
 FIELDS = {field.name for field in fields(Sample)}
 
 
-def folder_of(output: Path, name: str) -> Path:
-    """Where the evaluation `name` ("before", "Qwen/Qwen3-8B") keeps its samples."""
-    return output / FOLDER / file_name(name)
+def get_evaluation_folder(output: Path, name: str) -> Path:
+    """Return the folder of the samples of the evaluation `name`.
+
+    >>> get_evaluation_folder(Path("runs/demo"), "Qwen/Qwen3-8B").as_posix()
+    'runs/demo/evaluation/Qwen%2FQwen3-8B'
+    """
+    return output / FOLDER / escape_file_name(name)
 
 
-def file_name(name: str) -> str:
-    """A name that the user chose as that of a file: `/` and the like are escaped."""
+def escape_file_name(name: str) -> str:
+    """Turn a name that the user chose into a file name: `/` and the like are escaped.
+
+    >>> escape_file_name("../aime 24")
+    '..%2Faime 24'
+    """
     return quote(name, safe=" +,=@()")
 
 
-def read(path: Path) -> Iterator[Sample]:
-    """The samples of a file; a half-written last line is left out, a file that is not there holds none.
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a file, without an incomplete last line; none if there is no such file.
 
-    Raises ValueError for any other line that is no sample: that file was damaged.
+    Raises ValueError for any other line that is not a sample, because then the file was damaged.
     """
     if not path.is_file():
         return
@@ -70,10 +85,10 @@ def read(path: Path) -> Iterator[Sample]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            yield _sample(line, path, number)
+            yield _parse_sample(line, path, number)
 
 
-def _sample(line: bytes, path: Path, number: int) -> Sample:
+def _parse_sample(line: bytes, path: Path, number: int) -> Sample:
     try:
         row = json.loads(line)
     except ValueError:
@@ -83,44 +98,45 @@ def _sample(line: bytes, path: Path, number: int) -> Sample:
     return Sample(**row)
 
 
-class Store:
-    """The folder of one evaluation, open for more samples."""
+class SampleStore:
+    """The folder of one evaluation, open for adding samples."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """settings: nested JSON values that decide the samples, but "runs" and "samples", of which more may be asked
-        for later.
+        """Open the folder, make it if needed, and write its settings.json.
 
-        Raises ValueError if the folder holds samples of another model or of other settings.
+        settings: nested JSON values that determine the samples. Only "runs" and "samples" may differ from those in the
+        folder: more may be asked for later. Raises ValueError if the folder holds samples of another model or of other
+        settings.
         """
         self.folder = folder
         self._files: dict[str, FileIO] = {}
         path = folder / SETTINGS
         if path.is_file():
-            require_same(folder, json.loads(path.read_text()), settings)
+            require_same_settings(folder, json.loads(path.read_text()), settings)
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(settings, indent=1) + "\n")
 
     def path(self, benchmark: str) -> Path:
-        return self.folder / f"{file_name(benchmark)}.jsonl"
+        return self.folder / f"{escape_file_name(benchmark)}.jsonl"
 
-    def done(self, benchmark: str) -> set[tuple[str, int, int]]:
-        """Keys of the samples that are there; cuts a half-written last line off."""
+    def read_keys(self, benchmark: str) -> set[tuple[str, int, int]]:
+        """Return the keys of the stored samples, after cutting off an incomplete last line."""
         path = self.path(benchmark)
         cut_torn_line(path)
-        return {sample.key for sample in read(path)}
+        return {sample.key for sample in read_samples(path)}
 
     def add(self, sample: Sample) -> None:
-        """Handed to the system when this returns: the process may be killed. Raises DiskFull."""
-        self.append(sample.benchmark, asdict(sample))
+        """Write a sample. It survives a kill of the process as soon as this returns. Raises DiskFull."""
+        self.append_row(sample.benchmark, asdict(sample))
 
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """`add` for rows of another kind; each kind has a file `name` of its own."""
+    def append_row(self, name: str, row: Mapping[str, Any]) -> None:
+        """Write a row of another kind, like `add`; each kind has its own file `name`. Raises DiskFull."""
         file = self._files.get(name)
         if file is None:
             file = self._files[name] = self.path(name).open("ab", buffering=0)
-        rest = memoryview(encode(row))
+        rest = memoryview(encode_line(row))
         try:
-            while rest:  # a disk that fills up takes a part, and refuses the next
+            while rest:  # a disk that fills up takes part of the line and refuses the rest
                 rest = rest[file.write(rest) :]
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -138,12 +154,12 @@ class Store:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cuts off what a killed process left of a line; a file that is not there stays so."""
+    """Cut off the incomplete last line that a killed process left; do nothing if there is no such file."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
         size = end = file.seek(0, 2)
-        while end > 0:  # backwards, a block at a time: a response may be long
+        while end > 0:  # backwards in blocks: a response may be long
             begin = max(end - 65536, 0)
             file.seek(begin)
             newline = file.read(end - begin).rfind(b"\n")
@@ -155,9 +171,9 @@ def cut_torn_line(path: Path) -> None:
             file.truncate(end)
 
 
-def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the differences, unless both settings give the same samples."""
-    changed = differences(then, now, sorted({*then, *now} - {"runs", "samples"}))
+def require_same_settings(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the differences, unless both settings give the same samples."""
+    changed = list_differences(then, now, sorted({*then, *now} - {"runs", "samples"}))
     if changed:
         raise ValueError(
             f"{folder} holds samples of other settings ({'; '.join(changed)}). Choose another `output`, or remove that "
@@ -165,12 +181,16 @@ def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) 
         )
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """ "evaluation.temperature: 0.6 -> 1.0", one text a setting below `keys` that differs."""
-    a, b = (flatten({key: side[key] for key in keys if key in side}) for side in (then, now))
-    return [f"{k}: {_short(a.get(k))} -> {_short(b.get(k))}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+def list_differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """List the settings below `keys` that differ, one text each.
+
+    >>> list_differences({"evaluation": {"top_p": 0.6}}, {"evaluation": {"top_p": 1.0}}, ["evaluation"])
+    ['evaluation.top_p: 0.6 -> 1.0']
+    """
+    a, b = (flatten_settings({key: side[key] for key in keys if key in side}) for side in (then, now))
+    return [f"{k}: {_shorten(a.get(k))} -> {_shorten(b.get(k))}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 24 else f"{text[:12]}..."

@@ -1,4 +1,4 @@
-"""Sampling an evaluation: who answers, how many requests are under way, and how it stops."""
+"""Sample an evaluation's responses, from the runtime's engine or from a served model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_tapo.endpoint.client import Endpoint
 from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.interfaces import Generator
 from nemo_tapo.types import Grade, Query, Request
-from nemo_tapo.utils.concurrency import at_once
+from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.seeding import seed_from
 from nemo_tapo.utils.signals import Stop
 
@@ -21,31 +21,31 @@ Verify = Callable[[Query, str], Awaitable[Grade]]
 
 @dataclass(frozen=True)
 class Response:
-    """What was sampled for one prompt."""
+    """One sampled response to a prompt."""
 
     text: str
-    tokens: int  # 0: not known
+    tokens: int  # length; 0: not known
     truncated: bool
 
 
-class Sampler(Protocol):
-    """Answers prompts. Many calls run at once, at most `in_flight`."""
+class ResponseSampler(Protocol):
+    """Samples responses to prompts. Many calls run at once, at most `in_flight`."""
 
     in_flight: int
 
     async def sample(self, query: Query, uid: str, seed: int) -> Response:
-        """One response to the query's prompt."""
+        """Sample one response to the query's prompt."""
 
 
 class EngineSampler:
-    """The runtime's engine, by token ids."""
+    """Samples from the runtime's engine, by token ids."""
 
     def __init__(self, generator: Generator, cfg: RunConfig) -> None:
         self.generator, self.settings = generator, cfg.evaluation
-        self.in_flight = 2 * cfg.local.max_num_seqs  # one half runs; of the other, each waits to take a free place
+        self.in_flight = 2 * cfg.local.max_num_seqs  # one half runs, the other half waits for free slots
 
     async def sample(self, query: Query, uid: str, seed: int) -> Response:
-        """Raises what Generator.generate raises."""
+        """Sample one response to the query's token ids. Raises what Generator.generate raises."""
         s = self.settings
         request = Request(uid, query.prompt_ids, seed, s.max_tokens, s.temperature, s.top_p)
         completion = await self.generator.generate(request)
@@ -53,10 +53,10 @@ class EngineSampler:
 
 
 class EndpointSampler:
-    """A served model, by chat messages.
+    """Samples from a served model, by chat messages.
 
-    The server applies its chat template, thinking mode included: `model.enable_thinking` reaches it only as
-    evaluation.endpoint.extra_body.chat_template_kwargs.enable_thinking. Whether it heeds the seed is its own affair.
+    The server applies its own chat template, thinking mode included: `model.enable_thinking` reaches it only as
+    evaluation.endpoint.extra_body.chat_template_kwargs.enable_thinking. Not every server respects the seed.
     """
 
     def __init__(self, endpoint: Endpoint, settings: EvaluationConfig) -> None:
@@ -64,21 +64,21 @@ class EndpointSampler:
         self.in_flight = endpoint.cfg.concurrency
 
     async def sample(self, query: Query, uid: str, seed: int) -> Response:
-        """Raises EndpointError, ValueError: see endpoint.py."""
+        """Sample one response to the query's text. Raises EndpointError and ValueError, as Endpoint.chat does."""
         s = self.settings
         reply = await self.endpoint.chat(
             [{"role": "user", "content": query.user_text}],
             temperature=s.temperature,
             top_p=s.top_p,
             max_tokens=s.max_tokens,
-            seed=seed % 2**31,  # some servers take no more bits
+            seed=seed % 2**31,  # some servers accept no more than 31 bits
         )
         return Response(reply.text, reply.tokens, reply.truncated)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One sample that is to be taken."""
+class SampleJob:
+    """One sample to take: sample `index` of the problem in run `run`."""
 
     benchmark: str
     query: Query
@@ -86,14 +86,17 @@ class Job:
     index: int
 
 
-def missing(
+def list_missing_jobs(
     benchmarks: Mapping[str, Sequence[Query]],
     settings: EvaluationConfig,
     done: Mapping[str, set[tuple[str, int, int]]],
-) -> list[Job]:
-    """The samples that are not there yet, a run after the other; a problem's stand together and share its prefix."""
+) -> list[SampleJob]:
+    """List the samples that are not in `done` yet, run by run.
+
+    The samples of one problem are adjacent, so that the engine can share the prefix of their prompts.
+    """
     return [
-        Job(benchmark, query, run, index)
+        SampleJob(benchmark, query, run, index)
         for benchmark, queries in benchmarks.items()
         for run in range(settings.runs)
         for query in queries
@@ -102,25 +105,30 @@ def missing(
     ]
 
 
-async def take(
-    jobs: Iterable[Job], sampler: Sampler, verify: Verify, seed: int, keep: Callable[[Sample], None], stop: Stop
+async def take_samples(
+    jobs: Iterable[SampleJob],
+    sampler: ResponseSampler,
+    verify: Verify,
+    seed: int,
+    keep: Callable[[Sample], None],
+    stop: Stop,
 ) -> None:
-    """Samples and grades every job; `keep` gets each as soon as it is graded, in no particular order.
+    """Take and grade one sample per job; call `keep` on each as soon as it is graded, in no particular order.
 
-    The seed of each is made of names, so neither order nor company changes what is sampled. Returns early when `stop`
-    is requested: what is under way then is dropped, and sampled again the next time. The first failure ends all and is
-    raised.
+    The seed of a sample is derived from its names. So the result is independent of the order and of what else
+    is sampled at the same time. If `stop` is requested, returns early and drops the samples in flight; they are taken
+    again the next time. The first failure ends all sampling and is raised.
     """
 
-    async def work(job: Job) -> None:
-        keep(await _one(job, sampler, verify, seed))
+    async def work(job: SampleJob) -> None:
+        keep(await _take_sample(job, sampler, verify, seed))
 
-    await at_once(jobs, work, sampler.in_flight, stop)
+    await for_each_concurrently(jobs, work, sampler.in_flight, stop)
 
 
-async def _one(job: Job, sampler: Sampler, verify: Verify, seed: int) -> Sample:
-    own = seed_from(seed, "evaluate", job.benchmark, job.run, job.query.uid, job.index)
-    response = await sampler.sample(job.query, f"{job.benchmark}/{job.query.uid}/{job.run}/{job.index}", own)
+async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify, seed: int) -> Sample:
+    sample_seed = seed_from(seed, "evaluate", job.benchmark, job.run, job.query.uid, job.index)
+    response = await sampler.sample(job.query, f"{job.benchmark}/{job.query.uid}/{job.run}/{job.index}", sample_seed)
     grade = await verify(job.query, response.text)
     return Sample(
         benchmark=job.benchmark,

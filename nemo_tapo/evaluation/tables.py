@@ -1,4 +1,4 @@
-"""The tables of evaluations, as text for the page and the terminal, from what evaluation.json holds."""
+"""Make the tables of evaluations, from the content of evaluation.json, for the report and the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
-from nemo_tapo.evaluation.results import of_title, settings_text, titles
+from nemo_tapo.evaluation.results import format_settings, get_measures, list_titles
 from nemo_tapo.metrics import RESPONSE_LENGTH_MEAN
 
 Measures = Mapping[str, Any]
@@ -27,7 +27,7 @@ SHARES = {
     "no_answer": "no answer",
     "truncated": "cut off",
 }
-OUTCOMES = {"timeout": "verifier late", "error": "verifier failed"}  # shown where there are some
+OUTCOMES = {"timeout": "verifier late", "error": "verifier failed"}  # shown only if there are any
 SYNTHESIS = {
     "parsed of pairs": ("parsed", "pairs"),
     "correct of pairs": ("correct", "pairs"),
@@ -36,153 +36,173 @@ SYNTHESIS = {
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells of text; the head has one more for the first column, which is empty."""
+class EvaluationTable:
+    """A table of text cells. `head` has no cell for the first column; its head is empty.
+
+    >>> EvaluationTable("aime24", ["before RL", "after RL"], [["pass@1", "31.7%", "62.5%"]]).head
+    ['before RL', 'after RL']
+    """
 
     title: str
     head: list[str]
     rows: list[list[str]]
 
 
-def tables(evaluations: Evaluations) -> list[Table]:
-    """A table a benchmark: a measure a row, an evaluation a column, "-" where it was not measured.
+def make_tables(evaluations: Evaluations) -> list[EvaluationTable]:
+    """Make one table per benchmark: one row per measure, one column per evaluation, "-" where it was not measured.
 
-    "before" and "after" come first, followed by their change, where one of them is there. Of a single evaluation of
-    several benchmarks there is one table, with these as columns.
+    If "before" or "after" is among the evaluations, these two come first, followed by their change. The
+    last table shows how well synthesis worked, if it was measured. A single evaluation of several benchmarks gets
+    exactly one table instead, with the benchmarks as columns.
     """
-    found = titles(evaluations)
-    if len(evaluations) == 1 and len(found) > 1:
+    titles = list_titles(evaluations)
+    if len(evaluations) == 1 and len(titles) > 1:
         [(name, result)] = evaluations.items()
-        return [Table(name, found, list(_rows([of_title(result, title) for title in found])))]
-    out = []
-    for title in found:
-        head, sides = _columns(evaluations, title)
-        out.append(Table(title, head, list(_rows(sides))))
-    synthesis = _synthesis(evaluations)
-    return [*out, *([synthesis] if synthesis.rows else [])]
+        return [EvaluationTable(name, titles, list(_make_rows([get_measures(result, title) for title in titles])))]
+    tables = []
+    for title in titles:
+        head, sides = _make_columns(evaluations, title)
+        tables.append(EvaluationTable(title, head, list(_make_rows(sides))))
+    synthesis = _make_synthesis_table(evaluations)
+    return [*tables, *([synthesis] if synthesis.rows else [])]
 
 
-def settings_lines(evaluations: Evaluations) -> list[str]:
-    """One line an evaluation: what was evaluated, and how."""
+def format_settings_lines(evaluations: Evaluations) -> list[str]:
+    """Return one line per evaluation: its model and its settings."""
     return [
-        f"{name}: {result.get('model', 'unknown model')}; {settings_text(result.get('settings', {}))}"
+        f"{name}: {result.get('model', 'unknown model')}; {format_settings(result.get('settings', {}))}"
         for name, result in evaluations.items()
     ]
 
 
-def _columns(evaluations: Evaluations, title: str) -> tuple[list[str], list[Measures]]:
-    """Heads, and what stands in each column; a change is the measures' differences."""
+def _make_columns(evaluations: Evaluations, title: str) -> tuple[list[str], list[Measures]]:
+    """Return the heads of a benchmark's columns, and the measures of each; those of a change are under CHANGE."""
     paired = [name for name in ("before", "after") if name in evaluations]
     others = [name for name in evaluations if name not in paired]
     head, sides = [], []
     if paired:
         head = ["before RL", "after RL", HEAD]
         before, after = (evaluations.get(name, {}) for name in ("before", "after"))
-        gain = of_title(after.get("change") or {}, title)
-        sides = [of_title(before, title), of_title(after, title), {CHANGE: gain}]
-    return [*head, *others], [*sides, *(of_title(evaluations[name], title) for name in others)]
+        gain = get_measures(after.get("change") or {}, title)
+        sides = [get_measures(before, title), get_measures(after, title), {CHANGE: gain}]
+    return [*head, *others], [*sides, *(get_measures(evaluations[name], title) for name in others)]
 
 
-def _rows(sides: Sequence[Measures]) -> Iterator[list[str]]:
-    """(measure, its value in each column); measures that none has are left out."""
+def _make_rows(sides: Sequence[Measures]) -> Iterator[list[str]]:
+    """Yield rows of a measure and its value in each column; measures that no column has are left out."""
 
     def row(label: str, key: str, text: Any) -> Iterator[list[str]]:
         if any(key in side for side in sides):
-            yield [label, *(_changed(side, key) if CHANGE in side else text(side, key) for side in sides)]
+            yield [label, *(_format_change(side, key) if CHANGE in side else text(side, key) for side in sides)]
 
-    for key in _ordered(sides):
-        yield from row(key, key, share)
+    for key in _sort_measure_names(sides):
+        yield from row(key, key, format_share)
     for key, label in SHARES.items():
-        yield from row(label, key, share)
+        yield from row(label, key, format_share)
     for outcome, label in OUTCOMES.items():
         if any(side.get("outcomes", {}).get(outcome) for side in sides):
-            yield [label, *("" if CHANGE in s else _number(s.get("outcomes", {}).get(outcome, 0)) for s in sides)]
-    yield from row("mean tokens", RESPONSE_LENGTH_MEAN, lambda side, key: _number(side.get(key)))
-    yield from row("problems", "problems", lambda side, key: _number(side.get(key)))
-    yield from row("responses", "responses", lambda side, key: _number(side.get(key)))
+            yield [
+                label,
+                *("" if CHANGE in s else _format_number(s.get("outcomes", {}).get(outcome, 0)) for s in sides),
+            ]
+    yield from row("mean tokens", RESPONSE_LENGTH_MEAN, lambda side, key: _format_number(side.get(key)))
+    yield from row("problems", "problems", lambda side, key: _format_number(side.get(key)))
+    yield from row("responses", "responses", lambda side, key: _format_number(side.get(key)))
     directions = [side[CHANGE].get("problems") for side in sides if CHANGE in side]
     if any(directions):
         yield [
             "up / down",
-            *(_directions(side[CHANGE].get("problems")) if CHANGE in side else "" for side in sides),
+            *(_format_directions(side[CHANGE].get("problems")) if CHANGE in side else "" for side in sides),
         ]
 
 
-def _ordered(sides: Sequence[Measures]) -> list[str]:
-    """pass@1 .. pass@n, first@1 .., maj@n, avg@n, as far as they are there."""
+def _sort_measure_names(sides: Sequence[Measures]) -> list[str]:
+    """Return the names that exist, in the order pass@1 .. pass@n, first@1 .. first@n, maj@n, avg@n.
+
+    >>> _sort_measure_names([{"maj@2": 0.5, "first@1": 0.4}, {"pass@2": 0.6, "pass@1": 0.5}])
+    ['pass@1', 'pass@2', 'first@1', 'maj@2']
+    """
     keys = {key for side in sides for key in side if "@" in key and "/" not in key}
     order = {"pass": 0, "first": 1, "maj": 2, "avg": 3}
     return sorted(keys, key=lambda key: (order[key.partition("@")[0]], int(key.partition("@")[2])))
 
 
-def share(side: Measures, key: str) -> str:
-    """ "31.7% (24.1 to 39.5)", the interval where there is one."""
+def format_share(side: Measures, key: str) -> str:
+    """Format a share in percent, with its interval if it has one; "-" if it was not measured.
+
+    >>> format_share({"pass@1": 0.317, "pass@1/interval95": [0.241, 0.395]}, "pass@1")
+    '31.7% (24.1 to 39.5)'
+    """
     if side.get(key) is None:
         return "-"
     ends = side.get(f"{key}/interval95")
     return f"{side[key]:.1%}" + (f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else "")
 
 
-def points(side: Measures, key: str) -> str:
-    """ "+4.2 (-1.0 to +9.4)": signed, and so coloured in the page."""
+def format_points(side: Measures, key: str) -> str:
+    """Format a difference in percentage points. It is signed, and the report colours it by its sign.
+
+    >>> format_points({"pass@1": 0.042, "pass@1/interval95": [-0.01, 0.094]}, "pass@1")
+    '+4.2 (-1.0 to +9.4)'
+    """
     if side.get(key) is None:
         return ""
     ends = side.get(f"{key}/interval95")
     return f"{100 * side[key]:+.1f}" + (f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else "")
 
 
-def _changed(side: Measures, key: str) -> str:
-    """The cell of the change column."""
-    return points(side[CHANGE], key) if "@" in key else ""
+def _format_change(side: Measures, key: str) -> str:
+    """Format a cell of the change column; "" for a measure that has no paired difference."""
+    return format_points(side[CHANGE], key) if "@" in key else ""
 
 
-def _directions(counts: Mapping[str, int] | None) -> str:
+def _format_directions(counts: Mapping[str, int] | None) -> str:
     return f"{counts['better']} / {counts['worse']}" if counts else ""
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
-def _synthesis(evaluations: Evaluations) -> Table:
-    """How well synthesis worked, where it was measured."""
+def _make_synthesis_table(evaluations: Evaluations) -> EvaluationTable:
+    """Make the table of how well synthesis worked, with one column per evaluation in which it was measured."""
     names = [name for name in evaluations if evaluations[name].get("synthesis")]
     counts = [evaluations[name]["synthesis"] for name in names]
     labels = {"before": "before RL", "after": "after RL"}
-    rows = [[label, *(_fraction(c, part, whole) for c in counts)] for label, (part, whole) in SYNTHESIS.items()]
-    return Table("synthesis on held-out queries", [labels.get(n, n) for n in names], rows if names else [])
+    rows = [[label, *(_format_fraction(c, part, whole) for c in counts)] for label, (part, whole) in SYNTHESIS.items()]
+    return EvaluationTable("synthesis on held-out queries", [labels.get(n, n) for n in names], rows if names else [])
 
 
-def _fraction(counts: Measures, part: str, whole: str) -> str:
+def _format_fraction(counts: Measures, part: str, whole: str) -> str:
     if not counts.get(whole) or part not in counts:
         return "-"
     return f"{counts[part] / counts[whole]:.1%} ({counts[part]:,.0f}/{counts[whole]:,.0f})"
 
 
-def compared(sides: Sequence[Measures], gain: Measures) -> list[list[str]]:
-    """Rows of two evaluations of the same problems, with their paired difference and whether it excludes 0."""
+def make_comparison_rows(sides: Sequence[Measures], gain: Measures) -> list[list[str]]:
+    """Return the rows of two evaluations of the same problems, their paired difference, and whether it excludes 0."""
     rows = []
-    for row in _rows([*sides, {CHANGE: gain}]):
+    for row in _make_rows([*sides, {CHANGE: gain}]):
         ends = gain.get(f"{row[0]}/interval95")
         rows.append([*row, "" if ends is None else "yes" if ends[0] > 0 or ends[1] < 0 else "no"])
     return rows
 
 
-def as_text(evaluations: Evaluations, width: int | None = None) -> str:
-    """The tables for a terminal, without colour."""
-    return print_tables(tables(evaluations), [*settings_lines(evaluations), LEGEND], width)
+def format_tables(evaluations: Evaluations, width: int | None = None) -> str:
+    """Format the tables for a terminal, without colour."""
+    return render_tables(make_tables(evaluations), [*format_settings_lines(evaluations), LEGEND], width)
 
 
-def print_tables(found: Sequence[Table], lines: Sequence[str], width: int | None = None) -> str:
-    """Tables and lines below them as text of at most `width` columns, by default the terminal's."""
+def render_tables(tables: Sequence[EvaluationTable], lines: Sequence[str], width: int | None = None) -> str:
+    """Return the tables, and `lines` below them, as text of at most `width` columns (default: the terminal's width)."""
     from rich.console import Console
 
     from nemo_tapo.utils.text_table import text_table
 
     out = StringIO()
     console = Console(file=out, width=width or shutil.get_terminal_size((100, 24)).columns, highlight=False)
-    for one in found:
-        console.print(text_table(one.title, ("", *one.head), one.rows))
+    for table in tables:
+        console.print(text_table(table.title, ("", *table.head), table.rows))
         console.print()
     for line in lines:
         console.print(line, markup=False)

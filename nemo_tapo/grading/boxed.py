@@ -1,29 +1,34 @@
-"""The final answer in a response: the content of its last balanced box."""
+"""Find the final answer in a response: the content of its last balanced box."""
 
 from __future__ import annotations
 
 import re
 
-# Any number of backslashes: a model that writes JSON doubles them. \fbox as MATH's own extraction has it.
+# Any number of backslashes, because a model that writes JSON doubles them. MATH's own extraction accepts \fbox too.
 _OPENING = re.compile(r"\\+(?:boxed|fbox)\s*\{")
-# An escaped brace \{ is a character of the answer and opens no group; \\ is a line break.
+# An escaped brace \{ is a character of the answer and does not open a group; \\ is a line break.
 _TOKEN = re.compile(r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` or `\fbox{...}` whose brace is closed, or None. Linear in the text.
+def find_last_boxed(text: str) -> str | None:
+    r"""Return the content of the last `\boxed{...}` or `\fbox{...}` whose brace is closed, or None.
 
-    "Last" by where it opens: of a box within a box the inner one. Boxes that never close are passed over, so a
-    response that was cut off within its second box still answers with its first.
+    "Last" means the one that opens last: of two nested boxes it is the inner one. Boxes that never close are skipped,
+    so a response that was cut off inside its second box still counts with its first. The time is linear in the text.
+
+    >>> find_last_boxed(r"First \boxed{4}, corrected: \boxed{\frac{1}{2}}.")
+    '\\frac{1}{2}'
+    >>> find_last_boxed(r"The sum is \boxed{75}, so the answer is \boxed{8")
+    '75'
     """
     last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     opening = _OPENING.match(text, last) if last >= 0 else None
-    content = _closed(text, opening.end()) if opening else None
-    return content if content is not None else _last_closed(text)
+    content = _read_until_closed(text, opening.end()) if opening else None
+    return content if content is not None else _find_last_closed(text)
 
 
-def _closed(text: str, start: int) -> str | None:
-    """The text from `start` to the brace that closes the one before it."""
+def _read_until_closed(text: str, start: int) -> str | None:
+    """Return the text from `start` to the closing brace of the box that opens just before `start`, or None."""
     depth = 1
     for token in _TOKEN.finditer(text, start):
         depth += 1 if token[0] == "{" or len(token[0]) > 2 else -1 if token[0] == "}" else 0
@@ -32,12 +37,15 @@ def _closed(text: str, start: int) -> str | None:
     return None
 
 
-def _last_closed(text: str) -> str | None:
-    """The same for any box, in one pass: a stack of what is open, because trying box after box is quadratic."""
+def _find_last_closed(text: str) -> str | None:
+    """Return the content of the last closed box, or None.
+
+    One pass with a stack of open braces: trying one box after the other would be quadratic.
+    """
     first = _OPENING.search(text)
     if first is None:
         return None
-    opened: list[int] = []  # where a box's content starts; -1 for other braces
+    opened: list[int] = []  # a box: where its content starts; any other brace: -1
     start, end = -1, -1
     for token in _TOKEN.finditer(text, first.start()):
         if token[0] == "{":

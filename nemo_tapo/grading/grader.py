@@ -1,13 +1,13 @@
-"""The verifier's processes: `python -m nemo_tapo.grading.grader CPU_SECONDS SECONDS FD...`, one FD a grader.
+"""Run the verifier's processes: `python -m nemo_tapo.grading.grader CPU_SECONDS SECONDS FD...`, one FD per grader.
 
-    verifier (pool.py) --Popen--> nursery --fork--> grader 0   request <-> verdict over FD 0
-                                    |   '---fork--> grader 1   ...
-                                    '-- waits; a grader that dies is reported on its FD and replaced by another fork
+    verifier (pool.py) --Popen--> fork server --fork--> grader 0   request <-> verdict over FD 0
+                                      |     '---fork--> grader 1   ...
+                                      '-- waits; reports a grader that dies on its FD and forks another one
 
-The nursery imports and warms math-verify once, so a fresh grader costs milliseconds. While a grader works, two timers
-run whose signals nobody catches: the kernel ends the process even inside C code. SIGPROF is for processor time, which
-does not depend on what else the machine does; SIGALRM for time on the clock. When the verifier goes away, however it
-does, the graders read end-of-file and leave, and then so does the nursery. Messages are JSON.
+The fork server imports and warms up math-verify once, so a new grader costs milliseconds. While a grader works, two
+timers run whose signals have no handler, so the kernel ends the process even inside C code. SIGPROF limits processor
+time, which does not depend on the machine's load. SIGALRM limits wall-clock time. When the verifier ends, for whatever
+reason, the graders read end-of-file and exit, and then the fork server exits. Messages are JSON.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from types import FrameType
 from typing import Any, NoReturn
 
 TIMERS = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
-ANSWERS = 5_000  # after so many a grader is replaced: the parser never forgets what it learned
-MEMORY = 512 << 20  # bytes a grader may use beyond what the nursery has
-PATIENCE = 20  # times the time on the clock for a gold answer: which rows are used must not depend on the load
-RETIRED, BROKEN = 3, 4  # exit codes of a grader; 0: the verifier has gone
+ANSWERS_PER_GRADER = 5_000  # then the grader is replaced, because the parser's cache only grows
+MEMORY = 512 << 20  # bytes that a grader may use beyond what the fork server uses
+# A gold answer gets this many times the wall-clock limit: which rows are used must not depend on the machine's load.
+GOLD_DEADLINE_FACTOR = 20
+RETIRED, BROKEN = 3, 4  # exit codes of a grader; 0: the verifier has ended
 
 
 def main(arguments: list[str]) -> int:
-    """The nursery. Returns when the verifier has gone, or 1 when a grader failed by our own fault."""
+    """Run the fork server. Return 0 when the verifier has ended, or 1 if this module's own code failed in a grader."""
     limits = (float(arguments[0]), float(arguments[1]))  # in the order of TIMERS
     connections = [Connection(int(fd)) for fd in arguments[2:]]
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the verifier blocks or ignores is inherited
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the verifier's blocked and ignored signals are inherited
     for signum in (*TIMERS, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_DFL)
     from nemo_tapo.grading.equivalence import warm_up
@@ -45,9 +46,9 @@ def main(arguments: list[str]) -> int:
     gc.freeze()  # graders share these pages; a collection would copy them
     _send(connections[0], {"ready": True})
     graders: dict[int, int] = {}  # process id -> slot
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit)
     try:
-        graders = {_fork(i, connections, limits): i for i in range(len(connections))}
+        graders = {_fork_grader(i, connections, limits): i for i in range(len(connections))}
         while graders:
             pid, status = os.wait()
             slot = graders.pop(pid)
@@ -55,20 +56,21 @@ def main(arguments: list[str]) -> int:
             if code == BROKEN:
                 return 1
             if code == RETIRED or (code != 0 and _send(connections[slot], {"died": code})):
-                graders[_fork(slot, connections, limits)] = slot
+                graders[_fork_grader(slot, connections, limits)] = slot
     finally:
-        for pid in graders:  # whoever started them has to wait for them, or they stay as zombies
+        for pid in graders:  # the parent has to wait for them, or they stay as zombies
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     return 0
 
 
-def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+def _exit(signum: int, frame: FrameType | None) -> NoReturn:
+    """Exit on SIGTERM through the `finally` of `main`."""
     sys.exit(0)
 
 
 def _send(connection: Connection, message: dict[str, Any]) -> bool:
-    """Whether somebody is there to read it."""
+    """Send a message; return False if the other end is closed."""
     try:
         connection.send_bytes(json.dumps(message).encode())
     except OSError:
@@ -76,8 +78,8 @@ def _send(connection: Connection, message: dict[str, Any]) -> bool:
     return True
 
 
-def _fork(slot: int, connections: list[Connection], limits: tuple[float, ...]) -> int:
-    """A new grader; its process id."""
+def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, ...]) -> int:
+    """Fork a grader and return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -86,7 +88,7 @@ def _fork(slot: int, connections: list[Connection], limits: tuple[float, ...]) -
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for other in connections[:slot] + connections[slot + 1 :]:
             other.close()
-        code = _serve(connections[slot], limits)
+        code = _serve_requests(connections[slot], limits)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -94,18 +96,18 @@ def _fork(slot: int, connections: list[Connection], limits: tuple[float, ...]) -
         os._exit(code)
 
 
-def _serve(connection: Connection, limits: tuple[float, ...]) -> int:
-    """A grader: answers requests until the verifier goes or its own time has come."""
+def _serve_requests(connection: Connection, limits: tuple[float, ...]) -> int:
+    """Answer requests in a grader until the verifier ends or the grader is to be replaced. Return the exit code."""
     _limit_memory()
-    for _ in range(ANSWERS):
+    for _ in range(ANSWERS_PER_GRADER):
         try:
             request = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return 0
         processor_time, deadline = limits
         signal.setitimer(signal.ITIMER_PROF, processor_time)
-        signal.setitimer(signal.ITIMER_REAL, deadline * patience(request["question"]))
-        verdict = _verdict(*request["question"])
+        signal.setitimer(signal.ITIMER_REAL, deadline * get_deadline_factor(request["question"]))
+        verdict = _compute_verdict(*request["question"])
         for timer in TIMERS.values():
             signal.setitimer(timer, 0)
         if not _send(connection, {"id": request["id"], "verdict": verdict}):
@@ -113,25 +115,31 @@ def _serve(connection: Connection, limits: tuple[float, ...]) -> int:
     return RETIRED
 
 
-def patience(question: Sequence[str]) -> int:
-    """By how much the deadline of a question is stretched."""
-    return PATIENCE if question[0] == "fault" else 1
+def get_deadline_factor(question: Sequence[str]) -> int:
+    """Return the factor by which the wall-clock limit of a question is multiplied.
+
+    >>> get_deadline_factor(("compare", "5", "x")), get_deadline_factor(("fault", "5"))
+    (1, 20)
+    """
+    return GOLD_DEADLINE_FACTOR if question[0] == "fault" else 1
 
 
-def _verdict(what: str, *texts: str) -> str | None:
+def _compute_verdict(kind: str, *texts: str) -> str | None:
+    """Answer one question: compare an answer with the gold answer, or find the fault of a gold answer."""
     from nemo_tapo.grading import equivalence
 
     try:
-        return equivalence.compare(*texts) if what == "compare" else equivalence.fault(*texts)
+        return equivalence.compare_answers(*texts) if kind == "compare" else equivalence.find_gold_fault(*texts)
     except (MemoryError, RecursionError):
-        return "too_large" if what == "compare" else "is too large to be worked out"
+        return "too_large" if kind == "compare" else "is too large to be worked out"
 
 
 def _limit_memory() -> None:
+    """Limit the address space to MEMORY bytes beyond its present size."""
     try:
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:  # no Linux: the timers have to do
+    except OSError:  # not Linux: only the timers limit it
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     wanted = used + MEMORY

@@ -1,7 +1,7 @@
-"""Processes that grade and may be killed, seen from the verifier: questions in, verdicts out, always.
+"""Manage the grader processes for the verifier: each question gets a verdict, or a reason why there is none.
 
-One thread a grader asks it one question at a time (worker.py has the other side), so nothing here belongs to an event
-loop. A grader that dies takes at most the question in its hands with it.
+One thread per grader sends it one question at a time (grader.py is the other side), so this code needs no event loop.
+Graders may be killed at any time; a grader that dies loses at most the question that it works on.
 """
 
 from __future__ import annotations
@@ -25,160 +25,175 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_tapo.grading.grader import patience
+from nemo_tapo.grading.grader import get_deadline_factor
 from nemo_tapo.utils.errors import RuntimeFailure
 
-START_SECONDS = 180.0  # for imports from a slow disk
-LEAVE_SECONDS = 2.0  # for a nursery to end its graders; then all are killed
-GRACE_SECONDS = 5.0  # after the deadline, by which the grader's own timer should have ended it
-ENDED_BY = {-signal.SIGPROF: "processor_time", -signal.SIGALRM: "clock_time"}  # exit code of a grader -> why
-GRADERS = 5  # that one question may cost; a fork each, and whoever kills from outside may hit the same one twice
-NURSERIES = 3  # in a row that may fail
+START_SECONDS = 180.0  # enough to import from a slow disk
+SHUTDOWN_SECONDS = 2.0  # for the fork server to end its graders; then all are killed
+GRACE_SECONDS = 5.0  # added to the deadline: by then the grader's own timer should have ended it
+FAILURE_BY_EXIT_CODE = {-signal.SIGPROF: "processor_time", -signal.SIGALRM: "clock_time"}
+# Graders that may die over one question. A new one is only a fork, and a kill from outside may hit a question twice.
+GRADERS_PER_QUESTION = 5
+MAX_FAILED_STARTS = 3  # fork servers in a row that give no verdict
 
 Question = tuple[str, ...]  # ("compare", gold, answer) or ("fault", gold), normalised
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What came of a question."""
+class GraderReply:
+    """The reply to one question: a verdict, or the reason why there is none.
 
-    verdict: str | None  # of compare.compare or compare.fault
-    ended: str | None = None  # without a verdict: "processor_time", "clock_time" or "died"
+    >>> GraderReply("right"), GraderReply(None, "died")
+    (GraderReply(verdict='right', failure=None), GraderReply(verdict=None, failure='died'))
+    """
+
+    verdict: str | None  # the result of equivalence.compare_answers or equivalence.find_gold_fault
+    failure: str | None = None  # set if there is no verdict: "processor_time", "clock_time" or "died"
 
 
-class Pool:
-    """`workers` graders, started by the first question.
+class GraderPool:
+    """A pool of `workers` graders, which the first question starts.
 
-    deadline: seconds on the clock that a question may take; processor_time: seconds of its grader's processor.
+    A question may take `deadline` seconds of wall-clock time, and `processor_time` seconds of the grader's processor.
     """
 
     def __init__(self, workers: int, deadline: float, processor_time: float) -> None:
         self.workers, self.deadline, self.processor_time = workers, deadline, processor_time
-        self.deaths = 0  # graders that ended over a question
-        self._questions: queue.SimpleQueue[tuple[Future[Reply], Question] | None] = queue.SimpleQueue()
+        self.deaths = 0  # graders that died while they worked on a question
+        self._questions: queue.SimpleQueue[tuple[Future[GraderReply], Question] | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        # Locks that may be taken again: a garbage collection within may find the verifier unused and close this.
-        self._gate = threading.RLock()  # over the next two
+        # Reentrant: a garbage collection inside a locked block may finalize the verifier, which closes this pool.
+        self._queue_lock = threading.RLock()  # protects the next two
         self._threads: list[threading.Thread] = []
         self._closed = False
-        self._lock = threading.RLock()  # over the rest; held while a nursery starts
-        self._nursery: subprocess.Popen[bytes] | None = None
+        self._server_lock = threading.RLock()  # protects the rest; held while a fork server starts
+        self._fork_server: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
-        self._generation = 0  # of nurseries
-        self._fruitless = 0  # nurseries in a row that gave no verdict
-        self._errors: IO[bytes] | None = None  # what the latest nursery wrote to its standard error
+        self._generation = 0  # number of the current fork server
+        self._failed_starts = 0  # fork servers in a row that gave no verdict
+        self._stderr: IO[bytes] | None = None  # standard error of the latest fork server
 
-    def submit(self, question: Question) -> Future[Reply]:
-        """Asks; returns at once. The future fails with RuntimeFailure if no process can be kept running."""
-        with self._gate:
+    def submit(self, question: Question) -> Future[GraderReply]:
+        """Queue a question and return at once.
+
+        The future raises RuntimeFailure if no process can be kept running, and ValueError if math-verify is missing.
+        """
+        with self._queue_lock:
             assert not self._closed, "the verifier is closed"
             if not self._threads:
                 self._threads = [
-                    threading.Thread(target=self._work, args=(i,), daemon=True) for i in range(self.workers)
+                    threading.Thread(target=self._answer_questions, args=(i,), daemon=True) for i in range(self.workers)
                 ]
                 for thread in self._threads:
                     thread.start()
-            future: Future[Reply] = Future()
+            future: Future[GraderReply] = Future()
             self._questions.put((future, question))
         return future
 
     def close(self) -> None:
-        """Ends every process and fails what was still asked. May be called twice."""
-        with self._gate:
+        """End every process; questions still in the queue fail. May be called twice."""
+        with self._queue_lock:
             self._closed = True
             threads, self._threads = self._threads, []
             for _ in threads:
-                self._questions.put(None)  # behind the questions, which `_connection` refuses from now on
-        with self._lock:
-            self._kill()
+                self._questions.put(None)  # after the questions, which `_get_connection` now refuses
+        with self._server_lock:
+            self._kill_fork_server()
         if threading.current_thread() not in threads:
             for thread in threads:
                 thread.join()
 
     # ------------------------------------------------------------------------------ a grader's thread
 
-    def _work(self, slot: int) -> None:
+    def _answer_questions(self, slot: int) -> None:
+        """Take questions from the queue until `close`; runs in the thread of one grader."""
         while (item := self._questions.get()) is not None:
             future, question = item
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._ask(slot, question))
+                future.set_result(self._ask_grader(slot, question))
             except BaseException as error:
                 future.set_exception(error)
 
-    def _ask(self, slot: int, question: Question) -> Reply:
+    def _ask_grader(self, slot: int, question: Question) -> GraderReply:
+        """Ask a grader, and its replacements if it dies for another reason than a time limit."""
         number = next(self._numbers)
-        for _ in range(GRADERS):
+        for _ in range(GRADERS_PER_QUESTION):
             message = self._exchange(slot, {"id": number, "question": question})
-            self._fruitless = 0
+            self._failed_starts = 0
             if "died" not in message:
-                return Reply(message["verdict"])
+                return GraderReply(message["verdict"])
             self.deaths += 1
-            if message["died"] in ENDED_BY:
-                return Reply(None, ENDED_BY[message["died"]])
-        return Reply(None, "died")
+            if message["died"] in FAILURE_BY_EXIT_CODE:
+                return GraderReply(None, FAILURE_BY_EXIT_CODE[message["died"]])
+        return GraderReply(None, "died")
 
     def _exchange(self, slot: int, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends a request; the grader's answer to it, or the nursery's word that the grader died.
+        """Send a request. Return the grader's answer to it, or the fork server's message that the grader died.
 
-        Where neither comes, the nursery is replaced and asked again.
+        If neither comes, replace the fork server and ask again.
         """
         while True:
-            generation, connection = self._connection(slot)
+            generation, connection = self._get_connection(slot)
             try:
                 connection.send_bytes(json.dumps(request).encode())
-                while connection.poll(self.deadline * patience(request["question"]) + GRACE_SECONDS):
+                while connection.poll(self.deadline * get_deadline_factor(request["question"]) + GRACE_SECONDS):
                     message: dict[str, Any] = json.loads(connection.recv_bytes())
-                    if message.get("id", request["id"]) == request["id"]:  # else: of a question asked twice
+                    if message.get("id", request["id"]) == request["id"]:  # else: a late answer to an earlier question
                         return message
             except (EOFError, OSError):
-                pass  # nursery and grader are gone
-            self._replace(generation)
+                pass  # fork server and grader are gone
+            self._discard_fork_server(generation)
 
-    # ------------------------------------------------------------------------------ the nursery
+    # ------------------------------------------------------------------------------ the fork server
 
-    def _connection(self, slot: int) -> tuple[int, Connection]:
-        """The way to a grader, and the generation of its nursery; starts one where there is none."""
-        with self._lock:
-            while self._nursery is None:
-                self._refuse()
-                self._start()
+    def _get_connection(self, slot: int) -> tuple[int, Connection]:
+        """Return the generation of the fork server and the connection to a grader; start a server if none runs."""
+        with self._server_lock:
+            while self._fork_server is None:
+                self._check_startable()
+                self._start_fork_server()
             return self._generation, self._connections[slot]
 
-    def _refuse(self) -> None:
-        """Raises where no nursery shall be started any more."""
+    def _check_startable(self) -> None:
+        """Check that another fork server may be started.
+
+        Raises RuntimeFailure if the pool is closed or too many starts have failed, and ValueError if math-verify is
+        missing.
+        """
         if self._closed:
             raise RuntimeFailure("the verifier was closed before it had graded everything")
-        if self._fruitless >= NURSERIES:
-            raise RuntimeFailure(f"the verifier's processes do not start or do not last: {self._last_error()}")
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise RuntimeFailure(f"the verifier's processes do not start or do not last: {self._read_last_error()}")
         if find_spec("math_verify") is None:
             raise ValueError("math-verify is not installed; pip install 'math-verify[antlr4_9_3]>=0.9,<0.10'.")
 
-    def _start(self) -> None:
-        """A nursery with its graders, ready to be asked; none if it fails."""
+    def _start_fork_server(self) -> None:
+        """Start a fork server with its graders and wait until it is ready; stop it if it fails."""
         self._generation += 1
-        self._fruitless += 1
+        self._failed_starts += 1
         pairs = [socket.socketpair() for _ in range(self.workers)]
         fds = [theirs.fileno() for _, theirs in pairs]
         limits = [str(self.processor_time), str(self.deadline)]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when nurseries fail
-        self._nursery = subprocess.Popen(
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - read when fork servers fail
+        self._fork_server = subprocess.Popen(
             [sys.executable, "-P", "-m", "nemo_tapo.grading.grader", *limits, *map(str, fds)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=self._errors,
+            stderr=self._stderr,
             pass_fds=fds,
-            env=_environment(),
-            start_new_session=True,  # a Ctrl-C in the terminal is not for it; and one kill reaches all of it
+            env=_make_environment(),
+            start_new_session=True,  # no Ctrl-C from the terminal; one kill ends the whole group
         )
         self._connections = [Connection(ours.detach()) for ours, _ in pairs]
         for _, theirs in pairs:
             theirs.close()
-        if not self._is_ready():
-            self._kill()
+        if not self._wait_until_ready():
+            self._kill_fork_server()
 
-    def _is_ready(self) -> bool:
+    def _wait_until_ready(self) -> bool:
+        """Wait until the fork server is warm; return False if it ended, took too long, or the pool was closed."""
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and not self._closed:
             if self._connections[0].poll(0.2):
@@ -188,33 +203,40 @@ class Pool:
                     return False
         return False
 
-    def _replace(self, generation: int) -> None:
-        """Gives a nursery up, unless another thread has done so already."""
-        with self._lock:
+    def _discard_fork_server(self, generation: int) -> None:
+        """Stop a fork server, unless another thread has already stopped it."""
+        with self._server_lock:
             if generation == self._generation:
-                self._kill()
+                self._kill_fork_server()
 
-    def _kill(self) -> None:
-        """Ends nursery and graders. Their connections are left to the threads that wait on them: they read the end."""
-        if self._nursery is None:
+    def _kill_fork_server(self) -> None:
+        """End the fork server and its graders.
+
+        Their connections stay open for the threads that wait on them, which then read end-of-file.
+        """
+        if self._fork_server is None:
             return
-        self._nursery.terminate()
+        self._fork_server.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._nursery.wait(LEAVE_SECONDS)
-        with suppress(ProcessLookupError):  # all gone, as they should be
-            os.killpg(self._nursery.pid, signal.SIGKILL)
-        self._nursery.wait()
-        self._nursery = None
+            self._fork_server.wait(SHUTDOWN_SECONDS)
+        with suppress(ProcessLookupError):  # all have ended, as they should
+            os.killpg(self._fork_server.pid, signal.SIGKILL)
+        self._fork_server.wait()
+        self._fork_server = None
 
-    def _last_error(self) -> str:
-        if self._errors is None:
+    def _read_last_error(self) -> str:
+        """Return the last line of the latest fork server's standard error."""
+        if self._stderr is None:
             return "nothing was written"
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "they ended without a word"
 
 
-def _environment() -> dict[str, str]:
-    """Ours, with this package to be found, and hashes fixed: sympy's ways depend on them, a verdict should not."""
+def _make_environment() -> dict[str, str]:
+    """Return this process's environment with the package's path and a fixed hash seed.
+
+    sympy's algorithms depend on hashes; a verdict should not.
+    """
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, path))}

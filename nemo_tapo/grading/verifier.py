@@ -1,11 +1,11 @@
-"""The verifier of mathematical answers.
+"""Verify mathematical answers.
 
-    response -> last balanced box -> guards -> same integer? same text? -> verdict known? -> math-verify in a process
-                     |                  |                                                        |
-                 no_answer            error                                       right, wrong, timeout, error
+    response -> last balanced box -> guards -> same integer? same text? -> verdict cached? -> math-verify in a process
+                     |                  |                                                         |
+                 no_answer            error                                        right, wrong, timeout, error
 
-Everything before the last arrow takes microseconds in this process. What math-verify is asked runs in processes that
-can be killed, within limits of time and memory (pool.py, worker.py), because an answer is whatever a model writes.
+Everything before the last arrow takes microseconds in this process. math-verify runs in processes that can be killed,
+with limits on time and memory (pool.py, grader.py), because a model may write anything as its answer.
 """
 
 from __future__ import annotations
@@ -19,142 +19,151 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from nemo_tapo.config.sections import VerifierConfig
-from nemo_tapo.grading.boxed import last_boxed
-from nemo_tapo.grading.normal import depth, integer, letters, normalise
-from nemo_tapo.grading.pool import Pool, Question, Reply
-from nemo_tapo.grading.wording import as_asked
+from nemo_tapo.grading.boxed import find_last_boxed
+from nemo_tapo.grading.normal import measure_depth, normalise, parse_integer, strip_layout
+from nemo_tapo.grading.pool import GraderPool, GraderReply, Question
+from nemo_tapo.grading.wording import match_gold_form
 from nemo_tapo.types import Grade
 
 OUTCOMES = ("right", "wrong", "no_answer", "timeout", "error")
-LONGEST = 500  # characters of an answer or a gold answer; beyond, parsing alone takes seconds
-DEEPEST = 12  # brackets within brackets, likewise
-SHOWN = 200  # characters of an answer that a Grade carries
+MAX_CHARACTERS = 500  # of an answer or a gold answer; parsing a longer one takes seconds
+MAX_DEPTH = 12  # levels of nested brackets, for the same reason
+SHOWN_CHARACTERS = 200  # characters of an answer that a Grade carries
 PROCESSOR_SHARE = 0.5  # of the deadline: seconds of processor time that an answer may take
 
 
 class Verifier:
-    """Grades responses against gold answers; starts its processes when math-verify is first needed.
+    """A grader of responses against gold answers. It starts its processes when it first needs math-verify.
 
-    `counts` says how the verdicts came about; its values sum up to the grades given:
-    no_answer, too_long, too_deep (guards), integers, same_text, known (verdict in memory), compared (math-verify),
-    too_large, processor_time, clock_time, died (math-verify was asked and could not say).
+    `counts` has the number of grades by the way in which they were found; its values sum up to the grades given:
+    no_answer, too_long, too_deep (guards), integers, same_text, known (cached verdict), compared (math-verify),
+    too_large, processor_time, clock_time, died (math-verify gave no verdict).
     """
 
     def __init__(self, cfg: VerifierConfig) -> None:
         self.cfg = cfg
         self.counts: Counter[str] = Counter()
-        self._pool = Pool(cfg.workers, cfg.deadline, PROCESSOR_SHARE * cfg.deadline)
-        self._known: OrderedDict[Question, Reply] = OrderedDict()  # least recently used first
-        self._asked: dict[Question, Future[Reply]] = {}  # on their way: the K responses to a query often agree
-        self._lock = threading.Lock()  # over the two; the pool's threads write them
-        self._closer = weakref.finalize(self, self._pool.close)  # also when the interpreter ends
+        self._pool = GraderPool(cfg.workers, cfg.deadline, PROCESSOR_SHARE * cfg.deadline)
+        self._cache: OrderedDict[Question, GraderReply] = OrderedDict()  # least recently used first
+        self._pending: dict[
+            Question, Future[GraderReply]
+        ] = {}  # not answered yet: the K responses to a query often agree
+        self._lock = threading.Lock()  # protects these two; the pool's threads write them
+        self._finalizer = weakref.finalize(self, self._pool.close)  # also when the interpreter ends
 
     async def grade(self, gold: str, response: str) -> Grade:
-        """Grades one response. Any number of calls may wait at once; a cancelled one disturbs none of the others.
+        """Grade one response. Any number of calls may wait at once; cancelling one does not affect the others.
 
         Outcomes: `right` (reward 1; every other: 0); `wrong`; `no_answer`: no balanced box, or a blank one;
         `timeout`: math-verify took longer than the deadline, or half of it in processor time; `error`: the answer (or
-        gold) is longer than 500 characters, nested deeper than 12, too large to work out, or broke its process.
-        Raises RuntimeFailure if no process can be kept running.
+        the gold answer) is longer than 500 characters, nested deeper than 12 levels, too large to be evaluated, or
+        made its process die. Raises RuntimeFailure if no process can be kept running.
         """
-        answer = (last_boxed(response) or "").strip()
-        outcome, how = await self._outcome(gold, answer)
-        self.counts[how] += 1
-        shown = answer if len(answer) <= SHOWN else answer[:SHOWN] + "…"
+        answer = (find_last_boxed(response) or "").strip()
+        outcome, route = await self._grade_answer(gold, answer)
+        self.counts[route] += 1
+        shown = answer if len(answer) <= SHOWN_CHARACTERS else answer[:SHOWN_CHARACTERS] + "…"
         return Grade(float(outcome == "right"), outcome, None if outcome == "no_answer" else shown)
 
-    def gold_fault(self, gold: str) -> str | None:
-        """Why a gold answer cannot be used ("is empty", "does not parse" ...), or None. Blocks meanwhile.
+    def find_gold_fault(self, gold: str) -> str | None:
+        """Return why a gold answer cannot be used ("is empty", "does not parse" ...), or None. Blocks until then.
 
-        Its time is limited on the processor; on the clock so loosely (worker.PATIENCE) that the load hardly matters.
+        The processor time is limited as for an answer. The wall-clock limit is so long (grader.GOLD_DEADLINE_FACTOR)
+        that the machine's load hardly matters.
         """
-        return self.gold_faults([gold])[0]
+        return self.find_gold_faults([gold])[0]
 
-    def gold_faults(self, golds: Sequence[str]) -> list[str | None]:
-        """The same for many, in their order; integers and what was asked before take no process."""
-        looks = [self._look_at_gold(gold) for gold in golds]
-        return [_fault(look.result()) if isinstance(look, Future) else look for look in looks]
+    def find_gold_faults(self, golds: Sequence[str]) -> list[str | None]:
+        """Return the fault of each gold answer, in order. Integers and cached verdicts need no process."""
+        checks = [self._check_gold(gold) for gold in golds]
+        return [_get_fault(check.result()) if isinstance(check, Future) else check for check in checks]
 
-    async def gold_fault_soon(self, gold: str) -> str | None:
-        """The same without blocking the event loop."""
-        look = self._look_at_gold(gold)
-        return _fault(await _reply(look)) if isinstance(look, Future) else look
+    async def find_gold_fault_async(self, gold: str) -> str | None:
+        """Return the fault of a gold answer, or None, without blocking the event loop."""
+        check = self._check_gold(gold)
+        return _get_fault(await _await_reply(check)) if isinstance(check, Future) else check
 
     def close(self) -> None:
-        """Ends the processes. May be called twice; nothing can be graded afterwards."""
-        self._closer()
+        """End the processes. May be called twice; nothing can be graded afterwards."""
+        self._finalizer()
 
-    async def _outcome(self, gold: str, answer: str) -> tuple[str, str]:
-        """(outcome, how it was found) of what stands in the box."""
-        if max(len(answer), len(gold)) > LONGEST:
+    async def _grade_answer(self, gold: str, answer: str) -> tuple[str, str]:
+        """Grade the content of a box. Return (outcome, the key of `counts`)."""
+        if max(len(answer), len(gold)) > MAX_CHARACTERS:
             return "error", "too_long"
-        if max(depth(answer), depth(gold)) > DEEPEST:
+        if max(measure_depth(answer), measure_depth(gold)) > MAX_DEPTH:
             return "error", "too_deep"
         expected, given = normalise(gold), normalise(answer)
         if not given:
             return "no_answer", "no_answer"
-        given = as_asked(expected, given)
-        settled = _settled(expected, given)
+        given = match_gold_form(expected, given)
+        settled = _compare_directly(expected, given)
         if settled is not None:
             return settled
         question = ("compare", expected, given)
-        known = question in self._known
-        reply = await _reply(self._ask(question))
-        if reply.ended is not None:
-            return ("error" if reply.ended == "died" else "timeout"), reply.ended
+        known = question in self._cache
+        reply = await _await_reply(self._request_reply(question))
+        if reply.failure is not None:
+            return ("error" if reply.failure == "died" else "timeout"), reply.failure
         if reply.verdict == "too_large":
             return "error", "too_large"
         assert reply.verdict is not None
         return reply.verdict, "known" if known else "compared"
 
-    def _look_at_gold(self, gold: str) -> str | Future[Reply] | None:
-        """The fault of a gold answer or None; a question to a process where that cannot be seen."""
-        text = normalise(gold[: LONGEST + 1])
+    def _check_gold(self, gold: str) -> str | Future[GraderReply] | None:
+        """Return the fault of a gold answer or None; or a future if a process has to find out."""
+        text = normalise(gold[: MAX_CHARACTERS + 1])
         if not text:
             return "is empty"
-        if len(gold) > LONGEST:
-            return f"is longer than {LONGEST} characters"
-        if depth(gold) > DEEPEST:
-            return f"is nested deeper than {DEEPEST}"
-        return None if integer(text) is not None else self._ask(("fault", text))
+        if len(gold) > MAX_CHARACTERS:
+            return f"is longer than {MAX_CHARACTERS} characters"
+        if measure_depth(gold) > MAX_DEPTH:
+            return f"is nested deeper than {MAX_DEPTH}"
+        return None if parse_integer(text) is not None else self._request_reply(("fault", text))
 
-    # ------------------------------------------------------------------------------ asking once
+    # ------------------------------------------------------------------------------ cache of replies
 
-    def _ask(self, question: Question) -> Future[Reply]:
-        """The reply to a question: remembered, on its way, or asked now."""
+    def _request_reply(self, question: Question) -> Future[GraderReply]:
+        """Return the reply to a question from the cache, from a pending request, or from a new one."""
         with self._lock:
-            if question in self._known:
-                self._known.move_to_end(question)
-                known: Future[Reply] = Future()
-                known.set_result(self._known[question])
+            if question in self._cache:
+                self._cache.move_to_end(question)
+                known: Future[GraderReply] = Future()
+                known.set_result(self._cache[question])
                 return known
-            future = self._asked.get(question)
+            future = self._pending.get(question)
             if future is not None:
                 return future
-            future = self._asked[question] = self._pool.submit(question)
-        future.add_done_callback(lambda done: self._remember(question, done))
+            future = self._pending[question] = self._pool.submit(question)
+        future.add_done_callback(lambda done: self._store_reply(question, done))
         return future
 
-    def _remember(self, question: Question, future: Future[Reply]) -> None:
-        """Called by a thread of the pool. What depends on how busy the machine was is not remembered."""
+    def _store_reply(self, question: Question, future: Future[GraderReply]) -> None:
+        """Cache a reply, unless it depends on the machine's load. A thread of the pool calls this."""
         with self._lock:
-            del self._asked[question]
-            if future.exception() is None and future.result().ended in (None, "processor_time"):
-                self._known[question] = future.result()
-                while len(self._known) > self.cfg.cache:
-                    self._known.popitem(last=False)
+            del self._pending[question]
+            if future.exception() is None and future.result().failure in (None, "processor_time"):
+                self._cache[question] = future.result()
+                while len(self._cache) > self.cfg.cache:
+                    self._cache.popitem(last=False)
 
 
-def _settled(expected: str, given: str) -> tuple[str, str] | None:
-    """(outcome, how) where two normalised answers need no algebra; text that differs settles nothing."""
-    number, value = integer(expected), integer(given)
+def _compare_directly(expected: str, given: str) -> tuple[str, str] | None:
+    """Return (outcome, key of `counts`) if two normalised answers need no algebra, else None.
+
+    Different texts may still have the same value, so they need algebra.
+    """
+    number, value = parse_integer(expected), parse_integer(given)
     if number is not None and value is not None:
         return ("right" if number == value else "wrong"), "integers"
-    return ("right", "same_text") if letters(given) and letters(expected) == letters(given) else None
+    return ("right", "same_text") if strip_layout(given) and strip_layout(expected) == strip_layout(given) else None
 
 
-async def _reply(future: Future[Reply]) -> Reply:
-    """Waits in the running event loop. Others may wait for the same, so a cancelled wait leaves the question be."""
+async def _await_reply(future: Future[GraderReply]) -> GraderReply:
+    """Wait for a reply in the running event loop.
+
+    A cancelled wait does not cancel the question, because others may wait for the same reply.
+    """
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
 
@@ -162,14 +171,15 @@ async def _reply(future: Future[Reply]) -> Reply:
         if not waiter.done():
             waiter.set_result(None)
 
-    def tell(_: Future[Reply]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, nobody waits any more
+    def notify(_: Future[GraderReply]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
             loop.call_soon_threadsafe(wake)
 
-    future.add_done_callback(tell)
+    future.add_done_callback(notify)
     await waiter
     return future.result()
 
 
-def _fault(reply: Reply) -> str | None:
-    return reply.verdict if reply.ended is None else "cannot be worked out in time"
+def _get_fault(reply: GraderReply) -> str | None:
+    """Return the fault of a gold answer that a reply reports, or None."""
+    return reply.verdict if reply.failure is None else "cannot be worked out in time"

@@ -1,11 +1,11 @@
-r"""What an answer means in ways of writing that math-verify does not read, or reads wrongly.
+r"""Rewrite answers that math-verify cannot parse, or parses wrongly.
 
     \frac{-1\pm\sqrt5}{2}    -> \frac{-1+\sqrt5}{2},\frac{-1-\sqrt5}{2}     it reads \pm in a sum only
     \{x \mid -2 \le x < 1\}  -> -2 \le x < 1
-    18 dollars per day       -> 18          where a number is asked for; it reads d*o*l*l*a*r*s
-    \textbf{(A)}\ 12         -> (A)         where a choice is asked for
+    18 dollars per day       -> 18          if the gold answer is a number; it reads d*o*l*l*a*r*s
+    \textbf{(A)}\ 12         -> (A)         if the gold answer is a choice
 
-Everything here is text to text; what is not clearly of such a form is left as it is.
+Every function turns text into text, and returns a text unchanged if it does not clearly have such a form.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from decimal import Decimal
 
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox)\s*\{([^{}\\]*)\}")
 
-# ------------------------------------------------------------------------------ plus or minus, sets by a condition
+# ------------------------------------------------------------------------------ plus or minus, sets with a condition
 
 _SIGNS = re.compile(r"\\(pm|mp)(?![a-zA-Z])\s*")
 _SET = re.compile(r"(?:\\left\s*)?\\\{(.*?)(?:\\right\s*)?\\\}", re.DOTALL)
@@ -28,34 +28,37 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|leq|geq|leqslant|geqslant|lt|gt)(?![a
 
 
 def expand_signs(text: str) -> str:
-    r"""`a\pm b` as `a+b,a-b`, element by element of a list; `\mp` takes the other sign.
+    r"""Rewrite `a\pm b` as `a+b,a-b`, for each element of a list; `\mp` takes the opposite sign.
 
-    Of several `\pm` in one element nothing says whether they go together, so such a text is left alone, unless there
-    is a `\mp` to say that they do.
+    Several `\pm` in one element are ambiguous: they may or may not share their sign. Such a text is returned
+    unchanged, unless the element also has a `\mp`, which shows that they do.
+
+    >>> expand_signs(r"1\pm\sqrt{2}, 7")
+    '1+\\sqrt{2},1-\\sqrt{2},7'
     """
     if not _SIGNS.search(text):
         return text
     group = _SET.fullmatch(text)
     body = group[1] if group and "\\{" not in group[1] else text
     elements: list[str] = []
-    for element in _elements(_CONJUNCTION.sub(",", body)):
+    for element in _split_list(_CONJUNCTION.sub(",", body)):
         signs = [match[1] for match in _SIGNS.finditer(element)]
         if len(signs) > 1 and "mp" not in signs:
             return text
-        elements += [_with_sign(element, upper) for upper in (True, False)] if signs else [element]
+        elements += [_choose_sign(element, upper) for upper in (True, False)] if signs else [element]
     return ",".join(elements)
 
 
-def _with_sign(element: str, upper: bool) -> str:
-    """An element with the upper or the lower of its signs; a unit behind it is said once, by the last."""
+def _choose_sign(element: str, upper: bool) -> str:
+    """Return an element with its upper or its lower sign; only the lower one, which comes last, keeps a unit."""
     match = _UNIT_LAST.fullmatch(element)
     assert match is not None
     text = _SIGNS.sub(lambda m: "+" if (m[1] == "pm") == upper else "-", match[1])
     return re.sub(r"(^|[=(\[{,])\s*\+", r"\1", text) + ("" if upper else match[2] or "")
 
 
-def _elements(text: str) -> list[str]:
-    """The parts of a list, divided at the commas outside of all brackets."""
+def _split_list(text: str) -> list[str]:
+    """Split a list at the commas outside all brackets."""
     parts, deep = [""], 0
     for character in text:
         deep += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
@@ -66,8 +69,12 @@ def _elements(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def condition(text: str) -> str:
-    r"""`\{x \mid x > 3\}` as `x > 3`: a set of real numbers by inequalities. Every other text as it is."""
+def unwrap_set_condition(text: str) -> str:
+    r"""Rewrite a set of real numbers that inequalities define as these inequalities. Return any other text unchanged.
+
+    >>> unwrap_set_condition(r"\{x \mid x > 3\}")
+    'x > 3'
+    """
     group = _SET.fullmatch(text)
     match = _BY_CONDITION.fullmatch(group[1].strip()) if group else None
     if match is None or not _INEQUALITY.search(match[2]) or re.search(r"[,:|]|\\(?:mid|in|\{)(?![a-zA-Z])", match[2]):
@@ -83,14 +90,15 @@ _PLAIN = re.compile(_NUMBER)
 _WORD = r"[a-zA-Z]+\.?(?:\^(?:[23]|\{[23]\}))?"
 _QUANTITY = re.compile(rf"({_NUMBER}) ({_WORD}(?:(?: | ?/ ?){_WORD}){{0,7}})")
 _POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# Of these a unit is taken even if it is short, and one letter only in a quotient: `5 m` may be a product.
-_SHORT = frozenset(
+# Words of up to three letters count as units only if listed here, and the single letters only in a quotient such as
+# `5 m/s`: `5 m` may be a product.
+_SHORT_UNITS = frozenset(
     "mm cm dm km nm in ft yd mi sq cu mg kg lb lbs oz ml dl sec min hr hrs mph kph day per cup egg men way box"
     " bag pen hat toy cow dog cat car bus ton".split()
 )
-_LETTERS = frozenset("mshgLlJNWVC")
-# Words that change the number before them, or hedge it.
-_NO_UNIT = frozenset(
+_LETTER_UNITS = frozenset("mshgLlJNWVC")
+# Words that change the number before them, or weaken it.
+_NOT_UNITS = frozenset(
     "and or not than to least most more less fewer over under above below between about times plus minus half halves"
     " third thirds quarter quarters fourth fourths fifth fifths tenth tenths hundred hundreds hundredth hundredths"
     " dozen dozens thousands millions billions score percent percentage squared cubed factorial root base modulo"
@@ -102,25 +110,29 @@ _CHOSEN = re.compile(r"(?:\(([A-E])\)|([A-E])\)|([A-E])[.:] )\s*(.+)", re.DOTALL
 _OTHER_CHOICE = re.compile(r"(?<![a-zA-Z])[A-E](?![a-zA-Z])")
 
 
-def as_asked(expected: str, given: str) -> str:
-    """A normalised answer in the form of the gold one, where that is a plain number or the letter of a choice."""
+def match_gold_form(expected: str, given: str) -> str:
+    r"""Bring a normalised answer into the form of the gold answer, if that is a plain number or the letter of a choice.
+
+    >>> match_gold_form("18", "18 dollars per day"), match_gold_form("A", r"\textbf{(A)}\ 12")
+    ('18', 'A')
+    """
     if _PLAIN.fullmatch(expected):
-        return _number(expected, given)
-    if _CHOICE.fullmatch(_bare(expected)):
-        chosen = _CHOSEN.fullmatch(_bare(given))
+        return _extract_number(expected, given)
+    if _CHOICE.fullmatch(_strip_wrappers(expected)):
+        chosen = _CHOSEN.fullmatch(_strip_wrappers(given))
         if chosen and not _OTHER_CHOICE.search(chosen[4]):
             return chosen[1] or chosen[2] or chosen[3]
     return given
 
 
-def _bare(text: str) -> str:
-    r"""Without `\text{}` and the like; blanks single."""
+def _strip_wrappers(text: str) -> str:
+    r"""Remove `\text{}` and similar commands, and reduce blanks to single ones."""
     return re.sub(r"\s+", " ", _WRAPPED.sub(r" \1 ", text)).strip()
 
 
-def _number(expected: str, given: str) -> str:
-    """The number of `18 dollars per day` or `1.45 million`; the text itself if it is no number with one unit."""
-    match = _QUANTITY.fullmatch(_bare(given))
+def _extract_number(expected: str, given: str) -> str:
+    """Return the number in `18 dollars per day` or `1.45 million`. Return any other text unchanged."""
+    match = _QUANTITY.fullmatch(_strip_wrappers(given))
     if match is None:
         return given
     number = match[1].replace("\\$", "").replace(" ", "")
@@ -134,5 +146,6 @@ def _number(expected: str, given: str) -> str:
 
 
 def _is_unit(word: str, quotient: bool) -> bool:
-    known = len(word) > 3 or word in _SHORT or (quotient and word in _LETTERS)
-    return known and word.lower() not in _NO_UNIT
+    """Tell whether a word may be a unit of measure; `quotient`: it stands in a unit such as `m/s`."""
+    known = len(word) > 3 or word in _SHORT_UNITS or (quotient and word in _LETTER_UNITS)
+    return known and word.lower() not in _NOT_UNITS

@@ -1,4 +1,7 @@
-"""Many responses through the judge: cached, deduplicated, asked again when the reply is no verdict, all counted."""
+"""Judge many responses: with a cache, without asking twice for equal ones, with retries, and with counts of everything.
+
+A reply that is not a verdict is asked for again.
+"""
 
 from __future__ import annotations
 
@@ -11,123 +14,131 @@ from typing import Any
 
 from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
-from nemo_tapo.judge.prompt import messages
-from nemo_tapo.judge.verdict import Unparsable, Verdict, parse
-from nemo_tapo.judge.verdict_cache import Cache, key_of
+from nemo_tapo.judge.prompt import make_messages
+from nemo_tapo.judge.verdict import UnparsableReply, Verdict, parse_verdict
+from nemo_tapo.judge.verdict_cache import VerdictCache, make_key
 from nemo_tapo.tracking.progress import Progress
-from nemo_tapo.utils.concurrency import concurrently
+from nemo_tapo.utils.concurrency import run_concurrently
 from nemo_tapo.utils.seeding import seed_from
 
-# What may become of a response. Only the first yields a verdict; the others leave it out of both rates.
+# The outcomes of a response. Only the first yields a verdict; with the others the response is left out of both rates.
 JUDGED, UNPARSABLE, TOO_LONG, REFUSED, FAILED = OUTCOMES = ("judged", "unparsable", "too_long", "refused", "failed")
-MANY_LOST = 0.05  # share of responses without a verdict from which on the counts come with a warning
-HOPELESS = 10  # requests refused, none accepted: it is not the responses
-RETRY_TEMPERATURE = 0.6  # at least, from the second try on: a greedy judge would repeat itself
+WARN_LOST_SHARE = 0.05  # warn above this share of responses without a verdict
+MAX_REFUSALS = 10  # if so many requests are refused and none is accepted, the responses are not the cause
+RETRY_TEMPERATURE = 0.6  # minimum from the second try on: a greedy judge would repeat its reply
 _CONTEXT = re.compile(r"context (length|window|size|limit)|(prompt|input|request)\b.{0,40}\b(too long|exceed)", re.I)
 
 
 @dataclass(frozen=True)
-class Item:
-    """One response to be judged."""
+class JudgeItem:
+    """One response to judge, with its problem and the gold answer. Equal items are judged once."""
 
     question: str
-    answer: str  # gold
+    answer: str  # the gold answer
     response: str
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of an item. `verdict` is None exactly if `outcome` is not "judged"."""
+    """The outcome of judging an item. `verdict` is None if and only if `outcome` is not "judged".
+
+    >>> Judgement(UNPARSABLE, detail="not_json, truncated").verdict is None
+    True
+    """
 
     outcome: str  # one of OUTCOMES
     verdict: Verdict | None = None
     cached: bool = False
-    detail: str = ""  # of what has no verdict: the reason of every try, or the server's words
+    detail: str = ""  # if there is no verdict: the reason of each try, or the server's message
 
 
 @dataclass(frozen=True)
-class Tally:
-    """How a set of judgements came about."""
+class JudgementTally:
+    """The counts of a set of judgements.
 
-    outcomes: dict[str, int]  # every one of OUTCOMES; they sum up to the responses
+    >>> tally = tally_judgements([Judgement(TOO_LONG), Judgement(FAILED), Judgement(REFUSED)])
+    >>> tally.responses, tally.outcomes["too_long"], tally.lost_share
+    (3, 1, 1.0)
+    """
+
+    outcomes: dict[str, int]  # a count for each of OUTCOMES; they sum up to `responses`
     responses: int
-    cached: int  # verdicts that were there before
-    corrupt: int  # entries of the cache that could not be read; they were asked for again
-    tries: dict[str, int]  # replies that were no verdict, by reason; a response may stand for several
-    retries: dict[str, int]  # attempts that failed on the way, by reason
+    cached: int  # verdicts found in the cache
+    corrupt: int  # cache entries that could not be read; these items were judged again
+    tries: dict[str, int]  # replies that were not a verdict, by reason; a response may have several
+    retries: dict[str, int]  # requests that failed and were repeated, by reason
 
     @property
-    def lost(self) -> float:
-        """Share of the responses without a verdict."""
+    def lost_share(self) -> float:
+        """The share of the responses without a verdict."""
         return 1 - self.outcomes[JUDGED] / self.responses if self.responses else 0.0
 
 
 class Judge:
-    """Judges items by the model behind `endpoint`, which the caller has entered."""
+    """Judges items with the model behind `endpoint`; the caller has entered its context (`async with`)."""
 
     def __init__(self, cfg: JudgeConfig, endpoint: Endpoint) -> None:
         self.cfg, self.endpoint = cfg, endpoint
-        self.cache = Cache(cfg.cache)
+        self.cache = VerdictCache(cfg.cache)
         self.bad_replies: Counter[str] = Counter()
-        self._accepted = self._refused = 0  # items; accepted also those whose verdict is kept
+        self._accepted = self._refused = 0  # numbers of items; cached verdicts count as accepted
 
-    async def judge(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Judgement]:
-        """A judgement for every item, in order. Equal items are asked for once.
+    async def judge(self, items: Sequence[JudgeItem], advance: Callable[[int], None]) -> list[Judgement]:
+        """Return a judgement for every item, in order. Equal items are judged once.
 
-        advance: called with the number of items that are done. Every verdict is on disk before it is counted, so
-        whoever stops this loses nothing. Raises EndpointDown, and EndpointError when the server refuses everything.
+        advance: called with the number of items that were just finished. Every verdict is on disk before it is counted,
+        so nothing is lost if this is interrupted. Raises EndpointDown if the server is lost, and EndpointError if the
+        server refuses everything.
         """
-        places: dict[Item, list[int]] = {}
-        for place, item in enumerate(items):
-            places.setdefault(item, []).append(place)
-        done: dict[Item, Judgement] = {}
+        copies = Counter(items)
+        done: dict[JudgeItem, Judgement] = {}
 
-        async def work(queue: Iterator[Item]) -> None:
+        async def work(queue: Iterator[JudgeItem]) -> None:
             for item in queue:
-                done[item] = await self._one(item)
-                advance(len(places[item]))
+                done[item] = await self._judge_item(item)
+                advance(copies[item])
 
-        await concurrently(work(queue) for queue in [iter(places)] * self.endpoint.cfg.concurrency)
+        await run_concurrently(work(queue) for queue in [iter(copies)] * self.endpoint.cfg.concurrency)
         return [done[item] for item in items]
 
-    def request(self, item: Item) -> dict[str, Any]:
-        """What decides the verdict of an item, as the cache's key is taken from it."""
+    def make_request(self, item: JudgeItem) -> dict[str, Any]:
+        """Return everything that determines an item's verdict; the cache's key is computed from it."""
         return {
             "model": self.endpoint.model,
-            "messages": messages(item.question, item.answer, item.response),
+            "messages": make_messages(item.question, item.answer, item.response),
             "temperature": self.cfg.temperature,
             "max_tokens": self.cfg.max_tokens,
             "extra_body": self.endpoint.cfg.extra_body,
         }
 
-    async def _one(self, item: Item) -> Judgement:
-        request = self.request(item)
-        key = key_of(request)
-        kept = self.cache.get(key)
-        if kept is not None:
+    async def _judge_item(self, item: JudgeItem) -> Judgement:
+        request = self.make_request(item)
+        key = make_key(request)
+        verdict = self.cache.get(key)
+        if verdict is not None:
             self._accepted += 1
-            return Judgement(JUDGED, kept, cached=True)
+            return Judgement(JUDGED, verdict, cached=True)
         try:
             judgement = await self._ask(key, request["messages"])
         except EndpointDown:
             raise
         except EndpointRefused as error:
-            return self._refusal(error)
+            return self._handle_refusal(error)
         except EndpointError as error:
             return Judgement(FAILED, detail=str(error))
         self._accepted += 1
         return judgement
 
     async def _ask(self, key: str, chat: list[dict[str, str]]) -> Judgement:
-        """Up to `tries` replies until one is a verdict."""
+        """Ask until a reply is a verdict, at most `tries` times. Puts the verdict into the cache."""
         reasons = []
         for number in range(self.cfg.tries):
             temperature = self.cfg.temperature if number == 0 else max(self.cfg.temperature, RETRY_TEMPERATURE)
-            seed = seed_from("judge", key, number) % 2**31  # some servers take no more bits
+            seed = seed_from("judge", key, number) % 2**31  # some servers accept no more than 31 bits
             reply = await self.endpoint.chat(chat, temperature=temperature, max_tokens=self.cfg.max_tokens, seed=seed)
             try:
-                verdict = parse(reply.text, reply.truncated)
-            except Unparsable as error:
+                verdict = parse_verdict(reply.text, reply.truncated)
+            except UnparsableReply as error:
                 reasons.append(error.reason)
                 self.bad_replies[error.reason] += 1
                 continue
@@ -135,20 +146,20 @@ class Judge:
             return Judgement(JUDGED, verdict)
         return Judgement(UNPARSABLE, detail=", ".join(reasons))
 
-    def _refusal(self, error: EndpointRefused) -> Judgement:
-        """What a refusal means for an item. Raises the error once nothing else is to be expected."""
+    def _handle_refusal(self, error: EndpointRefused) -> Judgement:
+        """Return the judgement of a refused item. Raises the error if the server seems to refuse everything."""
         if error.status == 413 or _CONTEXT.search(str(error)):
             return Judgement(TOO_LONG, detail=str(error))
         self._refused += 1
-        if self._refused >= HOPELESS and not self._accepted:
+        if self._refused >= MAX_REFUSALS and not self._accepted:
             raise error
         return Judgement(REFUSED, detail=str(error))
 
 
-def tally_of(judgements: Sequence[Judgement], judge: Judge | None = None) -> Tally:
-    """The counts of what `judge` returned; None: no endpoint was asked."""
+def tally_judgements(judgements: Sequence[Judgement], judge: Judge | None = None) -> JudgementTally:
+    """Count the judgements that `judge` returned. judge: None if no endpoint was used."""
     outcomes = Counter(j.outcome for j in judgements)
-    return Tally(
+    return JudgementTally(
         outcomes={name: outcomes[name] for name in OUTCOMES},
         responses=len(judgements),
         cached=sum(j.cached for j in judgements),
@@ -158,35 +169,42 @@ def tally_of(judgements: Sequence[Judgement], judge: Judge | None = None) -> Tal
     )
 
 
-def judge_all(cfg: JudgeConfig, items: Sequence[Item]) -> tuple[list[Judgement], Tally, str]:
-    """Judgements of all items, their counts, and the judge's name.
+def judge_all(cfg: JudgeConfig, items: Sequence[JudgeItem]) -> tuple[list[Judgement], JudgementTally, str]:
+    """Judge all items; return the judgements, their counts, and the name of the judge's model.
 
-    What was judged stays in the cache, however this ends. Raises ValueError and EndpointError with a sentence.
+    Finished verdicts stay in the cache even if this fails. Raises ValueError and EndpointError, with a message for the
+    user.
     """
 
-    async def go() -> tuple[list[Judgement], Tally, str]:
+    async def run() -> tuple[list[Judgement], JudgementTally, str]:
         with Progress([("judging", 1)]) as progress:
             async with Endpoint(cfg.endpoint, "judge.endpoint") as endpoint:
-                stage = progress.stage("judging", len(items), "response")
+                stage = progress.start_stage("judging", len(items), "response")
                 judge = Judge(cfg, endpoint)
                 judgements = await judge.judge(items, stage.advance)
-                return judgements, tally_of(judgements, judge), endpoint.model
+                return judgements, tally_judgements(judgements, judge), endpoint.model
 
-    return asyncio.run(go())
+    return asyncio.run(run())
 
 
-def print_counts(tally: Tally) -> None:
-    """How the verdicts came about, and what is missing."""
-    print(f"responses: {tally.responses}: {listed(tally.outcomes)}; from the cache {tally.cached}")
-    for what, found in (("replies that were no verdict", tally.tries), ("attempts repeated", tally.retries)):
-        if found:
-            print(f"{what}: {listed(found)}")
+def print_counts(tally: JudgementTally) -> None:
+    """Print the counts, and a warning if many responses have no verdict."""
+    print(f"responses: {tally.responses}: {format_counts(tally.outcomes)}; from the cache {tally.cached}")
+    for what, counts in (("replies that were no verdict", tally.tries), ("attempts repeated", tally.retries)):
+        if counts:
+            print(f"{what}: {format_counts(counts)}")
     if tally.corrupt:
         print(f"entries of the cache that could not be read: {tally.corrupt}")
-    if tally.lost > MANY_LOST:
-        print(f"WARNING: {tally.lost:.0%} of the responses have no verdict and are left out: the rates may be off.")
+    if tally.lost_share > WARN_LOST_SHARE:
+        print(
+            f"WARNING: {tally.lost_share:.0%} of the responses have no verdict and are left out: the rates may be off."
+        )
 
 
-def listed(found: Mapping[str, int]) -> str:
-    """ "judged 90, too_long 10"; what is 0 is left out."""
-    return ", ".join(f"{name} {n}" for name, n in found.items() if n)
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Format counts; those that are 0 are left out.
+
+    >>> format_counts({"judged": 90, "refused": 0, "too_long": 10})
+    'judged 90, too_long 10'
+    """
+    return ", ".join(f"{name} {n}" for name, n in counts.items() if n)

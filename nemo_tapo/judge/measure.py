@@ -1,4 +1,4 @@
-"""DSR and ERR of one or two evaluations: boundary subset, verdicts, rates, files and table."""
+"""Measure DSR and ERR of one or two evaluations: judge the boundary subset, estimate rates, write files and a table."""
 
 from __future__ import annotations
 
@@ -16,75 +16,90 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.judge import oracle as arithmetic_oracle
-from nemo_tapo.judge.judging import JUDGED, Item, Judgement, Tally, judge_all, listed, print_counts, tally_of
-from nemo_tapo.judge.rate_table import markdown, rows_of
-from nemo_tapo.judge.rates import RATES, Marked, counts, difference, rate_of
+from nemo_tapo.judge.judging import (
+    JUDGED,
+    JudgeItem,
+    Judgement,
+    JudgementTally,
+    format_counts,
+    judge_all,
+    print_counts,
+    tally_judgements,
+)
+from nemo_tapo.judge.rate_table import format_markdown_table, make_rows
+from nemo_tapo.judge.rates import RATES, JudgedResponse, count_by_problem, estimate_difference, estimate_rate
 from nemo_tapo.judge.responses import (
-    Answered,
-    boundary,
-    problem_of,
-    questions,
-    read_answered,
+    ModelResponses,
+    find_boundary,
+    get_problem,
+    load_questions,
+    read_responses,
     require_same_problems,
 )
-from nemo_tapo.utils.jsonl import encode
+from nemo_tapo.utils.jsonl import encode_line
 
-Asked = tuple[str, Sample]  # (the model's name, one of its responses on the boundary subset)
+ModelSample = tuple[str, Sample]  # (the model's name, one of its responses on the boundary subset)
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to be judged: the responses of every model on the common boundary subset."""
+class JudgeWorkload:
+    """The responses to judge: those of every model to the problems of the common boundary subset."""
 
     models: tuple[str, ...]
-    fates: Mapping[str, Mapping[str, int]]  # of the problems, see boundary
-    asked: tuple[Asked, ...]
-    items: tuple[Item, ...]  # of `asked`, in the same order
+    problem_counts: Mapping[str, Mapping[str, int]]  # {benchmark: {reason or "kept": problems}}, see find_boundary
+    samples: tuple[ModelSample, ...]
+    items: tuple[JudgeItem, ...]  # what the judge reads of each of `samples`, in the same order
 
     @property
-    def lines(self) -> list[str]:
-        """One sentence a benchmark, and the sum."""
-        problems = [f"{name}: {sum(f.values())} problems: {listed(f)}" for name, f in self.fates.items()]
+    def summary_lines(self) -> list[str]:
+        """One sentence per benchmark on its problems, and one on the responses."""
+        problems = [
+            f"{name}: {sum(f.values())} problems: {format_counts(f)}" for name, f in self.problem_counts.items()
+        ]
         return [*problems, f"responses to be judged: {len(self.items)}, of which {len(set(self.items))} differ"]
 
 
-def work_of(cfg: RunConfig, folders: Sequence[Path]) -> Work:
-    """The responses in one or two folders of evaluations; the questions come from the task of `cfg`.
+def collect_workload(cfg: RunConfig, folders: Sequence[Path]) -> JudgeWorkload:
+    """Collect the responses in the folders of one or two evaluations; the questions come from the task of `cfg`.
 
-    Raises ValueError for folders that hold no finished evaluation, for evaluations of different problems, and if
-    `cfg` has others.
+    Raises ValueError if a folder has no finished evaluation, if the evaluations have different problems, or if the
+    task of `cfg` has other problems.
     """
-    models = _named([read_answered(folder) for folder in folders])
+    models = _disambiguate_names([read_responses(folder) for folder in folders])
     require_same_problems(models)
-    kept, fates = boundary(models)
-    asked = tuple((m.name, sample) for m in models for sample in m.samples if problem_of(sample) in kept)
-    known = questions(cfg, models[0])
-    items = tuple(Item(*known[problem_of(sample)], sample.text) for _, sample in asked)
-    return Work(tuple(m.name for m in models), fates, asked, items)
+    kept, problem_counts = find_boundary(models)
+    samples = tuple((m.name, sample) for m in models for sample in m.samples if get_problem(sample) in kept)
+    known = load_questions(cfg, models[0])
+    items = tuple(JudgeItem(*known[get_problem(sample)], sample.text) for _, sample in samples)
+    return JudgeWorkload(tuple(m.name for m in models), problem_counts, samples, items)
 
 
-def judge_samples(cfg: JudgeConfig, work: Work, out: Path, oracle: bool) -> None:
-    """Judges, writes into the folder `out` and prints the table. Raises EndpointError when the judge is lost."""
-    judgements, tally, judge = _by_oracle(work.items) if oracle else judge_all(cfg, work.items)
-    places: dict[str, list[int]] = {benchmark: [] for benchmark in work.fates}
-    for i, (_, sample) in enumerate(work.asked):
-        places[sample.benchmark].append(i)
+def judge_samples(cfg: JudgeConfig, work: JudgeWorkload, out: Path, oracle: bool) -> None:
+    """Judge the responses, write the results into the folder `out` and print the table.
+
+    oracle: judge by the exact rules for the generated arithmetic instead of by an endpoint. Raises EndpointError if the
+    judge's server is lost.
+    """
+    judgements, tally, judge = _judge_by_oracle(work.items) if oracle else judge_all(cfg, work.items)
+    indices: dict[str, list[int]] = {benchmark: [] for benchmark in work.problem_counts}
+    for i, (_, sample) in enumerate(work.samples):
+        indices[sample.benchmark].append(i)
     result = {
         "models": work.models,
         "judge": judge,
         "counts": asdict(tally),
-        "problems": work.fates,
+        "problems": work.problem_counts,
         "benchmarks": {
-            benchmark: _rates([work.asked[i] for i in of], [judgements[i] for i in of], work.models)
-            for benchmark, of in places.items()
+            benchmark: _measure_rates([work.samples[i] for i in places], [judgements[i] for i in places], work.models)
+            for benchmark, places in indices.items()
         },
     }
-    _write(out, result, work.asked, judgements)
-    _print(result, work, tally, out)
+    _write_files(out, result, work.samples, judgements)
+    _print_result(result, work, tally, out)
 
 
-def _named(models: list[Answered]) -> list[Answered]:
-    """Two evaluations of the same name are told apart by their paths."""
+def _disambiguate_names(models: list[ModelResponses]) -> list[ModelResponses]:
+    """Name the models by their paths if two have the same name. Raises ValueError if a folder is given twice."""
     if len({model.name for model in models}) == len(models):
         return models
     if len({model.folder.resolve() for model in models}) < len(models):
@@ -92,51 +107,58 @@ def _named(models: list[Answered]) -> list[Answered]:
     return [replace(model, name=str(model.folder)) for model in models]
 
 
-def _by_oracle(items: Sequence[Item]) -> tuple[list[Judgement], Tally, str]:
-    judgements = [Judgement(JUDGED, arithmetic_oracle.verdict(item.question, item.response)) for item in items]
-    return judgements, tally_of(judgements), "oracle of the generated arithmetic"
+def _judge_by_oracle(items: Sequence[JudgeItem]) -> tuple[list[Judgement], JudgementTally, str]:
+    judgements = [Judgement(JUDGED, arithmetic_oracle.judge_response(item.question, item.response)) for item in items]
+    return judgements, tally_judgements(judgements), "oracle of the generated arithmetic"
 
 
-def _rates(asked: Sequence[Asked], judgements: Sequence[Judgement], models: Sequence[str]) -> dict[str, Any]:
-    """The rates of the responses of one benchmark: {"models": {name: ...}, "difference": second minus first}."""
-    marked: dict[str, list[Marked]] = {name: [] for name in models}
-    for (name, sample), judgement in zip(asked, judgements, strict=True):
+def _measure_rates(
+    samples: Sequence[ModelSample], judgements: Sequence[Judgement], models: Sequence[str]
+) -> dict[str, Any]:
+    """Return the rates of one benchmark: {"models": {name: ...}, "difference": second minus first}.
+
+    "difference" is there if there are two models.
+    """
+    judged: dict[str, list[JudgedResponse]] = {name: [] for name in models}
+    for (name, sample), judgement in zip(samples, judgements, strict=True):
         if judgement.verdict is not None:
-            marked[name].append(Marked(sample.uid, sample.reward > 0, judgement.verdict))
-    responses = Counter(name for name, _ in asked)
-    by_problem = {rate: [counts(marked[name], rate) for name in models] for rate in RATES}
+            judged[name].append(JudgedResponse(sample.uid, sample.reward > 0, judgement.verdict))
+    responses = Counter(name for name, _ in samples)
+    by_problem = {rate: [count_by_problem(judged[name], rate) for name in models] for rate in RATES}
     result: dict[str, Any] = {
         "models": {
             name: {
                 "responses": responses[name],
-                "judged": len(marked[name]),
-                "contradictions": sum(m.verdict.answer_right != m.right for m in marked[name]),
-                **{rate: asdict(rate_of(by_problem[rate][i], rate)) for rate in RATES},
+                "judged": len(judged[name]),
+                "contradictions": sum(m.verdict.answer_right != m.right for m in judged[name]),
+                **{rate: asdict(estimate_rate(by_problem[rate][i], rate)) for rate in RATES},
             }
             for i, name in enumerate(models)
         }
     }
     if len(models) == 2:
-        result["difference"] = {rate: asdict(difference(a, b, rate)) for rate, (a, b) in by_problem.items()}
+        result["difference"] = {rate: asdict(estimate_difference(a, b, rate)) for rate, (a, b) in by_problem.items()}
     return result
 
 
-def _write(out: Path, result: dict[str, Any], asked: Sequence[Asked], judgements: Sequence[Judgement]) -> None:
-    """judge.json, table.md, and every response's verdict for people to check."""
+def _write_files(
+    out: Path, result: dict[str, Any], samples: Sequence[ModelSample], judgements: Sequence[Judgement]
+) -> None:
+    """Write judge.json, table.md, and verdicts.jsonl with the judgement of every response, for people to check."""
     (out / "judge.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    (out / "table.md").write_text(markdown(*rows_of(result)))
+    (out / "table.md").write_text(format_markdown_table(*make_rows(result)))
     with (out / "verdicts.jsonl").open("wb") as file:
-        for (name, sample), judgement in zip(asked, judgements, strict=True):
-            file.write(encode({"model": name, **asdict(sample), "judgement": asdict(judgement)}))
+        for (name, sample), judgement in zip(samples, judgements, strict=True):
+            file.write(encode_line({"model": name, **asdict(sample), "judgement": asdict(judgement)}))
 
 
-def _print(result: dict[str, Any], work: Work, tally: Tally, out: Path) -> None:
-    header, body = rows_of(result)
+def _print_result(result: dict[str, Any], work: JudgeWorkload, tally: JudgementTally, out: Path) -> None:
+    header, body = make_rows(result)
     table = Table(*header, title="DSR and ERR on the boundary subset, percent (95% interval), responses")
     for row in body:
         table.add_row(*row)
     Console().print(table)
-    print("\n".join(work.lines))
+    print("\n".join(work.summary_lines))
     print_counts(tally)
     contradictions = [m["contradictions"] for b in result["benchmarks"].values() for m in b["models"].values()]
     print(f"answers on which judge and verifier differ: {sum(contradictions)} (the verifier's verdict is taken)")

@@ -1,20 +1,22 @@
-"""What the judge is asked about a response, and what its five labels mean (section 4.3 of arXiv 2606.18844).
+"""Write the prompt that asks the judge for five labels of a response (section 4.3 of arXiv 2606.18844).
 
-The paper names the labels only in passing ("the presence, accuracy, and effectiveness of reflective reasoning");
-here is how they are read. DSR counts correct responses "without any intermediate reflection or self-correction":
-`reflection` is the first, `correction` the second. ERR is taken "among responses that contain reflection and
-correction attempts": those with `correction`, which needs `reflection`.
+The paper only mentions the labels ("the presence, accuracy, and effectiveness of reflective reasoning"). This is how
+they are defined here. DSR counts correct responses "without any intermediate reflection or self-correction":
+`reflection` is the label of the first, `correction` that of the second. ERR is measured "among responses that contain
+reflection and correction attempts": those with `correction`, which implies `reflection`.
 
-- reflection: the response turns back on what it wrote: doubts it, checks it again out of doubt, or withdraws it.
-  A planned check that is part of a solution (substituting the result at the end) is none.
-- correction: it declares something it wrote wrong, or replaces it. Doubt that ends in "so it was right" is none.
-- located: what it calls wrong is wrong, and is where the reasoning first went wrong.
+- reflection: the response goes back to what it wrote: doubts it, checks it again out of doubt, or withdraws it.
+  A planned check that is part of a solution (substituting the result at the end) does not count.
+- correction: it says that something it wrote is wrong, or replaces it. Doubt that ends in "so it was right" does not
+  count.
+- located: what it calls wrong is wrong, and it is the place where the reasoning first went wrong.
 - diagnosis: what it says was wrong there is what was wrong there.
-- answer_right: the final answer is right. Asked for comparison alone: the rates take the verifier's verdict, which
+- answer_right: the final answer is right. It is asked for comparison only: the rates use the verifier's verdict, which
   is exact, and contradictions are counted.
 
-With several corrections, located and diagnosis are true if one of them is such. The judge is given the gold answer,
-without which it could not tell an error, but not the verifier's verdict: it would only repeat it.
+With several corrections, located and diagnosis are true if they are true of one of them. The judge gets the gold
+answer, because it could not recognise an error without it. It does not get the verifier's verdict, because it would
+only repeat it.
 """
 
 from __future__ import annotations
@@ -70,20 +72,24 @@ Right answer: {answer}
 Classify the solution between the markers. Reply with the JSON object alone."""
 
 
-def messages(question: str, answer: str, response: str) -> list[dict[str, str]]:
-    """The chat that asks for one verdict.
+def make_messages(question: str, answer: str, response: str) -> list[dict[str, str]]:
+    """Return the chat that asks for one verdict.
 
-    The markers' code is a digest of the response, so that no response can hold its own closing marker.
+    The code in the markers is a digest of the response, so that no response can contain its own closing marker.
     """
     code = hashlib.sha256(response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     fields = {"{question}": question, "{answer}": answer, "{code}": code, "{response}": response}
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": fill(USER, fields)}]
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": fill_template(USER, fields)}]
 
 
-def fill(template: str, fields: dict[str, str]) -> str:
-    """The template's fields filled in, in one pass: what a field holds is never searched for further fields."""
+def fill_template(template: str, fields: dict[str, str]) -> str:
+    """Fill in the template's fields in one pass: the values are not searched for further fields.
+
+    >>> fill_template("{question} Answer: {answer}", {"{question}": "Is {answer} right?", "{answer}": "85"})
+    'Is {answer} right? Answer: 85'
+    """
     for name, value in fields.items():
         head, found, rest = template.partition(name)
         if found:
-            return fill(head, fields) + value + fill(rest, fields)
+            return fill_template(head, fields) + value + fill_template(rest, fields)
     return template

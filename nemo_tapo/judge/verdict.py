@@ -1,4 +1,4 @@
-"""A judge's reply as a verdict: exactly the JSON object that was asked for, or a reason why not. Nothing is guessed."""
+"""Parse a judge's reply: it is exactly the JSON object that was asked for, or it is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 from nemo_tapo.judge.prompt import LABELS
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
-_NEEDS = {"correction": "reflection", "located": "correction", "diagnosis": "located"}  # true only with the other
+_NEEDS = {
+    "correction": "reflection",
+    "located": "correction",
+    "diagnosis": "located",
+}  # each label needs the other to be true
 
 
-class Unparsable(Exception):
-    """The reply is no verdict. `reason` is one of REASONS."""
+class UnparsableReply(Exception):
+    """A reply that is not a verdict. `reason` is one of REASONS."""
 
     REASONS = ("empty", "truncated", "not_json", "keys", "not_boolean", "inconsistent")
 
@@ -26,62 +30,71 @@ class Unparsable(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one response; prompt.py says what each label means."""
+    """A judge's labels for one response; prompt.py defines them.
+
+    >>> Verdict(reflection=True, correction=True, located=True, diagnosis=False, answer_right=True).diagnosis
+    False
+    """
 
     reflection: bool
     correction: bool
     located: bool
     diagnosis: bool
-    answer_right: bool  # the judge's opinion; the rates take the verifier's
-    evidence: str = ""  # the passage that decided
+    answer_right: bool  # the judge's opinion; the rates use the verifier's
+    evidence: str = ""  # the passage that decided the labels
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields as the JSON object that `verdict_from_dict` reads."""
         return asdict(self)
 
 
-def parse(reply: str, truncated: bool = False) -> Verdict:
-    """The verdict in a reply. Allowed around the object: a <think> block before it, a code fence.
+def parse_verdict(reply: str, truncated: bool = False) -> Verdict:
+    """Return the verdict in a reply. A <think> block before the object and a code fence around it are allowed.
 
-    Raises Unparsable.
+    Raises UnparsableReply.
     """
     if truncated:
-        raise Unparsable("truncated")
-    text = without_thinking(reply)
+        raise UnparsableReply("truncated")
+    text = strip_thinking(reply)
     if not text:
-        raise Unparsable("empty")
+        raise UnparsableReply("empty")
     fenced = _FENCED.fullmatch(text)
     try:
-        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_object)
-    except (ValueError, RecursionError):  # the latter: json gives up on thousands of nested brackets
-        raise Unparsable("not_json") from None
-    return from_dict(value)
+        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_make_object)
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+        raise UnparsableReply("not_json") from None
+    return verdict_from_dict(value)
 
 
-def from_dict(value: Any) -> Verdict:
-    """A decoded object as a verdict, checked as a judge's reply is. Raises Unparsable."""
+def verdict_from_dict(value: Any) -> Verdict:
+    """Turn a decoded JSON object into a verdict, with the checks of a judge's reply. Raises UnparsableReply."""
     if not isinstance(value, dict) or set(value) != {"evidence", *LABELS}:
-        raise Unparsable("keys")
+        raise UnparsableReply("keys")
     if not isinstance(value["evidence"], str) or not all(isinstance(value[name], bool) for name in LABELS):
-        raise Unparsable("not_boolean")
+        raise UnparsableReply("not_boolean")
     if any(value[name] and not value[needed] for name, needed in _NEEDS.items()):
-        raise Unparsable("inconsistent")
+        raise UnparsableReply("inconsistent")
     return Verdict(**value)
 
 
-def without_thinking(reply: str) -> str:
-    """The reply after its reasoning. Some chat templates put the opening <think> into the prompt, not the reply.
+def strip_thinking(reply: str) -> str:
+    """Return the reply without its reasoning, that is, the part after </think>.
 
-    A </think> within the object itself (a judge may quote one) does not count.
+    Some chat templates put the opening <think> into the prompt, so it need not be in the reply. A </think> inside the
+    object itself does not count: a judge may quote one.
+
+    >>> strip_thinking("The carry was forgotten.</think> {}")
+    '{}'
     """
     text = reply.strip()
     if text.startswith(("{", "```")):
         return text
-    _, found, after = text.partition("</think>")
-    return after.strip() if found else text
+    _, closing, after = text.partition("</think>")
+    return after.strip() if closing else text
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys may not repeat: the second of two would win in silence."""
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object. Raises ValueError for a repeated key, of which json would silently use the last."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key stands twice")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_tapo import metrics
 from nemo_tapo.equations.divergence import DivergenceRules, token_divergence
-from nemo_tapo.equations.teacher import in_teacher_rows, taught_tokens
+from nemo_tapo.equations.teacher import find_taught_tokens, to_teacher_rows
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import LossNeeds, LossOutput, TeacherKind, TokenLoss, masked_mean, rollout_metrics
 from nemo_tapo.metrics import Mean, Parts, Sum
@@ -40,8 +40,8 @@ class DivergenceLoss:
     def __call__(
         self, logits: Tensor, batch: Batch, vocab: VocabShard, teacher_logits: Tensor | None = None
     ) -> LossOutput:
-        """Return the divergence; `teacher_logits` [n, V/TP] as `taught_logits` makes it, None where none is taught."""
-        rows, columns = taught_tokens(batch)
+        """Return the divergence; `teacher_logits` [n, V/TP] come from `select_taught_logits` (None: no token)."""
+        rows, columns = find_taught_tokens(batch)
         if teacher_logits is None:
             assert not len(rows), "a divergence needs the teacher's logits"
             teacher_logits = logits.new_zeros(0, logits.shape[-1])
@@ -76,7 +76,7 @@ class SampledTokenLoss(TokenLoss):
     def from_logprobs(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
         """Return the policy gradient's loss; `batch.teacher_logprobs` must be known of every taught token."""
         assert entropy is not None
-        places = taught_tokens(batch)
+        places = find_taught_tokens(batch)
         own = logp[places]
         assert batch.teacher_logprobs is not None or not len(own), "the teacher's log-probabilities are missing"
         teacher = own.detach() if batch.teacher_logprobs is None else batch.teacher_logprobs[places]
@@ -86,9 +86,9 @@ class SampledTokenLoss(TokenLoss):
         return LossOutput(loss, parts)
 
 
-def taught_logits(logits: Tensor, batch: Batch) -> Tensor:
+def select_taught_logits(logits: Tensor, batch: Batch) -> Tensor:
     """Copy the teacher's logits [n, V/TP] that predict the taught tokens out of those of its rows [b, S', V/TP]."""
-    rows, columns = in_teacher_rows(batch, taught_tokens(batch))
+    rows, columns = to_teacher_rows(batch, find_taught_tokens(batch))
     return logits[rows, columns - 1]
 
 

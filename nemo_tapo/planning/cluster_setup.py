@@ -1,4 +1,4 @@
-"""What an estimate is made from: where a run's ranks and engines stand, what a step holds, what is assumed."""
+"""The inputs of an estimate: the layout of ranks and engines, the size of a step, and the assumptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GiB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator; data sheet values, memory as the driver reports it."""
+    """One accelerator: data sheet values, except memory, which is what the driver reports."""
 
     memory: float  # bytes
     bandwidth: float  # bytes/s
@@ -30,7 +30,7 @@ GPUS = {
 
 
 class Assumptions(Section):
-    """`tapo.plan`: what the estimate of `nemo-tapo plan` cannot know. Nothing here changes a run."""
+    """The section `tapo.plan`: values that `nemo-tapo plan` must assume. They do not change a run."""
 
     gpu: Literal["A100", "H100", "H200", "B200"] = "H100"
     reserved_gib: float = Field(8, ge=0, description="CUDA contexts, NCCL and cuBLAS buffers, fragmentation, GiB a GPU")
@@ -48,14 +48,14 @@ class Assumptions(Section):
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A cluster run in numbers; `runtime/nemo_rl/config.py` fills it from NeMo-RL's keys."""
+class ClusterSetup:
+    """A cluster run in numbers, which `runtime/nemo_rl/config/translate.py` derives from NeMo-RL's keys."""
 
     nodes: int
     gpus_per_node: int
-    train_gpus: int  # of the policy; with colocated engines all of them
+    train_gpus: int  # GPUs of the policy; with colocated engines, all GPUs
     engine_gpus: int
-    megatron: bool  # else DTensor
+    megatron: bool  # False: DTensor
     tp: int
     pp: int
     cp: int
@@ -91,24 +91,27 @@ class Setup:
 
     @property
     def dp(self) -> int:
-        """Data parallel ranks of the policy."""
+        """Data parallel ranks of the policy: its GPUs divided by TP x PP x CP."""
         return self.train_gpus // (self.tp * self.pp * self.cp)
 
     @property
     def engines(self) -> int:
-        """Copies of the policy that generate."""
+        """Number of engines, each with a copy of the policy."""
         return self.engine_gpus // (self.engine_tp * self.engine_pp)
 
     @property
     def originals(self) -> int:
-        """Rollouts a step, P K."""
+        """Rollouts in a step, P x K."""
         return self.queries * self.samples
 
 
 def update_rows(queries: int, samples: int, most_a_query: int, updates: int, multiple: int) -> int:
-    """Rows of one update, constructed rows at their most, rounded up to `multiple`.
+    """Return the rows of one update with as many constructed rows as possible, rounded up to `multiple`.
 
-    The count is the same at every step: NeMo-RL's learning-rate schedule advances by rows.
+    The count is the same at every step because NeMo-RL's learning-rate schedule advances by rows.
+
+    >>> update_rows(queries=32, samples=8, most_a_query=4, updates=1, multiple=5)  # 32 x (8 + 4) = 384
+    385
     """
     rows = -(-queries // updates) * (samples + most_a_query)
     return -(-rows // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Shapes of decoder models: from a Hugging Face config.json, else from a table of the published Qwen3 family."""
+"""The shapes of decoder models, read from a Hugging Face config.json or from a table of the Qwen3 family."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder of Qwen3's kind: grouped-query attention, SwiGLU, RMSNorm, optionally experts in every layer."""
+    """A decoder like Qwen3: grouped-query attention, SwiGLU, RMSNorm, optionally experts in every layer.
+
+    >>> QWEN3["Qwen3-8B"].parameters
+    8190735360
+    >>> QWEN3["Qwen3-30B-A3B"].active_parameters < QWEN3["Qwen3-30B-A3B"].parameters
+    True
+    """
 
     layers: int
     hidden: int
-    heads: int  # of queries
+    heads: int  # query heads
     kv_heads: int
     head_dim: int
     ffn: int  # intermediate size; of one expert in a mixture
@@ -29,45 +35,48 @@ class ModelShape:
 
     @property
     def attention_parameters(self) -> int:
-        """Of one layer: projections, biases, query and key norms."""
+        """Attention parameters of one layer: projections, biases, query and key norms."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return self.hidden * (2 * q + 2 * kv) + 2 * self.head_dim * self.qk_norm + (q + 2 * kv) * self.qkv_bias
 
     @property
     def norm_parameters(self) -> int:
-        """Of one layer: the two norms over the hidden size, and a mixture's router."""
+        """Norm parameters of one layer: the two norms over the hidden size, and the router of a mixture of experts."""
         return 2 * self.hidden + self.hidden * self.experts
 
     @property
     def ffn_parameters(self) -> int:
-        """Of one layer's feed-forward block, all experts counted."""
+        """Parameters of one layer's feed-forward block, summed over all experts."""
         return 3 * self.hidden * self.ffn * max(1, self.experts)
 
     @property
     def embedding_parameters(self) -> int:
-        """One vocabulary matrix."""
+        """Parameters of one vocabulary matrix."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Parameters of the whole model."""
         layer = self.attention_parameters + self.norm_parameters + self.ffn_parameters
         return self.layers * layer + self.embedding_parameters * (1 if self.tied else 2) + self.hidden
 
     @property
     def active_parameters(self) -> int:
-        """Those that take part in one token's forward pass; the input embedding, a look-up, counts as one matrix."""
+        """Parameters used in one token's forward pass. The input embedding, a look-up, is counted in full."""
         unused = max(0, self.experts - self.experts_per_token)
         return self.parameters - self.layers * unused * 3 * self.hidden * self.ffn
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of all layers in bf16."""
+        """Bytes per token of the keys and values of all layers, in bf16."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
     def attention_flops_per_token(self) -> float:
-        """Multiply-adds x 2 of scores and values, forward, per token and per token of causal context."""
+        """FLOPs of attention scores and values in the forward pass, per token and per token of causal context.
+
+        A multiply-add counts as two.
+        """
         return 4.0 * self.layers * self.heads * self.head_dim
 
 
@@ -82,14 +91,17 @@ QWEN3 = {  # https://huggingface.co/Qwen, config.json of each
 }
 
 
-def shape_of(model: str) -> ModelShape:
-    """The shape of a local Hugging Face directory, or of a known name as `Qwen/Qwen3-8B` (`-Base` too).
+def get_model_shape(model: str) -> ModelShape:
+    """Return the shape of a local Hugging Face directory, or of a known name such as `Qwen/Qwen3-8B` (or `-Base`).
 
-    Raises ValueError with a sentence for any other name and for an architecture that is not of this kind.
+    Raises ValueError for any other name and for an unsupported architecture.
+
+    >>> get_model_shape("Qwen/Qwen3-8B-Base").layers
+    36
     """
     config = Path(model) / "config.json"
     if config.is_file():
-        return from_config(json.loads(config.read_text()), config)
+        return shape_from_config(json.loads(config.read_text()), config)
     name = model.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Base")
     if name not in QWEN3:
         raise ValueError(
@@ -99,8 +111,11 @@ def shape_of(model: str) -> ModelShape:
     return QWEN3[name]
 
 
-def from_config(config: Mapping[str, Any], where: Path) -> ModelShape:
-    """A Hugging Face config. Raises ValueError for architectures whose layers are not all alike."""
+def shape_from_config(config: Mapping[str, Any], where: Path) -> ModelShape:
+    """Return the shape that a Hugging Face config describes; `where` is its path, for error messages.
+
+    Raises ValueError for unknown architectures and for those whose layers differ from each other.
+    """
     kind = config.get("model_type")
     if kind not in ("qwen3", "qwen3_moe", "qwen2", "llama", "mistral"):
         raise ValueError(f"{where}: no estimate is made for model_type {kind!r} (known: qwen2, qwen3, llama, mistral)")

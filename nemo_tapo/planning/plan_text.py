@@ -1,32 +1,33 @@
-"""`nemo-tapo plan` for a cluster: what a run will hold and take, in lines for people; and what cannot run."""
+"""Text of `nemo-tapo plan` for a cluster: memory, time and disk of a run, and why a run would not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from nemo_tapo.planning import memory
-from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, GiB, Setup
+from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, ClusterSetup, GiB
 from nemo_tapo.planning.model_shape import ModelShape
 from nemo_tapo.planning.step_time import step_seconds
 
 
-def faults(shape: ModelShape, setup: Setup, assumed: Assumptions) -> Iterable[str]:
-    """Why the run would not fit, each a sentence that names the class of memory to look at first."""
+def find_faults(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
+    """Yield the reasons why the run would not fit. Each is a sentence that names the memory class to reduce first."""
     for phase in memory.phases(shape, setup, assumed):
         if not phase.fits:
             yield (
-                f"{phase.name} needs about {gib(phase.total)} GiB a GPU and {assumed.gpu} has {gib(phase.capacity)}: "
-                f"the largest part is {phase.largest} with {gib(phase.classes[phase.largest])}. {CURES[phase.name]}"
+                f"{phase.name} needs about {format_gib(phase.total)} GiB a GPU and {assumed.gpu} has "
+                f"{format_gib(phase.capacity)}: the largest part is {phase.largest} with "
+                f"{format_gib(phase.classes[phase.largest])}. {CURES[phase.name]}"
             )
-    tokens = memory.cached_tokens(shape, setup, assumed)
+    tokens = memory.kv_cache_tokens(shape, setup, assumed)
     if tokens < setup.max_model_len:
-        weights = gib(memory.engine_weights(shape, setup))
+        weights = format_gib(memory.engine_weight_bytes(shape, setup))
         yield (
             f"the KV cache holds {tokens:,} tokens and one completion may need {setup.max_model_len:,}: the engine's "
-            f"weights take {weights} GiB of the {gib(GPUS[assumed.gpu].memory * setup.engine_memory)} GiB a GPU that "
-            "gpu_memory_utilization gives it. Raise it, or vllm_cfg.tensor_parallel_size."
+            f"weights take {weights} GiB of the {format_gib(GPUS[assumed.gpu].memory * setup.engine_memory)} GiB a GPU "
+            "that gpu_memory_utilization gives it. Raise it, or vllm_cfg.tensor_parallel_size."
         )
-    needed = sum(memory.host(shape, setup).values()) / GiB
+    needed = sum(memory.host_bytes(shape, setup).values()) / GiB
     if assumed.host_memory_gib and needed > assumed.host_memory_gib:
         yield f"a node's host needs about {needed:.0f} GiB; tapo.plan.host_memory_gib is {assumed.host_memory_gib:g}."
 
@@ -41,19 +42,19 @@ CURES = {
 }
 
 
-def lines(shape: ModelShape, setup: Setup, assumed: Assumptions) -> list[str]:
-    """The plan, a sentence or a table row a line."""
+def describe_plan(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> list[str]:
+    """Return the lines of the plan: sentences and table rows."""
     return [
-        *rows(setup),
-        *division(shape, setup),
-        *memory_table(shape, setup, assumed),
-        *time_table(shape, setup, assumed),
-        *storage(shape, setup),
+        *describe_step(setup),
+        *describe_parallelism(shape, setup),
+        *describe_memory(shape, setup, assumed),
+        *describe_time(shape, setup, assumed),
+        *describe_storage(shape, setup),
     ]
 
 
-def rows(setup: Setup) -> Iterable[str]:
-    """What a step is made of."""
+def describe_step(setup: ClusterSetup) -> Iterable[str]:
+    """Yield lines on the rows, tokens and lengths of a step."""
     most = setup.originals * setup.max_response
     synthesised = setup.most_constructed * setup.max_synthesis
     yield f"{setup.steps:,} steps of {setup.queries} queries x {setup.samples} rollouts, {setup.updates} update(s) each"
@@ -68,8 +69,8 @@ def rows(setup: Setup) -> Iterable[str]:
     )
 
 
-def division(shape: ModelShape, setup: Setup) -> Iterable[str]:
-    """Who computes what."""
+def describe_parallelism(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
+    """Yield lines on the model and on how policy and engines are divided among the GPUs."""
     experts = f" x EP {setup.ep}" if setup.ep > 1 else ""
     yield f"model: {shape.parameters / 1e9:.2f} B parameters, {shape.active_parameters / 1e9:.2f} B active"
     yield (
@@ -82,26 +83,26 @@ def division(shape: ModelShape, setup: Setup) -> Iterable[str]:
     yield f"engines: {setup.engines} of TP {setup.engine_tp} x PP {setup.engine_pp} on {place}"
 
 
-def memory_table(shape: ModelShape, setup: Setup, assumed: Assumptions) -> Iterable[str]:
-    """GiB a GPU, phase by phase."""
+def describe_memory(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
+    """Yield the table of GiB per GPU, phase by phase."""
     if not setup.megatron:
         yield "memory: no estimate is made for DTensor"
         return
-    yield f"memory, GiB a GPU ({assumed.gpu}: {gib(GPUS[assumed.gpu].memory)}), estimated:"
+    yield f"memory, GiB a GPU ({assumed.gpu}: {format_gib(GPUS[assumed.gpu].memory)}), estimated:"
     for phase in memory.phases(shape, setup, assumed):
-        yield f"  {phase.name}: {gib(phase.total)}{'' if phase.fits else '  DOES NOT FIT'}"
-        yield from (f"    {name:<40}{gib(size):>8}" for name, size in phase.classes.items())
-    yield f"  KV cache of an engine: {memory.cached_tokens(shape, setup, assumed):,} tokens"
+        yield f"  {phase.name}: {format_gib(phase.total)}{'' if phase.fits else '  DOES NOT FIT'}"
+        yield from (f"    {name:<40}{format_gib(size):>8}" for name, size in phase.classes.items())
+    yield f"  KV cache of an engine: {memory.kv_cache_tokens(shape, setup, assumed):,} tokens"
 
 
-def time_table(shape: ModelShape, setup: Setup, assumed: Assumptions) -> Iterable[str]:
-    """Seconds a step, and hours."""
+def describe_time(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
+    """Yield lines on the seconds of a step and the hours of the run, with the assumptions behind them."""
     parts = step_seconds(shape, setup, assumed)
-    whole = sum(parts.values())
+    total = sum(parts.values())
     yield (
-        f"time a step: about {whole:.0f} s ("
+        f"time a step: about {total:.0f} s ("
         + ", ".join(f"{name} {seconds:.0f}" for name, seconds in parts.items())
-        + f"); {setup.steps:,} steps {whole * setup.steps / 3600:.1f} h"
+        + f"); {setup.steps:,} steps {total * setup.steps / 3600:.1f} h"
     )
     yield (
         f"  assumed (tapo.plan): mean response {assumed.response_share:g} of the longest, "
@@ -111,16 +112,20 @@ def time_table(shape: ModelShape, setup: Setup, assumed: Assumptions) -> Iterabl
     )
 
 
-def storage(shape: ModelShape, setup: Setup) -> Iterable[str]:
-    """Disk and host memory."""
+def describe_storage(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
+    """Yield lines on disk and host memory."""
     one = memory.checkpoint_bytes(shape, setup)
-    kept = f"{setup.kept} kept: {gib(one * setup.kept)} GiB" if setup.kept else "all kept"
-    yield f"checkpoint: {gib(one)} GiB every {setup.save_every} steps, {kept} (one more while it is written)"
-    host = memory.host(shape, setup)
+    kept = f"{setup.kept} kept: {format_gib(one * setup.kept)} GiB" if setup.kept else "all kept"
+    yield f"checkpoint: {format_gib(one)} GiB every {setup.save_every} steps, {kept} (one more while it is written)"
+    host = memory.host_bytes(shape, setup)
     detail = ", ".join(f"{name} {size / GiB:.0f}" for name, size in host.items())
     yield f"host memory: about {sum(host.values()) / GiB:.0f} GiB a node" + (f" ({detail})" if detail else "")
 
 
-def gib(size: float) -> str:
-    """Bytes as GiB with one digit."""
+def format_gib(size: float) -> str:
+    """Format bytes as GiB with one decimal.
+
+    >>> format_gib(1.5 * 2**30)
+    '1.5'
+    """
     return f"{size / GiB:.1f}"

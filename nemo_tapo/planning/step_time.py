@@ -1,37 +1,55 @@
-"""Seconds a step, from a GPU's data sheet and the stated assumptions. An estimate to plan a queue with, no benchmark.
+"""Estimate the seconds of a step from a GPU's data sheet and the stated assumptions.
 
-Decoding reads the weights and the live rows' KV cache once a token (bandwidth) and multiplies every live row
-(FLOP/s); training is 6 N FLOPs a token and attention (8 N with full recomputation).
+The estimate serves to plan queue time; it is not a benchmark. For each token, decoding reads the weights and the KV
+cache of the live rows (limited by bandwidth) and does the matrix products of every live row (limited by FLOP/s).
+Training takes 6 N FLOPs per token plus attention (8 N with full recomputation), for N active parameters.
 """
 
 from __future__ import annotations
 
-from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, Setup
-from nemo_tapo.planning.memory import BF16, OPTIMIZER, cached_tokens, engine_weights, held
+from dataclasses import dataclass
+
+from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, ClusterSetup
+from nemo_tapo.planning.memory import BF16, OPTIMIZER_BYTES, count_rank_parameters, engine_weight_bytes, kv_cache_tokens
 from nemo_tapo.planning.model_shape import ModelShape
 
 
-def step_seconds(shape: ModelShape, setup: Setup, assumed: Assumptions) -> dict[str, float]:
-    """Seconds of a step's parts. Synthesis is counted in full: `pipeline: overlapped` hides a part of it."""
+@dataclass(frozen=True)
+class Completions:
+    """The completions that one part of a step generates, in tokens."""
+
+    count: int
+    prompt: float  # mean prompt length
+    mean: float  # mean completion length
+    longest: int  # longest completion allowed
+
+
+def step_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> dict[str, float]:
+    """Return the seconds of each part of a step.
+
+    Synthesis is counted in full, although `pipeline: overlapped` hides part of it.
+    """
     share, prompt = assumed.response_share, assumed.prompt_tokens
     constructed = round(setup.most_constructed * assumed.constructed_share)
     response, synthesis = share * setup.max_response, share * setup.max_synthesis
-    seconds = {"rollouts": generate(shape, setup, assumed, setup.originals, prompt, response, setup.max_response)}
+    rollouts = Completions(setup.originals, prompt, response, setup.max_response)
+    seconds = {"rollouts": generation_seconds(shape, setup, assumed, rollouts)}
     if constructed:
-        asked = prompt + 2 * response
-        seconds["synthesis"] = generate(shape, setup, assumed, constructed, asked, synthesis, setup.max_synthesis)
+        # the synthesis prompt quotes the question, a wrong response and a right one
+        corrections = Completions(constructed, prompt + 2 * response, synthesis, setup.max_synthesis)
+        seconds["synthesis"] = generation_seconds(shape, setup, assumed, corrections)
     if setup.reference:
-        seconds["reference"] = forward(shape, setup, assumed, setup.originals, prompt + response)
+        seconds["reference"] = forward_seconds(shape, setup, assumed, setup.originals, prompt + response)
     if setup.updates > 1:
-        seconds["old log-probabilities"] = forward(
+        seconds["old log-probabilities"] = forward_seconds(
             shape, setup, assumed, setup.originals + constructed, prompt + response
         )
     again = 4 / 3 if "full" in setup.recompute else 1
-    one_pass = forward(shape, setup, assumed, setup.originals + constructed, prompt + response)
+    one_pass = forward_seconds(shape, setup, assumed, setup.originals + constructed, prompt + response)
     seconds["update"] = 3 * again * one_pass
     if setup.colocated:
-        mine = held(shape, setup, 0)
-        moved = 2 * (BF16 * mine.all + OPTIMIZER * mine.optimizer_share) + 2 * engine_weights(shape, setup)
+        mine = count_rank_parameters(shape, setup, 0)
+        moved = 2 * (BF16 * mine.total + OPTIMIZER_BYTES * mine.optimizer_share) + 2 * engine_weight_bytes(shape, setup)
         seconds["weights and optimizer moved"] = moved / (assumed.transfer_gb_s * 1e9)
     else:
         seconds["weights moved"] = BF16 * shape.parameters / (assumed.transfer_gb_s * 1e9)
@@ -39,29 +57,28 @@ def step_seconds(shape: ModelShape, setup: Setup, assumed: Assumptions) -> dict[
     return seconds
 
 
-def forward(shape: ModelShape, setup: Setup, assumed: Assumptions, rows: int, length: float) -> float:
-    """One forward pass over `rows` rows of `length` tokens, on all the policy's GPUs."""
+def forward_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions, rows: int, length: float) -> float:
+    """Return the seconds of one forward pass over `rows` rows of `length` tokens, on all the policy's GPUs."""
     flops = rows * length * (2 * shape.active_parameters + shape.attention_flops_per_token * length / 2)
     return flops / (GPUS[assumed.gpu].flops * assumed.mfu * setup.train_gpus)
 
 
-def generate(
-    shape: ModelShape, setup: Setup, assumed: Assumptions, rows: int, prompt: float, mean: float, longest: int
-) -> float:
-    """`rows` completions shared out over the engines, as many at a time as the KV cache holds.
+def generation_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions, work: Completions) -> float:
+    """Return the seconds to sample `work`, shared out over the engines, as many at a time as the KV cache holds.
 
-    The last row runs to `longest`; until then the live rows fall from all to one, on average `mean / longest` of them.
+    The last completion runs to `work.longest`. Until then the number of live rows falls from all to one: on average
+    the share `work.mean / work.longest` of them is live.
     """
     gpu, width = GPUS[assumed.gpu], setup.engine_tp * setup.engine_pp
-    each = -(-rows // setup.engines)
-    at_once = max(1, min(each, int(cached_tokens(shape, setup, assumed) / (prompt + mean))))
-    live = max(1.0, at_once * mean / longest)
+    each = -(-work.count // setup.engines)
+    at_once = max(1, min(each, int(kv_cache_tokens(shape, setup, assumed) / (work.prompt + work.mean))))
+    live = max(1.0, at_once * work.mean / work.longest)
     touched = shape.active_parameters if live * shape.experts_per_token < shape.experts else shape.parameters
-    read = BF16 * touched + live * (prompt + mean / 2) * shape.kv_bytes_per_token
+    read = BF16 * touched + live * (work.prompt + work.mean / 2) * shape.kv_bytes_per_token
     by_bandwidth = read / (gpu.bandwidth * assumed.decode_efficiency * width)
     by_flops = live * 2 * shape.active_parameters / (gpu.flops * assumed.mfu * width)
     token = max(by_bandwidth, by_flops) + assumed.decode_overhead_ms / 1000
     waves = each / at_once
-    prefill = each * prompt * 2 * shape.active_parameters / (gpu.flops * assumed.mfu * width)
-    # rows that wait take the places of finished ones: only the last wave has a tail
-    return prefill + token * (longest + (waves - 1) * mean)
+    prefill = each * work.prompt * 2 * shape.active_parameters / (gpu.flops * assumed.mfu * width)
+    # A waiting row takes the place of a finished one, so only the last wave has a tail.
+    return prefill + token * (work.longest + (waves - 1) * work.mean)

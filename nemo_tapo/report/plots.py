@@ -1,7 +1,7 @@
-"""The figures of a run: the six panels of Figure 3 of arXiv 2606.18844, and the fate of queries and pairs.
+"""Draw the figures of a run: the six panels of Figure 3 of arXiv 2606.18844, and what became of queries and pairs.
 
-A metrics list is what `records.read_metrics` gives: one dict a step, any key may be missing at any step.
-Drawn with matplotlib's Agg canvas directly, so nothing global is touched and no display is needed.
+Metrics are as `records.read_metrics` returns them: one dict per step; any key may be missing at any step. Figures are
+drawn with matplotlib's Agg canvas directly, so no global state changes and no display is needed.
 """
 
 from __future__ import annotations
@@ -41,26 +41,30 @@ Metrics = Sequence[Mapping[str, Any]]
 Floats = NDArray[np.float64]
 Target = Path | str | IO[bytes]
 
-# Okabe and Ito's palette, told apart by people with any colour vision; line styles differ too.
+# Okabe and Ito's palette, distinguishable with any colour vision; line styles differ too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLES = ("-", "--", "-.", ":")
-LOW, HIGH = "/low", "/high"  # behind a key: the ends of the band over seeds
+LINE_STYLES = ("-", "--", "-.", ":")
+LOW_SUFFIX, HIGH_SUFFIX = "/low", "/high"  # suffixes of a key: the ends of the band over seeds
 ZONES = {ELIGIBLE: "eligible (ZPD)", MASTERED: "mastered", BEYOND: "beyond"}
 PAIR_LINES = {PAIRS: "pairs selected", PARSED: "parsed, not dropped", CORRECT: "correct"}
-GROUPS = {REFLECTION_GROUPS: "all", MIXED_REFLECTION_GROUPS: "mixed rewards"}
+GROUP_LINES = {REFLECTION_GROUPS: "all", MIXED_REFLECTION_GROUPS: "mixed rewards"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of Figure 3."""
+    """One panel of Figure 3.
+
+    >>> Panel("(b) Policy gradient loss", key="loss", unit="loss").spread
+    False
+    """
 
     title: str
     key: str
-    unit: str  # the y axis, with its unit
-    spread: bool = False  # a band of one rolling standard deviation
+    unit: str  # label of the y axis, with its unit
+    spread: bool = False  # draw a band of one rolling standard deviation
 
 
-FIGURE3 = (
+FIGURE3_PANELS = (
     Panel("(a) OTS weight", OTS_WEIGHT_MEAN, "mean over constructed tokens (no unit)"),
     Panel("(b) Policy gradient loss", LOSS, "loss ± 1 rolling std (no unit)", spread=True),
     Panel("(c) Training accuracy", REWARD_MEAN, "correct rollouts (share)"),
@@ -70,71 +74,83 @@ FIGURE3 = (
 )
 
 
-def figure3(runs: Mapping[str, Metrics], path: Target, window: int | None = None, dark: bool = False) -> None:
-    """Figure 3: six panels, the runs overlaid; a PNG, written to `path` (a file name or an open binary file).
+def draw_figure3(runs: Mapping[str, Metrics], path: Target, window: int | None = None, dark: bool = False) -> None:
+    """Draw Figure 3: six panels with the runs overlaid, as a PNG in `path` (a file name or an open binary file).
 
     window: steps of the rolling mean; None takes a tenth of the longest run, between 1 and the paper's 40.
-    Metrics of several seeds, from `over_seeds`, have a band about their mean.
+    Metrics of several seeds, from `merge_seeds`, have a band around their mean.
     Raises ValueError if there is no run or the window is below 1.
     """
     if not runs:
         raise ValueError("figure 3 needs at least one run.")
-    width = _window(window, max(len(metrics) for metrics in runs.values()))
-    with drawing(path, dark) as figure:
+    width = _choose_window(window, max(len(metrics) for metrics in runs.values()))
+    with open_figure(path, dark) as figure:
         grid = figure.subplots(2, 3)
-        for axes, panel in zip(grid.flat, FIGURE3, strict=True):
+        for axes, panel in zip(grid.flat, FIGURE3_PANELS, strict=True):
             _draw_panel(axes, panel, runs, width)
         if len(runs) > 1:
             handles, labels = grid.flat[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper center", ncols=min(len(runs), 4), frameon=False)
-        several = any(LOW in key for metrics in runs.values() for row in metrics for key in row)
+        several = any(LOW_SUFFIX in key for metrics in runs.values() for row in metrics for key in row)
         bands = " Bands: lowest to highest seed." if several else ""
-        _caption(figure, f"Thick lines: rolling mean over {_steps(width)}; thin lines: each step, unsmoothed.{bands}")
+        _draw_caption(
+            figure, f"Thick lines: rolling mean over {_format_steps(width)}; thin lines: each step, unsmoothed.{bands}"
+        )
 
 
-def over_seeds(runs: Sequence[Metrics]) -> list[dict[str, float]]:
-    """Several seeds' metrics as one: of Figure 3's keys the mean at every step that all of them have, and the ends of
-    the band, `<key>/low` and `<key>/high`. A single seed has no band."""
+def merge_seeds(runs: Sequence[Metrics]) -> list[dict[str, float]]:
+    """Merge the metrics of several seeds, for the keys of Figure 3.
+
+    Each key has its mean at every step that all seeds have, and the ends of the band, `<key>/low` and `<key>/high`. A
+    single seed has no band.
+
+    >>> merge_seeds([[{"step": 1, "loss": 0.25}], [{"step": 1, "loss": 0.75}]])
+    [{'step': 1.0, 'loss': 0.5, 'loss/low': 0.25, 'loss/high': 0.75}]
+    """
     rows: dict[int, dict[str, float]] = {}
-    for key in (panel.key for panel in FIGURE3):
-        found = [dict(zip(*series(metrics, key), strict=True)) for metrics in runs]
-        for step in sorted(set.intersection(*map(set, found))) if found else ():
-            values = [float(of[step]) for of in found]
+    for key in (panel.key for panel in FIGURE3_PANELS):
+        by_step = [dict(zip(*extract_series(metrics, key), strict=True)) for metrics in runs]
+        for step in sorted(set.intersection(*map(set, by_step))) if by_step else ():
+            values = [float(values_by_step[step]) for values_by_step in by_step]
             row = rows.setdefault(int(step), {"step": float(step)})
             row[key] = sum(values) / len(values)
             if len(runs) > 1:
-                row |= {key + LOW: min(values), key + HIGH: max(values)}
+                row |= {key + LOW_SUFFIX: min(values), key + HIGH_SUFFIX: max(values)}
     return [rows[step] for step in sorted(rows)]
 
 
-def construction_figure(metrics: Metrics, path: Target, window: int | None = None, dark: bool = False) -> None:
-    """Queries by zone, the way of the pairs, drop reasons and reflection groups, over steps; a PNG.
+def draw_construction_figure(metrics: Metrics, path: Target, window: int | None = None, dark: bool = False) -> None:
+    """Draw queries by zone, the course of the pairs, drop reasons and reflection groups over steps, as a PNG.
 
-    window as in `figure3`; it smooths the lines, stacked areas show each step.
+    window: as in `draw_figure3`; it smooths the lines. Stacked areas show each step.
     """
-    width = _window(window, len(metrics))
+    width = _choose_window(window, len(metrics))
     reasons = sorted({key for row in metrics for key, value in row.items() if key.startswith(DROP_PREFIX) and value})
-    with drawing(path, dark) as figure:
+    with open_figure(path, dark) as figure:
         zones, pairs, drops, groups = figure.subplots(2, 2).flat
-        _stack(zones, metrics, ZONES)
-        _label(zones, "Where the queries lie (Eq. 3)", "queries a step")
-        _lines(pairs, metrics, PAIR_LINES, width)
-        _label(pairs, "From pair to correct trajectory", "pairs a step")
-        _stack(drops, metrics, {key: key.removeprefix(DROP_PREFIX) for key in reasons}, empty="nothing dropped")
-        _label(drops, "Dropped pairs, by reason", "pairs a step")
-        _lines(groups, metrics, GROUPS, width)
-        _label(groups, "Reflection groups", "groups a step")
-        _caption(figure, f"Lines: rolling mean over {_steps(width)}. Stacked areas: each step.")
+        _draw_stack(zones, metrics, ZONES)
+        _label_axes(zones, "Where the queries lie (Eq. 3)", "queries a step")
+        _draw_lines(pairs, metrics, PAIR_LINES, width)
+        _label_axes(pairs, "From pair to correct trajectory", "pairs a step")
+        _draw_stack(drops, metrics, {key: key.removeprefix(DROP_PREFIX) for key in reasons}, empty="nothing dropped")
+        _label_axes(drops, "Dropped pairs, by reason", "pairs a step")
+        _draw_lines(groups, metrics, GROUP_LINES, width)
+        _label_axes(groups, "Reflection groups", "groups a step")
+        _draw_caption(figure, f"Lines: rolling mean over {_format_steps(width)}. Stacked areas: each step.")
 
 
-def rolling(values: Floats, window: int) -> tuple[Floats, Floats]:
-    """Mean and population standard deviation of the last `window` values at each place, [n] each.
+def compute_rolling_stats(values: Floats, window: int) -> tuple[Floats, Floats]:
+    """Return mean and population standard deviation of the last `window` values at each position, [n] each.
 
-    nan is left out; a place with nothing but nan in its window is nan.
+    nan is left out; a position with only nan in its window is nan.
+
+    >>> mean, deviation = compute_rolling_stats(np.array([1.0, 3.0, 5.0]), window=2)
+    >>> mean.tolist(), deviation.tolist()
+    ([1.0, 2.0, 4.0], [0.0, 1.0, 1.0])
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    centre = filled.sum() / max(known.sum(), 1)  # subtracted first: a cumulative sum of squares cancels badly
+    centre = filled.sum() / max(known.sum(), 1)  # subtracted first, because a cumulative sum of squares loses precision
     shifted = np.where(known, values - centre, 0.0)
     count, total, squares = (_window_sum(x, window) for x in (known.astype(float), shifted, shifted**2))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -149,14 +165,19 @@ def _window_sum(values: Floats, window: int) -> Floats:
     return sums
 
 
-def series(metrics: Metrics, key: str) -> tuple[Floats, Floats]:
-    """Steps and values of one key; steps that lack it, or hold no finite number, are left out."""
+def extract_series(metrics: Metrics, key: str) -> tuple[Floats, Floats]:
+    """Return steps and values of one key; steps that lack it, or hold no finite number, are left out.
+
+    >>> steps, values = extract_series([{"step": 1, "loss": 0.5}, {"step": 2}], "loss")
+    >>> steps.tolist(), values.tolist()
+    ([1.0], [0.5])
+    """
     pairs = [(row.get("step", index), row.get(key)) for index, row in enumerate(metrics)]
     known = [(step, value) for step, value in pairs if isinstance(value, (int, float)) and np.isfinite(value)]
     return np.array([s for s, _ in known], float), np.array([v for _, v in known], float)
 
 
-def _window(window: int | None, steps: int) -> int:
+def _choose_window(window: int | None, steps: int) -> int:
     if window is None:
         return min(max(round(steps / 10), 1), 40)
     if window < 1:
@@ -167,42 +188,42 @@ def _window(window: int | None, steps: int) -> int:
 def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Metrics], window: int) -> None:
     drawn = banded = False
     for index, (name, metrics) in enumerate(runs.items()):
-        steps, values = series(metrics, panel.key)
-        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        axes.plot([], [], color=colour, linestyle=style, label=name)  # in the legend even where it has no data
+        steps, values = extract_series(metrics, panel.key)
+        colour, style = COLOURS[index % len(COLOURS)], LINE_STYLES[index % len(LINE_STYLES)]
+        axes.plot([], [], color=colour, linestyle=style, label=name)  # in the legend even if it has no data
         if not len(steps):
             continue
         drawn = True
-        mean, deviation = rolling(values, window)
+        mean, deviation = compute_rolling_stats(values, window)
         if window > 1:
             axes.plot(steps, values, color=colour, alpha=0.4, linewidth=0.8)
         alone = "o" if len(steps) == 1 else ""
         axes.plot(steps, mean, color=colour, linestyle=style, linewidth=2, marker=alone)
-        (_, low), (_, high) = (series(metrics, panel.key + end) for end in (LOW, HIGH))
+        (_, low), (_, high) = (extract_series(metrics, panel.key + end) for end in (LOW_SUFFIX, HIGH_SUFFIX))
         if len(low) == len(steps):
-            ends = rolling(low, window)[0], rolling(high, window)[0]
+            ends = compute_rolling_stats(low, window)[0], compute_rolling_stats(high, window)[0]
             axes.fill_between(steps, *ends, color=colour, alpha=0.18, linewidth=0)
             banded = True
         elif panel.spread:
             axes.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
     if not drawn:
-        _nothing(axes, f"{panel.key} was not recorded")
-    _label(axes, panel.title, panel.unit.replace(" ± 1 rolling std", "") if banded else panel.unit, legend=False)
+        _draw_message(axes, f"{panel.key} was not recorded")
+    _label_axes(axes, panel.title, panel.unit.replace(" ± 1 rolling std", "") if banded else panel.unit, legend=False)
 
 
-def _lines(axes: Axes, metrics: Metrics, keys: Mapping[str, str], window: int) -> None:
-    """One smoothed line a key, the plain one thin behind it."""
+def _draw_lines(axes: Axes, metrics: Metrics, keys: Mapping[str, str], window: int) -> None:
+    """Draw one smoothed line per key, with the unsmoothed line thin behind it."""
     for index, (key, name) in enumerate(keys.items()):
-        steps, values = series(metrics, key)
+        steps, values = extract_series(metrics, key)
         if not len(steps):
             continue
-        colour, style = COLOURS[index], STYLES[index]
+        colour, style = COLOURS[index], LINE_STYLES[index]
         if window > 1:
             axes.plot(steps, values, color=colour, alpha=0.4, linewidth=0.8)
         alone = "o" if len(steps) == 1 else ""
         axes.plot(
             steps,
-            rolling(values, window)[0],
+            compute_rolling_stats(values, window)[0],
             color=colour,
             linestyle=style,
             linewidth=2,
@@ -212,20 +233,20 @@ def _lines(axes: Axes, metrics: Metrics, keys: Mapping[str, str], window: int) -
     if axes.lines:
         axes.set_ylim(bottom=0)
     else:
-        _nothing(axes, "not recorded")
+        _draw_message(axes, "not recorded")
 
 
-def _stack(axes: Axes, metrics: Metrics, keys: Mapping[str, str], empty: str = "not recorded") -> None:
-    """Counts stacked on one another; a step that lacks a key counts 0. Hatched, not coloured alone."""
-    found = {key: dict(zip(*series(metrics, key), strict=True)) for key in keys}
-    steps = sorted({step for values in found.values() for step in values})
+def _draw_stack(axes: Axes, metrics: Metrics, keys: Mapping[str, str], empty: str = "not recorded") -> None:
+    """Draw stacked counts; a step that lacks a key counts 0. Areas differ by hatching, not by colour alone."""
+    by_step = {key: dict(zip(*extract_series(metrics, key), strict=True)) for key in keys}
+    steps = sorted({step for values in by_step.values() for step in values})
     if not steps:
-        _nothing(axes, empty)
+        _draw_message(axes, empty)
         return
-    edges = np.array([*steps, steps[-1] + 1], float) - 0.5  # one bar a step, as wide as the step
+    edges = np.array([*steps, steps[-1] + 1], float) - 0.5  # one bar per step, as wide as the step
     base = np.zeros(len(steps))
     for index, (key, name) in enumerate(keys.items()):
-        top = base + np.array([found[key].get(step, 0.0) for step in steps])
+        top = base + np.array([by_step[key].get(step, 0.0) for step in steps])
         axes.fill_between(
             edges,
             np.append(base, base[-1]),
@@ -242,7 +263,7 @@ def _stack(axes: Axes, metrics: Metrics, keys: Mapping[str, str], empty: str = "
     axes.set_xlim(edges[0], edges[-1])
 
 
-def _label(axes: Axes, title: str, unit: str, legend: bool = True) -> None:
+def _label_axes(axes: Axes, title: str, unit: str, legend: bool = True) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, loc="left", fontweight="bold")
@@ -253,17 +274,17 @@ def _label(axes: Axes, title: str, unit: str, legend: bool = True) -> None:
         axes.legend(frameon=True, framealpha=0.85, fontsize=9)
 
 
-def _nothing(axes: Axes, text: str) -> None:
+def _draw_message(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, alpha=0.6)
     axes.tick_params(labelbottom=False, labelleft=False, length=0)
     axes.grid(False)
 
 
-def _steps(count: int) -> str:
+def _format_steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
 
 
-def _theme(dark: bool) -> dict[str, Any]:
+def _make_theme(dark: bool) -> dict[str, Any]:
     ink, paper, line = ("#d7dce2", "#171b21", "#39424e") if dark else ("#20262d", "#ffffff", "#dde1e6")
     return {
         "figure.facecolor": paper,
@@ -289,20 +310,20 @@ def _theme(dark: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def drawing(target: Target, dark: bool = False, size: tuple[float, float] = (13, 7.4)) -> Iterator[Figure]:
-    """An empty figure in the light or the dark theme, on its own canvas; written to `target` at the end."""
+def open_figure(target: Target, dark: bool = False, size: tuple[float, float] = (13, 7.4)) -> Iterator[Figure]:
+    """Yield an empty figure in the light or the dark theme, on its own canvas; write it to `target` at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if isinstance(target, (str, Path)):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_theme(dark)):
+    with matplotlib.rc_context(_make_theme(dark)):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(target, format="png", dpi=110)
 
 
-def _caption(figure: Figure, text: str) -> None:
+def _draw_caption(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=9, alpha=0.75, x=0.01, ha="left")

@@ -1,7 +1,7 @@
-"""What a run folder says, in words for a person who has not read the code: for the page and the terminal.
+"""Summarise a run folder for people who have not read the code: for the page and the terminal.
 
 A run folder holds, each optional: `config.json` or `config.yaml`, `metrics.jsonl`, `trajectories.jsonl` and
-`evaluation.json` (see evaluation/results.py; its tables are made in evaluation.py beside this file).
+`evaluation.json` (see evaluation/results.py; its tables are made in evaluation/tables.py).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from nemo_tapo.metrics import (
     RESPONSE_LENGTH_MEAN,
     REWARD_MEAN,
 )
-from nemo_tapo.tracking.records import outcome, read_metrics, read_trajectories
+from nemo_tapo.tracking.records import get_outcome, read_metrics, read_trajectories
 from nemo_tapo.utils.jsonl import Record
 
-# What each outcome of records.outcome means.
-OUTCOMES = {
+# The meaning of each outcome that records.get_outcome returns.
+OUTCOME_MEANINGS = {
     "corrected": "constructed, and its answer is right",
     "still_wrong": "constructed, but its answer is wrong",
     "dropped:prompt_too_long": "the synthesis prompt and its answer did not fit the context",
@@ -76,8 +76,8 @@ LATEST = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything a report shows of one run folder."""
+class RunSummary:
+    """Everything that a report shows of one run folder."""
 
     name: str
     config: Mapping[str, Any]
@@ -87,16 +87,15 @@ class Run:
     notes: tuple[str, ...]  # sentences about what is missing or could not be read
 
 
-def load(folder: Path) -> Run:
-    """Reads a run folder; whatever is absent stays empty and is named in `notes`.
+def load_run(folder: Path) -> RunSummary:
+    """Read a run folder; what is absent stays empty and is named in `notes`.
 
-    Raises ValueError if the folder does not exist or holds neither metrics nor trajectories nor an
-    evaluation.
+    Raises ValueError if the folder does not exist, or holds neither metrics nor trajectories nor an evaluation.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the `output` folder of a run.")
     metrics, trajectories = read_metrics(folder), read_trajectories(folder)
-    evaluation = _json(folder / "evaluation.json")
+    evaluation = _read_json(folder / "evaluation.json")
     if not metrics.rows and not trajectories.rows and not evaluation:
         raise ValueError(
             f"{folder} holds no metrics.jsonl, trajectories.jsonl or evaluation.json: nothing was trained there yet."
@@ -106,19 +105,23 @@ def load(folder: Path) -> Run:
         notes.append("evaluation.json is not there (yet), so there is no table of pass@k.")
     if not metrics.rows:
         notes.append("metrics.jsonl has no step (yet), so the figures are empty.")
-    config = _json(folder / "config.json") or _yaml(folder / "config.yaml")
+    config = _read_json(folder / "config.json") or _read_yaml(folder / "config.yaml")
     name = folder.resolve().name
-    return Run(name, config, metrics.rows, trajectories.rows, evaluation, tuple(notes))
+    return RunSummary(name, config, metrics.rows, trajectories.rows, evaluation, tuple(notes))
 
 
-def highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, value) of the settings that tell runs apart; those the config lacks are left out."""
-    found = [(label, _lookup(config, path)) for label, path in HIGHLIGHTS]
-    return [(label, str(value)) for label, value in found if value is not None]
+def list_highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, value) of the settings that distinguish runs; settings that the config lacks are left out.
+
+    >>> list_highlights({"algorithm": "tapo", "rollout": {"samples_per_query": 8}})
+    [('algorithm', 'tapo'), ('rollouts a query (K)', '8')]
+    """
+    values = [(label, _find_value(config, path)) for label, path in HIGHLIGHTS]
+    return [(label, str(value)) for label, value in values if value is not None]
 
 
-def totals(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(what, number over all steps, share of what) of queries, pairs, drop reasons and groups."""
+def compute_totals(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return (label, number over all steps, share of the whole) of queries, pairs, drop reasons and groups."""
 
     def total(key: str) -> float:
         return float(sum(row[key] for row in metrics if isinstance(row.get(key), (int, float))))
@@ -145,8 +148,12 @@ def totals(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     ]
 
 
-def latest(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
-    """(name, first value, last value, unit) of the numbers of Figure 3."""
+def list_first_and_last(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Return (name, first value, last value, unit) of the numbers of Figure 3.
+
+    >>> list_first_and_last([{"loss": 0.5}, {"loss": 0.25}])
+    [('loss', '0.5', '0.25', '')]
+    """
     rows = []
     for name, key, unit in LATEST:
         values = [row[key] for row in metrics if isinstance(row.get(key), (int, float))]
@@ -155,17 +162,21 @@ def latest(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, st
     return rows
 
 
-def outcome_counts(records: Iterable[Record]) -> dict[str, int]:
-    """Records of each outcome, in the order of `OUTCOMES`, unknown ones last."""
+def count_outcomes(records: Iterable[Record]) -> dict[str, int]:
+    """Count the records of each outcome, in the order of `OUTCOME_MEANINGS`, unknown ones last.
+
+    >>> count_outcomes([{"kind": "skipped", "zone": "beyond"}, {"kind": "pair", "dropped": None, "reward": 1.0}])
+    {'corrected': 1, 'skipped:beyond': 1}
+    """
     counts: dict[str, int] = {}
     for record in records:
-        counts[outcome(record)] = counts.get(outcome(record), 0) + 1
-    order = [*OUTCOMES, *sorted(set(counts) - set(OUTCOMES))]
+        counts[get_outcome(record)] = counts.get(get_outcome(record), 0) + 1
+    order = [*OUTCOME_MEANINGS, *sorted(set(counts) - set(OUTCOME_MEANINGS))]
     return {name: counts[name] for name in order if name in counts}
 
 
-def _lookup(config: Mapping[str, Any], path: str) -> Any:
-    """A dotted path in nested or flat mappings; `lambda` is also known by its field's name, `weight`."""
+def _find_value(config: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path in nested or flat mappings; `lambda` may also be called `weight`, its field."""
     if path in config:
         return config[path]
     value: Any = config
@@ -176,8 +187,8 @@ def _lookup(config: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    """An object from a JSON file; {} if there is none. Raises ValueError if it is damaged."""
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """Read an object from a JSON file; {} if there is no file. Raises ValueError if it is damaged."""
     if not path.exists():
         return {}
     try:
@@ -189,7 +200,7 @@ def _json(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _yaml(path: Path) -> Mapping[str, Any]:
+def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     import yaml

@@ -1,4 +1,4 @@
-"""Provide what a runtime keeps in this package's own way: checkpoints, records, the task."""
+"""Default implementations of checkpoints, recording and the task for a runtime."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nemo_tapo.utils.signals import Stop
 
 
 class RuntimeDefaults:
-    """The part of `interfaces.Runtime` for runtimes that bring none of it themselves."""
+    """The part of `interfaces.Runtime` that most runtimes share. A runtime overrides what it does differently."""
 
     def checkpoints(self, folder: Path, keep: int) -> CheckpointStore:
-        """Return checkpoints in `folder`, of which the `keep` newest stay."""
+        """Return a store that writes checkpoints into `folder` and keeps the newest `keep`."""
         return CheckpointFolder(folder, keep)
 
     def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
-        """Return `recorder`: nothing is recorded beside it."""
+        """Return `recorder` unchanged: the runtime records nothing of its own."""
         return recorder
 
     def task(self, cfg: RunConfig) -> Task:

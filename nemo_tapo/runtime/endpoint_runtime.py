@@ -1,4 +1,8 @@
-"""A runtime that runs nothing: the model is behind a server, which has its own tokenizer and template."""
+"""A runtime for a model behind an endpoint. It starts no process.
+
+The server has its own tokenizer, chat template and engine. Code that asks this runtime for one of them has a bug, so
+those calls raise AssertionError.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,56 @@ from nemo_tapo.interfaces import Actor
 from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.types import Completion, Request
 
-NOT_HERE = "the model is behind an endpoint: {} is not on this side"
+NOT_AVAILABLE = "the model is behind an endpoint: {} is not on this side"
 
 
-class ServedTokenizer:
-    """Prompts have no token ids here, so none is too long; the server refuses what is."""
+class EndpointTokenizer:
+    """A stand-in for the server's tokenizer.
+
+    `chat` returns no token ids, so no prompt counts as too long. The server rejects prompts that are too long.
+    `encode` and `decode` raise AssertionError.
+    """
 
     eos_id = pad_id = -1
 
     def chat(self, user_text: str) -> tuple[int, ...]:
+        """Return no token ids."""
         return ()
 
     def encode(self, text: str) -> tuple[int, ...]:
-        raise AssertionError(NOT_HERE.format("its tokenizer"))
+        """Raise AssertionError: the server encodes its own prompts."""
+        raise AssertionError(NOT_AVAILABLE.format("its tokenizer"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        raise AssertionError(NOT_HERE.format("its tokenizer"))
+        """Raise AssertionError: the server returns text."""
+        raise AssertionError(NOT_AVAILABLE.format("its tokenizer"))
 
 
-class ServedGenerator:
-    """Stands where no engine was started."""
+class EndpointGenerator:
+    """A stand-in for the engine, which runs on the server. Its methods raise AssertionError."""
 
     max_model_len = 0
 
     async def generate(self, request: Request) -> Completion:
-        raise AssertionError(NOT_HERE.format("its engine"))
+        """Raise AssertionError: requests go to the endpoint's client."""
+        raise AssertionError(NOT_AVAILABLE.format("its engine"))
 
     async def update_weights(self, weights: Any) -> None:
-        raise AssertionError(NOT_HERE.format("its engine"))
+        """Raise AssertionError: the weights on the server cannot be changed."""
+        raise AssertionError(NOT_AVAILABLE.format("its engine"))
 
 
-class ServedRuntime(RuntimeDefaults):
-    """`interface.Runtime` for an evaluation through an endpoint: it brings the task, and nothing was started."""
+class EndpointRuntime(RuntimeDefaults):
+    """Implementation of `interfaces.Runtime` for an evaluation through an endpoint: the task, and stand-ins."""
 
     def __init__(self) -> None:
-        self.tokenizer = ServedTokenizer()
-        self.generator = ServedGenerator()
+        self.tokenizer = EndpointTokenizer()
+        self.generator = EndpointGenerator()
 
     @property
     def actor(self) -> Actor:
-        raise AssertionError(NOT_HERE.format("its actor"))
+        """Raise AssertionError: a served model is not trained."""
+        raise AssertionError(NOT_AVAILABLE.format("its actor"))
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""

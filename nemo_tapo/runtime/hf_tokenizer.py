@@ -8,7 +8,7 @@ from typing import Any
 
 
 class HFTokenizer:
-    """`interface.Tokenizer` over Hugging Face's AutoTokenizer.
+    """Implementation of `interfaces.Tokenizer` that wraps Hugging Face's AutoTokenizer.
 
     Raises ValueError if `path` holds no tokenizer with a chat template and an EOS token.
     """
@@ -18,29 +18,32 @@ class HFTokenizer:
 
         if not (path / "tokenizer_config.json").is_file():
             raise ValueError(f"model.path: no tokenizer in '{path}' (tokenizer_config.json is missing).")
-        self._take(AutoTokenizer.from_pretrained(path, local_files_only=True), path, enable_thinking)
+        self._set_tokenizer(AutoTokenizer.from_pretrained(path, local_files_only=True), path, enable_thinking)
 
     @classmethod
-    def over(cls, tokenizer: Any, name: object, enable_thinking: bool = False) -> HFTokenizer:
-        """Over a tokenizer that is loaded already; `name` says whose it is."""
-        made = cls.__new__(cls)
-        made._take(tokenizer, name, enable_thinking)
-        return made
+    def from_loaded(cls, tokenizer: Any, name: object, enable_thinking: bool = False) -> HFTokenizer:
+        """Wrap a tokenizer that is already loaded. `name` identifies it in error messages.
 
-    def _take(self, tokenizer: Any, path: object, enable_thinking: bool) -> None:
+        Raises ValueError if it has no chat template or no EOS token.
+        """
+        wrapper = cls.__new__(cls)
+        wrapper._set_tokenizer(tokenizer, name, enable_thinking)
+        return wrapper
+
+    def _set_tokenizer(self, tokenizer: Any, path: object, enable_thinking: bool) -> None:
         self._tokenizer = tokenizer
         self._enable_thinking = enable_thinking
         if self._tokenizer.chat_template is None:
             raise ValueError(f"model.path: the tokenizer in '{path}' has no chat template.")
         if self._tokenizer.eos_token_id is None:
             raise ValueError(f"model.path: the tokenizer in '{path}' has no EOS token.")
-        # The tokenizer's EOS, not the generation config's list: one id ends a row everywhere.
+        # Use the tokenizer's EOS, not the list in the generation config: the same single id ends every row.
         self.eos_id: int = self._tokenizer.eos_token_id
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad is None else pad
 
     def chat(self, user_text: str) -> tuple[int, ...]:
-        """Ids of one user turn and the opening of the assistant's turn, chat template applied."""
+        """Return the ids of one user turn and the opening of the assistant's turn, chat template applied."""
         text = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": user_text}],
             tokenize=False,
@@ -50,14 +53,14 @@ class HFTokenizer:
         return self.encode(text)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of plain text, nothing added. The text of a special token becomes that token."""
+        """Return the ids of plain text, nothing added. The text of a special token becomes that token."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out; no clean-up of spaces."""
+        """Return the text of `ids`, special tokens left out; no clean-up of spaces."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def show(self, ids: Sequence[int]) -> str:
-        """Text of ids with the special tokens written out, for people."""
+    def decode_with_special_tokens(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included, for people to read."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,5 +1,7 @@
-"""A runtime for tests: canned completions and a two-layer torch actor. The whole loop in a second, nothing mocked
-between them: the same types, seeds, loss and checkpoints as with real engines.
+"""A runtime for tests: scripted completions and a two-layer torch actor.
+
+It runs the whole training loop in about a second. Types, seeds, loss and checkpoints are the real ones; only the
+engine and the model are replaced.
 """
 
 from __future__ import annotations
@@ -18,43 +20,58 @@ from torch import Tensor, nn
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import Loss, LossNeeds, next_token_scores
-from nemo_tapo.losses.distillation import taught_logits
+from nemo_tapo.losses.distillation import select_taught_logits
 from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
-SCRIPTED_MARK = "scripted"  # in exported folders: the weights are of this module's little model
+SCRIPTED_MARKER = "scripted"  # this file in an exported folder says that the weights are of this module's small model
 Script = Callable[[str, Request], str]  # (prompt text, request) -> response text
+SYNTHESIS_PATTERN = re.compile(
+    r"Question:\n(.*)\nWrong answer:\n(.*)\nRight answer:\n(.*)\nFind the first.*", re.DOTALL
+)
 
 
 class CharacterTokenizer:
-    """One token a character below 128; 0 pads, 1 ends a turn, 2 opens the user's, 3 the assistant's."""
+    """Maps each ASCII character to one token: its character code.
+
+    Special tokens: 0 is padding, 1 ends a turn, 2 opens the user's turn, 3 opens the assistant's turn.
+
+    >>> CharacterTokenizer().chat("Hi")
+    (2, 72, 105, 3)
+    >>> CharacterTokenizer().decode((2, 72, 105, 3))
+    'Hi'
+    """
 
     pad_id, eos_id = 0, 1
     vocab_size = 128
 
     def chat(self, user_text: str) -> tuple[int, ...]:
+        """Return the ids of one user turn and the opening of the assistant's turn."""
         return (2, *self.encode(user_text), 3)
 
     def encode(self, text: str) -> tuple[int, ...]:
+        """Return one id per character; `?` stands for characters outside the vocabulary."""
         return tuple(ord(c) if 4 <= ord(c) < 128 else ord("?") for c in text)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens left out."""
         return "".join(chr(i) for i in ids if i >= 4)
 
 
 class ScriptedGenerator:
-    """Answers every request by the script; finishes them in an order that differs from that of the questions."""
+    """Answers every request with the script's text. Requests finish in another order than they arrive in."""
 
     def __init__(self, script: Script, tokenizer: CharacterTokenizer, max_model_len: int) -> None:
         self.script, self.tokenizer, self.max_model_len = script, tokenizer, max_model_len
-        self.asked: list[str] = []  # uids in order of arrival
-        self.versions = 0  # weights received
+        self.request_uids: list[str] = []  # in order of arrival
+        self.weight_updates = 0
 
     async def generate(self, request: Request) -> Completion:
-        self.asked.append(request.uid)
-        for _ in range(request.seed % 61):  # others get their turn
+        """Return the script's answer, cut to `request.max_tokens`."""
+        self.request_uids.append(request.uid)
+        for _ in range(request.seed % 61):  # let other requests run; how long depends on the seed
             await asyncio.sleep(0)
         text = self.script(self.tokenizer.decode(request.prompt_ids), request)
         ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
@@ -63,11 +80,12 @@ class ScriptedGenerator:
         return Completion(ids, self.tokenizer.decode(ids), truncated)
 
     async def update_weights(self, weights: object) -> None:
-        self.versions += 1
+        """Count the update; the script does not depend on weights."""
+        self.weight_updates += 1
 
 
 class ScriptedActor:
-    """Embedding, one hidden layer, unembedding: p(next | this token), enough to have gradients."""
+    """A small model with real gradients: embedding, tanh, linear output. It predicts p(next token | this token)."""
 
     def __init__(self, vocab_size: int = 128, width: int = 16, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -77,25 +95,28 @@ class ScriptedActor:
         self.teacher: dict[str, Tensor] | None = None
 
     async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
+        """Create a new AdamW with a constant learning rate; step count 0."""
         self.settings, self.steps_done = optimizer, 0
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay
         )
 
     async def load_model(self, path: Path) -> None:
-        """Weights that `export` wrote; another kind of folder leaves the seeded ones."""
+        """Load weights that `export` wrote. For any other folder, keep the seeded initial weights."""
         file = path / "model.safetensors"
-        if (path / SCRIPTED_MARK).is_file():
+        if (path / SCRIPTED_MARKER).is_file():
             self.model.load_state_dict(load_file(file))
 
     async def set_reference(self) -> None:
+        """Freeze a copy of the present weights as the reference policy."""
         self.reference = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     async def set_teacher(self, path: Path) -> None:
-        """Weights that `export` wrote."""
+        """Load the frozen teacher from weights that `export` wrote."""
         self.teacher = load_file(path / "model.safetensors")
 
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
+        """Make one optimizer step: forward, loss, backward, update."""
         self.optimizer.zero_grad()
         logits = self.model(batch.input_ids)
         output = loss(logits, batch, self.vocab, self._teacher_logits(batch, loss.needs))
@@ -117,16 +138,19 @@ class ScriptedActor:
         with torch.no_grad():
             weights = self.model.state_dict() if needs.teacher_logits == "live" else self.teacher or self.reference
             logits = torch.func.functional_call(self.model, weights, batch.teacher_input_ids)
-            return taught_logits(logits, batch)
+            return select_taught_logits(logits, batch)
 
     async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return the log-probability of every token under the present weights, [B, S] nats."""
         with torch.no_grad():
             return self._scores(self.model(batch.input_ids), batch, temperature)
 
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return the same under the reference policy."""
         return self._scores_under(self.reference, batch, temperature)
 
     async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return the same under the teacher, or under the reference policy if no teacher was set."""
         return self._scores_under(self.teacher or self.reference, batch, temperature)
 
     def _scores_under(self, weights: dict[str, Tensor], batch: Batch, temperature: float) -> Tensor:
@@ -139,26 +163,30 @@ class ScriptedActor:
         return scores.masked_fill(torch.arange(scores.shape[1]) >= batch.input_lengths[:, None], 0.0)
 
     async def weights(self) -> dict[str, Tensor]:
+        """Return the model's weights by name."""
         return dict(self.model.state_dict())
 
     async def save(self, path: Path) -> None:
+        """Write weights, optimizer state and step count into the existing folder `path`."""
         save_file(self.model.state_dict(), path / "model.safetensors")
         torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
         (path / "optimizer.json").write_text(json.dumps({"steps_done": self.steps_done}))
 
     async def load(self, path: Path) -> None:
+        """Restore what `save` wrote."""
         self.model.load_state_dict(load_file(path / "model.safetensors"))
         self.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
         self.steps_done = json.loads((path / "optimizer.json").read_text())["steps_done"]
 
     async def export(self, path: Path) -> None:
+        """Write the weights and the marker file that `load_model` looks for."""
         path.mkdir(parents=True, exist_ok=True)
         save_file(self.model.state_dict(), path / "model.safetensors")
-        (path / SCRIPTED_MARK).touch()
+        (path / SCRIPTED_MARKER).touch()
 
 
 class ScriptedRuntime(RuntimeDefaults):
-    """The three together."""
+    """Implementation of `interfaces.Runtime` with this module's tokenizer, generator and actor."""
 
     def __init__(self, script: Script, max_model_len: int = 4096, seed: int = 0) -> None:
         self.tokenizer = CharacterTokenizer()
@@ -166,25 +194,23 @@ class ScriptedRuntime(RuntimeDefaults):
         self.actor = ScriptedActor(self.tokenizer.vocab_size, seed=seed)
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""
 
 
 def arithmetic_script(prompt: str, request: Request) -> str:
-    """A policy for the generated task: right or with the forgotten carry, by the request's seed.
+    """Answer a prompt of the generated arithmetic as a policy would; the request's seed decides how well.
 
-    Asked to correct, it answers well, with a wrong end, or malformed, each now and then.
+    A question gets a solution with or without mistakes. A synthesis prompt gets a good correction, one with a wrong
+    final answer, or a malformed one.
     """
     draw = random.Random(request.seed)
     if "Wrong answer:" not in prompt:
-        return arithmetic.written(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
-    question, wrong, reference = SYNTHESIS.fullmatch(prompt).groups()  # type: ignore[union-attr]
-    fixed = arithmetic.correction(arithmetic.parse_question(question), wrong, request.seed)
+        return arithmetic.write_solution(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
+    question, wrong, reference = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
+    fixed = arithmetic.write_correction(arithmetic.parse_question(question), wrong, request.seed)
     kind = draw.choice(("good", "good", "good", "wrong", "malformed"))
     if fixed is None or kind == "malformed":
         return f"<analysis>It is wrong.</analysis>\n<reconstruction>{reference}"
     if kind == "wrong":
         return fixed.text.replace("\\boxed{", "\\boxed{1")
     return fixed.text
-
-
-SYNTHESIS = re.compile(r"Question:\n(.*)\nWrong answer:\n(.*)\nRight answer:\n(.*)\nFind the first.*", re.DOTALL)

@@ -1,4 +1,4 @@
-"""What --dry-run shows of a command's data and prompt, and the same look at the data before engines are started."""
+"""Show a command's data and first prompt for --dry-run, and check the data before engines are started."""
 
 from __future__ import annotations
 
@@ -6,72 +6,76 @@ from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.datasets.read import Loaded, read
+from nemo_tapo.datasets.read import LoadedDataset, read_dataset
 from nemo_tapo.datasets.screening import drop_duplicates
-from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
+from nemo_tapo.datasets.sets import TRAIN, get_benchmark_sets, get_config_key, get_train_set
 
-TRAINING = ("run", "train", "coldstart", "filter")  # commands that read the training set
-EVALUATING = ("run", "evaluate")  # commands that read the benchmarks
-CHEAP = 256 * 2**20  # bytes; a larger file is not read only to be shown
+TRAINING_COMMANDS = ("run", "train", "coldstart", "filter")  # commands that read the training set
+EVALUATION_COMMANDS = ("run", "evaluate")  # commands that read the benchmarks
+MAX_PREVIEW_BYTES = 256 * 2**20  # --dry-run does not read a larger file
 
 
-def needed(cfg: RunConfig, command: str) -> dict[str, DatasetConfig]:
-    """The mathematics sets that a command reads, by name. Raises ValueError if one is not configured."""
+def list_needed_sets(cfg: RunConfig, command: str) -> dict[str, DatasetConfig]:
+    """Return the mathematics sets that a command reads, by name. Raises ValueError if one is not configured."""
     m = cfg.task.mathematics
     sets: dict[str, DatasetConfig] = {}
-    if cfg.task.name == "mathematics" and command in TRAINING:
-        sets[TRAIN] = train_set(m)
-    if cfg.task.name == "mathematics" and (command in EVALUATING or (sets and m.exclude_benchmarks)):
-        sets |= benchmark_sets(m)
+    if cfg.task.name == "mathematics" and command in TRAINING_COMMANDS:
+        sets[TRAIN] = get_train_set(m)
+    if cfg.task.name == "mathematics" and (command in EVALUATION_COMMANDS or (sets and m.exclude_benchmarks)):
+        sets |= get_benchmark_sets(m)
     return sets
 
 
 def check_data(cfg: RunConfig, command: str) -> None:
-    """Raises ValueError for data that cannot be read: a wrong path should not cost the start of the engines."""
-    for name, each in needed(cfg, command).items():
-        read(each, name, setting(name))
+    """Raise ValueError if data cannot be read, so that a wrong path fails before the engines are started."""
+    for name, each in list_needed_sets(cfg, command).items():
+        read_dataset(each, name, get_config_key(name))
 
 
-def preview(cfg: RunConfig, command: str) -> list[str]:
-    """Lines on the data and on the first prompt as the tokenizer sees it. Needs no engine; fetches nothing."""
+def preview_data(cfg: RunConfig, command: str) -> list[str]:
+    """Return lines on the data and on the first prompt as the tokenizer sees it. Needs no engine and no network."""
     lines: list[str] = []
     first = ""
-    for name, each in needed(cfg, command).items():
-        key = setting(name)
-        if not is_cheap(each):
+    for name, each in list_needed_sets(cfg, command).items():
+        key = get_config_key(name)
+        if not is_cheap_to_read(each):
             lines.append(f"{key}: {each.hub or each.path} at {each.revision or 'no revision'}, not read by --dry-run")
             continue
-        loaded = read(each, name, key)
-        lines.append(counted(key, loaded))
+        loaded = read_dataset(each, name, key)
+        lines.append(describe_counts(key, loaded))
         lines += loaded.provenance.notes
-        first = first or (loaded.examples[0].question if loaded.examples else "")
-    if command in (*TRAINING, *EVALUATING) and cfg.runtime != "scripted":
-        lines += prompt_lines(cfg, command, first)
+        first = first or (loaded.rows[0].question if loaded.rows else "")
+    if command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS) and cfg.runtime != "scripted":
+        lines += describe_prompt(cfg, command, first)
     return lines
 
 
-def is_cheap(cfg: DatasetConfig) -> bool:
-    """Whether looking costs neither the network nor long."""
+def is_cheap_to_read(cfg: DatasetConfig) -> bool:
+    """Return True if the set can be read quickly and without the network."""
     if cfg.path is not None:
-        return not cfg.path.is_file() or cfg.path.stat().st_size <= CHEAP  # a missing file is told at once
+        # reading a missing file fails at once
+        return not cfg.path.is_file() or cfg.path.stat().st_size <= MAX_PREVIEW_BYTES
     assert cfg.hub is not None
     return Path(cfg.hub).expanduser().is_dir()
 
 
-def counted(key: str, loaded: Loaded) -> str:
-    """One sentence on a set."""
-    found, (kept, doubles) = loaded.provenance, drop_duplicates(loaded.examples)
-    licence = f", licence: {found.licence}" if found.licence else ""
-    aside = len(found.set_aside) + len(doubles)
-    more = f", {aside} of them broken, without an answer or doubles" if aside else ""
-    return f"{key}: {found.rows} rows of {found.source}{more}{licence}; {len(kept)} gold answers are still to be parsed"
+def describe_counts(key: str, loaded: LoadedDataset) -> str:
+    """Return one sentence on the rows, source and licence of a set."""
+    provenance, (kept, doubles) = loaded.provenance, drop_duplicates(loaded.rows)
+    licence = f", licence: {provenance.licence}" if provenance.licence else ""
+    unusable = len(provenance.set_aside) + len(doubles)
+    more = f", {unusable} of them broken, without an answer or doubles" if unusable else ""
+    return (
+        f"{key}: {provenance.rows} rows of {provenance.source}{more}{licence}; "
+        f"{len(kept)} gold answers are still to be parsed"
+    )
 
 
-def prompt_lines(cfg: RunConfig, command: str, question: str) -> list[str]:
-    """The first query's prompt: chat template applied, tokenized, decoded again with its special tokens."""
-    text, name = user_text(cfg, question)
+def describe_prompt(cfg: RunConfig, command: str, question: str) -> list[str]:
+    """Return the first query's prompt: chat template applied, tokenized, decoded again with its special tokens."""
+    text, name = get_first_message(cfg, question)
     if command == "evaluate" and cfg.evaluation.endpoint.url is not None:
-        return [f"message to the endpoint, {name}:", *quoted(text)]
+        return [f"message to the endpoint, {name}:", *quote_lines(text)]
     try:
         from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 
@@ -82,19 +86,26 @@ def prompt_lines(cfg: RunConfig, command: str, question: str) -> list[str]:
         return [f"prompt: not shown. {error}"]
     ids = tokenizer.chat(text)
     thinking = "on" if cfg.model.enable_thinking else "off"
-    return [f"prompt of {name}, {len(ids)} tokens, thinking {thinking}:", *quoted(tokenizer.show(ids))]
+    return [
+        f"prompt of {name}, {len(ids)} tokens, thinking {thinking}:",
+        *quote_lines(tokenizer.decode_with_special_tokens(ids)),
+    ]
 
 
-def user_text(cfg: RunConfig, question: str) -> tuple[str, str]:
-    """(what the user says first, which query that is)."""
+def get_first_message(cfg: RunConfig, question: str) -> tuple[str, str]:
+    """Return the text of the first user message and the name of the query it belongs to."""
     if cfg.task.name == "arithmetic":
-        from nemo_tapo.tasks.arithmetic import held_out
+        from nemo_tapo.tasks.arithmetic import get_held_out_problems
 
-        return held_out(1)[0].question, "a held-out problem"
+        return get_held_out_problems(1)[0].question, "a held-out problem"
     template = cfg.task.mathematics.prompt
     return (template.replace("{question}", question), "the first query") if question else (template, "the template")
 
 
-def quoted(text: str) -> list[str]:
-    """Lines behind a bar, so that blank ones are seen."""
+def quote_lines(text: str) -> list[str]:
+    r"""Return the lines of `text`, each after a bar so that blank lines are visible.
+
+    >>> quote_lines("Solve:\n47+38=?")
+    ['| Solve:', '| 47+38=?']
+    """
     return [f"| {line}" for line in text.split("\n")]

@@ -1,32 +1,34 @@
-"""What a command would do: the resolved configuration and the plan, printed by --dry-run."""
+"""Text of --dry-run: the resolved configuration, and the plan of what the command would do."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from nemo_tapo.config.run_config import RunConfig, as_yaml
+from nemo_tapo.config.run_config import RunConfig, to_yaml
 
 
-def describe(cfg: RunConfig, command: str) -> str:
-    """Resolved config, then what the command will do and where it goes on."""
-    return f"{as_yaml(cfg)}\n# plan of `nemo-tapo {command}`\n" + "\n".join(f"#  {line}" for line in plan(cfg, command))
+def describe_command(cfg: RunConfig, command: str) -> str:
+    """Return the resolved config, then the plan as comment lines."""
+    return f"{to_yaml(cfg)}\n# plan of `nemo-tapo {command}`\n" + "\n".join(
+        f"#  {line}" for line in plan_command(cfg, command)
+    )
 
 
-def plan(cfg: RunConfig, command: str) -> list[str]:
-    """One sentence a line."""
-    from nemo_tapo.stages.data_preview import preview
+def plan_command(cfg: RunConfig, command: str) -> list[str]:
+    """Return the plan of a command, one sentence per line."""
+    from nemo_tapo.stages.data_preview import preview_data
 
     r, t, local = cfg.rollout, cfg.tapo, cfg.local
     rollouts = r.queries_per_step * r.samples_per_query
-    most = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.constructs else 0
+    max_constructed = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.constructs else 0
     lines = [f"output: {cfg.output} ({'goes on with what is there' if cfg.output.is_dir() else 'new'})"]
     served = cfg.evaluation.endpoint.url if command == "evaluate" else None
     ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "
     ranks = ranks if command not in ("evaluate", "filter") else ""
     lines.append(f"endpoint: {served}" if served else f"runtime: {cfg.runtime}; {ranks}one engine")
     if command in ("run", "train", "coldstart", "evaluate", "filter") and not served:
-        lines.append(f"model: {cfg.model.path}: {model_size(cfg.model.path)}")
+        lines.append(f"model: {cfg.model.path}: {describe_model_size(cfg.model.path)}")
     if command in ("run", "coldstart"):
         c = cfg.coldstart
         lines.append(
@@ -37,12 +39,14 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
     if command in ("run", "train"):
         lines.append(
             f"{cfg.algorithm}: {cfg.steps} steps of {r.queries_per_step} queries x {r.samples_per_query} rollouts = "
-            f"{rollouts} rows, and at most {most} constructed rows; {cfg.loss.updates_per_batch} update(s) a step"
+            f"{rollouts} rows, and at most {max_constructed} constructed rows; "
+            f"{cfg.loss.updates_per_batch} update(s) a step"
         )
         if cfg.algorithm == "opsd":
-            lines.append(teacher_line(cfg))
+            lines.append(describe_teacher(cfg))
         lines.append(
-            f"tokens a step: at most {rollouts * r.max_tokens:,} sampled and {most * t.max_tokens:,} synthesised; "
+            f"tokens a step: at most {rollouts * r.max_tokens:,} sampled and "
+            f"{max_constructed * t.max_tokens:,} synthesised; "
             f"lr {cfg.optimizer.lr:g}, checkpoint every {cfg.checkpoint.every} steps, {cfg.checkpoint.keep} kept"
         )
     if command in ("run", "evaluate"):
@@ -58,25 +62,25 @@ def plan(cfg: RunConfig, command: str) -> list[str]:
             f"filter: {f.samples} samples a query, T {f.temperature}, top-p {f.top_p}; "
             f"kept with accuracy in [{f.min_accuracy:g}, {f.max_accuracy:g}]"
         )
-    return lines + preview(cfg, command)
+    return lines + preview_data(cfg, command)
 
 
-def teacher_line(cfg: RunConfig) -> str:
-    """Who teaches with what, and what is minimised (OPSD)."""
+def describe_teacher(cfg: RunConfig) -> str:
+    """Return a line on OPSD: the teacher, the privileged text it is given, and the loss."""
     o = cfg.opsd
     who = (
         str(o.teacher_path)
         if o.teacher_path
         else {"frozen": "the initial policy", "live": "the present policy"}[o.teacher]
     )
-    told = {"rollout": "a correct rollout of the same group", "solution": "the data's solution"}[o.privileged]
+    privileged = {"rollout": "a correct rollout of the same group", "solution": "the data's solution"}[o.privileged]
     clip = "" if o.entry_clip is None else f", each entry at most {o.entry_clip:g} nats"
     loss = "the sampled token alone" if o.divergence == "sampled" else f"divergence of beta {o.beta:g}{clip}"
-    return f"teacher: {who}, told {told}; {loss}"
+    return f"teacher: {who}, told {privileged}; {loss}"
 
 
-def model_size(path: Path) -> str:
-    """Parameters of a Hugging Face directory, from its safetensors headers alone."""
+def describe_model_size(path: Path) -> str:
+    """Return the number of parameters of a Hugging Face directory as text, from its safetensors headers alone."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         return "not there yet" if not path.is_dir() else "no *.safetensors in it"

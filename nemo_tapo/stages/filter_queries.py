@@ -1,7 +1,8 @@
-"""`nemo-tapo filter`: the training queries that the model answers sometimes right and sometimes wrong.
+"""`nemo-tapo filter`: select the training queries that the model answers sometimes right and sometimes wrong.
 
-Section 4.1 of arXiv 2606.18844 keeps those with an accuracy in [0.125, 0.875]. Every sample goes to the disk as it
-comes, so a filter that was stopped or killed goes on; seeds come from names, so it ends as an undisturbed one.
+Section 4.1 of arXiv 2606.18844 keeps those with an accuracy in [0.125, 0.875]. Every sample is written to disk as soon
+as it is graded, so a filter that was stopped or killed can be resumed. Each seed is derived from the sample's name, so
+a resumed filter gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,93 +18,111 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
-from nemo_tapo.evaluation.benchmarks import digest
-from nemo_tapo.evaluation.model_files import identity
-from nemo_tapo.evaluation.sample_store import Sample, Store, read
+from nemo_tapo.evaluation.benchmarks import hash_json
+from nemo_tapo.evaluation.model_files import get_model_identity
+from nemo_tapo.evaluation.sample_store import Sample, SampleStore, read_samples
 from nemo_tapo.types import Query, Request, SetAside
-from nemo_tapo.utils.concurrency import concurrently
-from nemo_tapo.utils.jsonl import finite
+from nemo_tapo.utils.concurrency import run_concurrently
+from nemo_tapo.utils.jsonl import replace_non_finite
 from nemo_tapo.utils.seeding import seed_from
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
-    from nemo_tapo.tracking.progress import Stage
+    from nemo_tapo.tracking.progress import ProgressStage
 
 SAMPLES, SUMMARY = "samples", "summary.json"
 KEPT, TOO_EASY, TOO_HARD, FAILED = CLASSES = ("kept", "too_easy", "too_hard", "failed")
-MANY_CUT = 0.1  # share of responses cut off from which on the user is told: their queries look harder than they are
-UNGRADED = frozenset({"timeout", "error"})  # outcomes of the verifier that leave open whether a response is right
+TRUNCATION_WARNING_SHARE = 0.1  # warn above this share of truncated responses: they make queries look too hard
+UNGRADED = frozenset({"timeout", "error"})  # verifier outcomes that do not say whether the response is right
 
 
 @dataclass
-class Sampled:
-    """A query with what its samples came to, `outcomes[i]` None while sample i is missing."""
+class QuerySamples:
+    """The outcomes of one query's samples. `outcomes[i]` is None while sample i is missing.
+
+    >>> query = Query(uid="7", question="47+38=?", answer="85")
+    >>> samples = QuerySamples(query, ["right", "wrong", "wrong", "timeout"])
+    >>> samples.accuracy  # it would be 1/2 if the response that timed out were right
+    Fraction(1, 4)
+    >>> samples.classify(Fraction(1, 4), Fraction(3, 4)), samples.classify(Fraction(1, 3), Fraction(3, 4))
+    ('kept', 'failed')
+    """
 
     query: Query
     outcomes: list[str | None]
     tokens: int = 0
     truncated: int = 0
 
-    def take(self, sample: Sample) -> None:
-        """A sample that was missing."""
+    def add(self, sample: Sample) -> None:
+        """Add a sample that was missing."""
         self.outcomes[sample.index] = sample.outcome
         self.tokens += sample.tokens
         self.truncated += sample.truncated
 
     @property
     def accuracy(self) -> Fraction:
-        """Share of right responses; what could not be graded is not right."""
+        """The share of right responses. A response that could not be graded counts as not right."""
         return Fraction(self.outcomes.count("right"), len(self.outcomes))
 
-    def place(self, least: Fraction, most: Fraction) -> str:
-        """One of CLASSES.
+    def classify(self, least: Fraction, most: Fraction) -> str:
+        """Return the query's class, one of CLASSES.
 
-        Where responses could not be graded, the query's accuracy is known only within bounds: if they were all wrong,
-        if they were all right. It is `failed` when that decides between two classes, and only then.
+        If some responses could not be graded, the accuracy is known only within bounds: the lower one takes them all
+        as wrong, the upper one takes them all as right. The class is `failed` only if the two bounds disagree.
         """
         open_ones = Fraction(sum(o in UNGRADED for o in self.outcomes), len(self.outcomes))
-        low, high = (place(a, least, most) for a in (self.accuracy, self.accuracy + open_ones))
+        low, high = (classify_accuracy(a, least, most) for a in (self.accuracy, self.accuracy + open_ones))
         return low if low == high else FAILED
 
 
-def place(accuracy: Fraction, least: Fraction, most: Fraction) -> str:
-    """Both bounds are inside."""
+def classify_accuracy(accuracy: Fraction, least: Fraction, most: Fraction) -> str:
+    """Return the class of an accuracy; both bounds are inclusive.
+
+    >>> classify_accuracy(Fraction(1, 8), Fraction(1, 8), Fraction(7, 8))
+    'kept'
+    """
     return TOO_HARD if accuracy < least else TOO_EASY if accuracy > most else KEPT
 
 
-def exactly(bound: float) -> Fraction:
-    """The decimal number as it was written: 0.1 is one in ten, which its float is not quite."""
+def exact_fraction(bound: float) -> Fraction:
+    """Convert a decimal number exactly as it was written; the float itself is slightly off.
+
+    >>> exact_fraction(0.1)
+    Fraction(1, 10)
+    """
     return Fraction(repr(bound))
 
 
 async def filter_queries(session: Session) -> str:
-    """Samples, grades and sorts the training queries into <output>/kept.jsonl and the three others.
+    """Sample, grade and sort the training queries into <output>/kept.jsonl and the three files of the other classes.
 
-    Returns the counts and how to train on the kept, for the user.
+    Return a text for the user: the counts, and how to train on the kept queries. Raises Stopped on request.
     """
     cfg = session.cfg
     settings, max_tokens = cfg.filter, cfg.filter.max_tokens or cfg.rollout.max_tokens
     queries = session.train_queries(max_tokens)
-    sampled = {q.uid: Sampled(q, [None] * settings.samples) for q in queries}
-    with Store(session.output / SAMPLES, made_with(cfg, queries, max_tokens)) as store:
-        there = store.done(TRAIN)
-        for one in read(store.path(TRAIN)):
+    sampled = {q.uid: QuerySamples(q, [None] * settings.samples) for q in queries}
+    with SampleStore(session.output / SAMPLES, get_sampling_settings(cfg, queries, max_tokens)) as store:
+        stored = store.read_keys(TRAIN)
+        for one in read_samples(store.path(TRAIN)):
             if one.index < settings.samples:
-                sampled[one.uid].take(one)
-        done = sum(index < settings.samples for _, _, index in there)
-        stage = session.progress.stage("filtering", len(queries) * settings.samples, "sample", done=done)
-        await sample(session, list(sampled.values()), store, stage, max_tokens)
+                sampled[one.uid].add(one)
+        done = sum(index < settings.samples for _, _, index in stored)
+        stage = session.progress.start_stage("filtering", len(queries) * settings.samples, "sample", done=done)
+        await sample_missing(session, list(sampled.values()), store, stage, max_tokens)
     return write_result(session, list(sampled.values()), max_tokens)
 
 
-async def sample(session: Session, sampled: Sequence[Sampled], store: Store, stage: Stage, max_tokens: int) -> None:
-    """Fills in what is missing. Twice as many requests as the engine runs at once are under way, never all of them."""
-    settings, (least, most) = session.cfg.filter, bounds(session.cfg.filter)
+async def sample_missing(
+    session: Session, sampled: Sequence[QuerySamples], store: SampleStore, stage: ProgressStage, max_tokens: int
+) -> None:
+    """Draw the missing samples. At most twice as many requests as the engine runs at once are in flight."""
+    settings, (least, most) = session.cfg.filter, accuracy_bounds(session.cfg.filter)
     missing = ((s, i) for s in sampled for i, outcome in enumerate(s.outcomes) if outcome is None)
-    classes = Counter(s.place(least, most) for s in sampled if None not in s.outcomes)
+    classes = Counter(s.classify(least, most) for s in sampled if None not in s.outcomes)
 
     async def ask() -> None:
-        for one, index in missing:  # shared: each takes the next
+        for one, index in missing:  # one iterator shared by all workers: each takes the next sample
             session.stop.check(f"{stage.done} of {stage.total} samples are in {store.folder}")
             request = Request(
                 uid=f"{one.query.uid}/{index}",
@@ -128,26 +147,28 @@ async def sample(session: Session, sampled: Sequence[Sampled], store: Store, sta
                 answer=grade.answer,
             )
             store.add(taken)
-            one.take(taken)
+            one.add(taken)
             if None not in one.outcomes:
-                classes[one.place(least, most)] += 1
-                stage.note(", ".join(f"{classes[name]} {name.replace('_', ' ')}" for name in CLASSES if classes[name]))
+                classes[one.classify(least, most)] += 1
+                stage.set_note(
+                    ", ".join(f"{classes[name]} {name.replace('_', ' ')}" for name in CLASSES if classes[name])
+                )
             stage.advance()
 
-    await concurrently(ask() for _ in range(min(2 * session.cfg.local.max_num_seqs, stage.total or 1)))
+    await run_concurrently(ask() for _ in range(min(2 * session.cfg.local.max_num_seqs, stage.total or 1)))
     session.stop.check(f"{stage.done} of {stage.total} samples are in {store.folder}")
 
 
-def bounds(settings: FilterConfig) -> tuple[Fraction, Fraction]:
-    """The least and the largest accuracy that is kept."""
-    return exactly(settings.min_accuracy), exactly(settings.max_accuracy)
+def accuracy_bounds(settings: FilterConfig) -> tuple[Fraction, Fraction]:
+    """Return the lowest and the highest accuracy that is kept."""
+    return exact_fraction(settings.min_accuracy), exact_fraction(settings.max_accuracy)
 
 
-def made_with(cfg: RunConfig, queries: Sequence[Query], max_tokens: int) -> dict[str, Any]:
-    """Everything that decides the samples. The bounds do not: with others the same samples are sorted anew."""
+def get_sampling_settings(cfg: RunConfig, queries: Sequence[Query], max_tokens: int) -> dict[str, Any]:
+    """Return everything that determines the samples. The bounds do not: changed bounds only sort them again."""
     f = cfg.filter
     return {
-        "model": identity(cfg.model.path),
+        "model": get_model_identity(cfg.model.path),
         "seed": cfg.seed,
         "filter": {
             "temperature": f.temperature,
@@ -155,60 +176,65 @@ def made_with(cfg: RunConfig, queries: Sequence[Query], max_tokens: int) -> dict
             "max_tokens": max_tokens,
             "keep_responses": f.keep_responses,
         },
-        "queries": digest([(q.uid, q.answer, q.prompt_ids) for q in queries]),
+        "queries": hash_json([(q.uid, q.answer, q.prompt_ids) for q in queries]),
         "samples": f.samples,
     }
 
 
-def write_result(session: Session, sampled: Sequence[Sampled], max_tokens: int) -> str:
-    """The four files of rows and the summary; each appears when it is whole. Returns the counts in words."""
+def write_result(session: Session, sampled: Sequence[QuerySamples], max_tokens: int) -> str:
+    """Write the four files of rows and the summary, each atomically. Return the counts in words."""
     cfg, output = session.cfg, session.output
-    least, most = bounds(cfg.filter)
-    found = session.task.provenance("train")
+    least, most = accuracy_bounds(cfg.filter)
+    provenance = session.task.provenance("train")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CLASSES}
     reasons: Counter[str] = Counter()
     for one in sampled:
-        where = one.place(least, most)
-        rows[where].append(result_row(one, session.task.row(one.query)))
+        where = one.classify(least, most)
+        rows[where].append(make_result_row(one, session.task.row(one.query)))
         reasons["not_graded"] += where == FAILED
-    for aside in session.data.aside["train"]:
-        rows[FAILED].append(aside_row(aside))
+    for aside in session.data_report.set_aside["train"]:
+        rows[FAILED].append(make_set_aside_row(aside))
         reasons[aside.reason] += 1
     for name in CLASSES:
-        _replace(output / f"{name}.jsonl", (_line(row) for row in rows[name]))
+        _replace_file(output / f"{name}.jsonl", (_encode_row(row) for row in rows[name]))
     counts = {name: len(rows[name]) for name in CLASSES}
-    assert sum(counts.values()) == found.rows, (counts, found.rows)
+    assert sum(counts.values()) == provenance.rows, (counts, provenance.rows)
     kept = output / f"{KEPT}.jsonl"
     summary = {
-        "rows": found.rows,
+        "rows": provenance.rows,
         **counts,
         "failed_for": dict(sorted((reason, n) for reason, n in reasons.items() if n)),
         "right_of_samples": {str(n): c for n, c in sorted(Counter(s.outcomes.count("right") for s in sampled).items())},
         "outcomes": dict(sorted(Counter(str(o) for s in sampled for o in s.outcomes).items())),
         "tokens": sum(s.tokens for s in sampled),
         "truncated": sum(s.truncated for s in sampled),
-        "source": found.source,
+        "source": provenance.source,
         "model": str(cfg.model.path),
         "settings": {**cfg.filter.model_dump(mode="json"), "max_tokens": max_tokens, "seed": cfg.seed},
-        "train_on_it": train_on(kept, cfg.task),
+        "train_on_it": format_training_overrides(kept, cfg.task),
     }
-    _replace(output / SUMMARY, [(json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode()])
-    return told(summary, output / SUMMARY)
+    _replace_file(output / SUMMARY, [(json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode()])
+    return describe_summary(summary, output / SUMMARY)
 
 
-def told(summary: Mapping[str, Any], path: Path) -> str:
-    """The counts in words, and what to know before training on the kept."""
+def describe_summary(summary: Mapping[str, Any], path: Path) -> str:
+    """Return the counts in words, a warning if many responses were truncated, and how to train on the kept queries."""
     counts = ", ".join(f"{summary[name]} {name.replace('_', ' ')}" for name in CLASSES)
     lines = [f"{summary['rows']} queries: {counts}; see {path}"]
     cut, responses, most = summary["truncated"], sum(summary["outcomes"].values()), summary["settings"]["max_tokens"]
-    if cut > MANY_CUT * responses:
+    if cut > TRUNCATION_WARNING_SHARE * responses:
         lines.append(f"{cut} of {responses} responses were cut off at {most} tokens: filter.max_tokens allows more")
     lines.append(f"to train on the kept: {summary['train_on_it']}" if summary[KEPT] else "no query was kept")
     return "\n".join(lines)
 
 
-def train_on(kept: Path, task: TaskConfig) -> str:
-    """The overrides with which the configuration that filtered reads the kept rows."""
+def format_training_overrides(kept: Path, task: TaskConfig) -> str:
+    """Return the overrides with which the configuration of the filter reads the kept rows.
+
+    >>> task = TaskConfig(name="mathematics", mathematics={"train": {"path": "all.jsonl"}})
+    >>> format_training_overrides(Path("kept.jsonl"), task)
+    'task.mathematics.train.path=kept.jsonl task.mathematics.train.uid=id'
+    """
     before = task.mathematics.train if task.name == "mathematics" else None
     after = DatasetConfig(path=kept, uid="id")
     chosen = {} if before else {"task.name": "mathematics", "task.mathematics.prompt": "'{question}'"}
@@ -219,12 +245,12 @@ def train_on(kept: Path, task: TaskConfig) -> str:
     return " ".join(f"{key}={value}" for key, value in chosen.items())
 
 
-def result_row(one: Sampled, as_read: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as read, with the names that a data set has by default, and the samples' outcomes.
+def make_result_row(samples: QuerySamples, as_read: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row as read, with the default field names of a data set, and the outcomes of its samples.
 
-    A field that stood under one of these names and said something else stays as <name>_as_read.
+    A field of the row that already had one of these names and another value is kept as <name>_as_read.
     """
-    query = one.query
+    query = samples.query
     ours = {"id": query.uid, "problem": query.question, "answer": query.answer}
     theirs = {
         f"{name}_as_read" if name in ours else name: value
@@ -234,24 +260,25 @@ def result_row(one: Sampled, as_read: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **ours,
         **theirs,
-        "accuracy": float(one.accuracy),
-        "outcomes": one.outcomes,
-        "mean_tokens": one.tokens / len(one.outcomes),
-        "truncated": one.truncated,
+        "accuracy": float(samples.accuracy),
+        "outcomes": samples.outcomes,
+        "mean_tokens": samples.tokens / len(samples.outcomes),
+        "truncated": samples.truncated,
     }
 
 
-def aside_row(aside: SetAside) -> dict[str, Any]:
-    """A row that was never sampled."""
+def make_set_aside_row(aside: SetAside) -> dict[str, Any]:
+    """Return the result row of a data row that was never sampled."""
     return {"id": aside.uid, "problem": aside.question, "reason": aside.reason, "detail": aside.detail}
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    """One line of JSON. Data sets hold dates and bytes; they are written as their text."""
-    return (json.dumps(finite(row), ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+def _encode_row(row: Mapping[str, Any]) -> bytes:
+    """Return one line of JSON. Dates and bytes, which data sets may hold, are written as text."""
+    return (json.dumps(replace_non_finite(row), ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
 
 
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
+def _replace_file(path: Path, lines: Iterable[bytes]) -> None:
+    """Write `lines` to `path` atomically."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.writelines(lines)

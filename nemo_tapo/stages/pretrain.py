@@ -1,4 +1,4 @@
-"""A tiny base model from nothing: random weights of the Qwen3 architecture, and the corpus it is trained on."""
+"""Train a tiny base model from random weights of the Qwen3 architecture, on a generated corpus."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nemo_tapo.types import Kind, Row
 from nemo_tapo.utils.seeding import seed_from
 
 INITIAL = "initial"
-# A tiny decoder learns to copy first, and copies sooner when most of what it sees at first is repetition.
+# A tiny decoder must learn to copy first, and learns it sooner if most of the early examples are repetition.
 EARLY_MIX = {"solution": 0.2, "repeat": 0.6, "copy": 0.2}
 
 
-def initialise(cfg: RunConfig) -> RunConfig:
-    """Writes <output>/initial, a Hugging Face directory with random weights and the task's tokenizer.
+def prepare_initial_model(cfg: RunConfig) -> RunConfig:
+    """Write <output>/initial, a Hugging Face directory with random weights and the task's tokenizer.
 
-    Returns the config with `model.path` set to it. What is there already is kept: the command can be resumed.
+    Return the config with `model.path` set to it. An existing directory is kept, so that the command can be resumed.
     """
     folder = cfg.output / INITIAL
     if not (folder / "config.json").is_file():
@@ -31,7 +31,7 @@ def initialise(cfg: RunConfig) -> RunConfig:
 
 
 def write_random_model(cfg: RunConfig, folder: Path) -> None:
-    """Seeded random weights; every layer of a Qwen3 decoder."""
+    """Write a Qwen3 decoder with seeded random weights into `folder`, with the task's tokenizer."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -57,14 +57,16 @@ def write_random_model(cfg: RunConfig, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row]:
-    """The corpus of one pre-training step, a function of (seed, step). As in any pre-training, every token of a text
-    is learned, the question's too: what only looks like an answer is learned much more slowly.
+def make_corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row]:
+    """Return the corpus of one pre-training step, which depends on (seed, step) alone.
+
+    As in any pre-training, the loss covers every token of a text, the question's too: training on the answers alone
+    is much slower.
     """
     settings = cfg.pretrain
     seed = seed_from(cfg.seed, "corpus", step)
     mix = EARLY_MIX if step < settings.early_steps else arithmetic_corpus.CORPUS_MIX
-    drawn = arithmetic_corpus.corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
+    drawn = arithmetic_corpus.make_corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
     rows = []
     for index, example in enumerate(drawn):
         ids = (*tokenizer.chat(example.prompt), *tokenizer.encode(example.response), tokenizer.eos_id)
@@ -74,13 +76,13 @@ def corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row
 
 
 async def pretrain(session: Session) -> None:
-    """Train a base from nothing (generated tasks) into <output>/hf."""
+    """Train a base model from random weights on the generated task, into <output>/hf."""
     cfg, tokenizer = session.cfg, session.runtime.tokenizer
     training = SupervisedTraining(
         name="pre-training",
         folder=session.output,
         steps=cfg.pretrain.steps,
-        examples=lambda step: corpus_rows(cfg, tokenizer, step),
+        examples=lambda step: make_corpus_rows(cfg, tokenizer, step),
         optimizer=cfg.pretrain.optimizer,
         fingerprint=cfg.fingerprint("pretrain"),
     )

@@ -1,7 +1,8 @@
-"""The stages of the main job, in order, each resumable: base -> cold start -> TAPO -> evaluation -> report.
+"""The stage function of each command, and the weights of its stages in the progress display.
 
-A stage is done when its result exists under its final name (results appear by one rename), so a run that was
-stopped or killed goes on where it was: `nemo-tapo run` with the same output folder.
+The order of the stages is base -> cold start -> TAPO -> evaluation -> report; each can be resumed. A stage is done when
+its result exists under its final name (a rename puts it there), so `nemo-tapo run` with the same output folder
+continues a run that was stopped or killed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from nemo_tapo.stages.main_job import main_job, train_only
 from nemo_tapo.stages.pretrain import pretrain
 from nemo_tapo.stages.session import Session
 
-# What a stage returns is printed at the end.
+# The text that a stage returns is printed at the end.
 STAGES: dict[str, Callable[[Session], Awaitable[str | None]]] = {
     "run": main_job,
     "pretrain": pretrain,
@@ -25,8 +26,8 @@ STAGES: dict[str, Callable[[Session], Awaitable[str | None]]] = {
     "evaluate": evaluate_only,
 }
 
-# Stages as the progress display names them, with rough weights (seconds of the demo on two cores).
-WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
+# The stages by their names in the progress display, with rough weights (seconds of the demo on two cores).
+STAGE_WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
     "filter": (("starting engines", 20), ("filtering", 300)),
     "run": (
         ("starting engines", 20),

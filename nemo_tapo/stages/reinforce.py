@@ -1,4 +1,4 @@
-"""Reinforcement learning as a stage."""
+"""Run reinforcement learning as a stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from nemo_tapo.tracking.recorder import RunRecorder, TrajectoryRecording
 
 
 async def reinforce(session: Session, model: Path) -> None:
-    """TAPO (or GRPO) from `model`, which is also the reference policy; leaves <output>/hf."""
+    """Train with TAPO or the configured algorithm, from `model` into <output>/hf.
+
+    `model` is also the reference policy.
+    """
     cfg = session.cfg
     await session.runtime.actor.load_model(model)
     await session.runtime.actor.set_reference()

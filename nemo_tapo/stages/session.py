@@ -1,4 +1,4 @@
-"""What every stage works with."""
+"""The session that every stage works with: configuration, runtime, task, tools and data."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from nemo_tapo.algorithms.base import Tools
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.data_report import DataReport
-from nemo_tapo.datasets.query_order import with_prompts
+from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.interfaces import Algorithm, Runtime, Task
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.tracking.recorder import RunRecorder
@@ -20,12 +20,12 @@ from nemo_tapo.types import Query
 from nemo_tapo.utils import files
 from nemo_tapo.utils.signals import Stop
 
-MODEL = "hf"  # the folder of a trained model, an ordinary Hugging Face directory
+MODEL_FOLDER = "hf"  # name of the folder of a trained model, an ordinary Hugging Face directory
 
 
 @dataclass
 class Session:
-    """What every stage works with."""
+    """The configuration and the running parts that every stage works with."""
 
     cfg: RunConfig
     runtime: Runtime
@@ -33,38 +33,43 @@ class Session:
     stop: Stop
     task: Task = field(init=False)
     tools: Tools = field(init=False)
-    data: DataReport = field(init=False)
+    data_report: DataReport = field(init=False)
 
     def __post_init__(self) -> None:
         self.task = self.runtime.task(self.cfg)
-        self.data = DataReport(self.output, self.cfg.max_bad_rows)
+        self.data_report = DataReport(self.output, self.cfg.max_bad_rows)
         self.tools = Tools(self.runtime.generator, self.runtime.tokenizer, self.task)
 
     @property
     def output(self) -> Path:
         return self.cfg.output
 
-    def usable(self, name: str, queries: Sequence[Query], max_tokens: int, most: int | None = None) -> list[Query]:
-        """The first `most` queries of a set with their prompt ids; data.json accounts for every row of it."""
+    def prepare_queries(
+        self, name: str, queries: Sequence[Query], max_tokens: int, most: int | None = None
+    ) -> list[Query]:
+        """Return the first `most` queries of the set `name` with their prompt ids.
+
+        Queries whose prompt leaves no room for `max_tokens` are left out. data.json accounts for every row of the set.
+        """
         longest = self.cfg.model.max_length - max_tokens
-        usable, aside = with_prompts(queries[:most], self.runtime.tokenizer, longest)
+        usable, aside = add_prompts(queries[:most], self.runtime.tokenizer, longest)
         left_out = len(queries[most:]) if most is not None else 0
         found = self.task.provenance(name)
-        for sentence in (self.data.add(name, found, len(usable), left_out, aside), *found.notes):
+        for sentence in (self.data_report.add(name, found, len(usable), left_out, aside), *found.notes):
             self.progress.message(sentence)
         return usable
 
     def train_queries(self, max_tokens: int | None = None) -> list[Query]:
-        """The training set with its prompt ids; room is left for `max_tokens`, by default those of a rollout."""
-        self.progress.status("reading the training queries")  # gold answers are parsed: seconds for thousands
-        return self.usable("train", self.task.train_queries(), max_tokens or self.cfg.rollout.max_tokens)
+        """Return the training set with its prompt ids. Room is left for `max_tokens`, by default those of a rollout."""
+        self.progress.set_phase("reading the training queries")  # parsing thousands of gold answers takes seconds
+        return self.prepare_queries("train", self.task.train_queries(), max_tokens or self.cfg.rollout.max_tokens)
 
     @cached_property
     def benchmarks(self) -> dict[str, list[Query]]:
-        """Each evaluation set with its prompt ids, read once."""
+        """The evaluation sets by name, with prompt ids. They are read once."""
         e = self.cfg.evaluation
         return {
-            name: self.usable(name, queries, e.max_tokens, e.problems)
+            name: self.prepare_queries(name, queries, e.max_tokens, e.problems)
             for name, queries in self.task.benchmarks().items()
         }
 
@@ -75,16 +80,16 @@ class Session:
         queries: Callable[[int], Sequence[Query]],
         recorder: RunRecorder,
     ) -> None:
-        """Train to the end of `loop` and leave the model in <loop.folder>/hf; closes `recorder`."""
+        """Train to the end of `loop`, close `recorder`, and write the model to <loop.folder>/hf."""
         try:
             watched = self.runtime.wrap_recorder(recorder, self.stop)
             await train(loop, algorithm, self.runtime, queries, watched, self.stop)
         finally:
             recorder.close()
-        await self.export(loop.folder / MODEL)
+        await self.export(loop.folder / MODEL_FOLDER)
 
     async def export(self, folder: Path) -> None:
-        """A Hugging Face directory under `folder`, which appears only when it is whole."""
+        """Write the actor's model to `folder` as a Hugging Face directory, which appears only when it is complete."""
         building = folder.with_name(f"tmp-{folder.name}")
         await self.runtime.actor.export(building)
-        files.publish(folder, building)
+        files.publish_folder(folder, building)

@@ -1,4 +1,4 @@
-"""Train on examples as a stage: pre-training and the cold start go through the same loop as RL."""
+"""Train on examples as a stage: pre-training and the cold start use the same loop as RL."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from nemo_tapo.types import Row
 
 @dataclass(frozen=True)
 class SupervisedTraining:
-    """What a supervised stage trains on, and how."""
+    """The examples and settings of a supervised stage."""
 
     name: str  # in the progress display
     folder: Path  # checkpoints, metrics and the model, <folder>/hf
     steps: int
-    examples: Callable[[int], Sequence[Row]]  # a step's rows, the same whenever they are asked for
+    examples: Callable[[int], Sequence[Row]]  # the rows of a step; every call with the same step gives the same rows
     optimizer: OptimizerConfig
-    fingerprint: dict[str, Any]  # settings that decide the numbers: another run's checkpoint is refused
+    fingerprint: dict[str, Any]  # settings that determine the numbers: a checkpoint with others is refused
 
 
 async def train_supervised(session: Session, training: SupervisedTraining) -> None:
-    """Maximise the likelihood of the examples through the loop of RL; leave <folder>/hf."""
+    """Maximise the likelihood of the examples in the loop of RL, and write <folder>/hf."""
     cfg = session.cfg
     loop = LoopConfig(
         folder=training.folder,

@@ -1,4 +1,4 @@
-"""From sweeps, seeds and overrides to runs: which folder, which settings, in which order."""
+"""Turn sweeps, seeds and overrides into runs: their folders, settings and order."""
 
 from __future__ import annotations
 
@@ -12,121 +12,155 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.sweeps.definition import VARIANT, Row, Sweep, read_sweep
+from nemo_tapo.sweeps.definition import VARIANT_SEPARATOR, Sweep, SweepRow, read_sweep
 
-OWN = {  # what the sweep itself decides of a run -> what to type instead
+SWEEP_KEYS = {  # settings that the sweep itself decides -> what to type instead
     "seed": "seeds=5 or seeds=[3,7]",
     "output": "output=FOLDER for the whole sweep; runs are in <output>/<row>/seed-<k>",
     "parts": "nothing: rows either train and evaluate, or evaluate",
 }
-PLAIN = re.compile(r"[A-Za-z_./][\w./+-]*")
+UNQUOTED = re.compile(r"[A-Za-z_./][\w./+-]*")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was typed."""
+class SweepRequest:
+    """The user's request, as typed on the command line.
+
+    >>> SweepRequest(sweeps=("table4",), config=Path("tiny.yaml"), overrides=("steps=20,40",)).seeds
+    (0,)
+    """
 
     sweeps: tuple[str, ...]  # names or files
-    config: Path  # of every run, either kind
+    config: Path  # file of every run, for the local runtime or for NeMo-RL
     seeds: tuple[int, ...] = (0,)
     output: Path = Path("runs/sweep")
     base_model: str | None = None  # model.path of rows that start from the base
-    overrides: tuple[str, ...] = ()  # of every run; values with commas as Hydra's multirun takes them
+    overrides: tuple[str, ...] = ()  # of every run; values with commas are swept, as in Hydra's multirun
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One run: a row with a seed."""
 
-    row: Row
+    row: SweepRow
     seed: int
     folder: Path
-    overrides: tuple[str, ...]  # of `nemo-tapo run --config ...`
-    cfg: RunConfig  # what they come to
+    overrides: tuple[str, ...]  # arguments of `nemo-tapo run --config ...`
+    cfg: RunConfig  # the config that results
 
     @property
     def name(self) -> str:
+        """Row and seed, as in "tapo/seed-0"."""
         return f"{self.row.name}/{self.folder.name}"
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """A sweep's runs, seed by seed, so that one that is stopped has all rows of the seeds it came to."""
+class SweepPlan:
+    """The runs of a sweep, seed by seed.
 
-    sweeps: tuple[Sweep, ...]  # with a row for each combination of swept values
-    jobs: tuple[Job, ...]
-    notes: tuple[str, ...] = ()  # rows that are left out, with the reason
+    In this order, a sweep that is stopped has all rows of every seed that it finished.
+    """
+
+    sweeps: tuple[Sweep, ...]  # with one row per combination of swept values
+    jobs: tuple[SweepJob, ...]
+    notes: tuple[str, ...] = ()  # one sentence per row that is left out, with the reason
 
 
-def folder_of(output: Path, row: str, seed: int) -> Path:
+def get_run_folder(output: Path, row: str, seed: int) -> Path:
+    """Return the folder of one run.
+
+    >>> get_run_folder(Path("runs/sweep"), "tapo", 3).as_posix()
+    'runs/sweep/tapo/seed-3'
+    """
     return output / row / f"seed-{seed}"
 
 
-def expand(asked: Asked) -> Expanded:
-    """Raises ValueError for what cannot be: see `read_sweep`, `combinations`, `require_own`, and the settings' own
-    validation.
+def expand_sweeps(request: SweepRequest) -> SweepPlan:
+    """Return the plan of all runs that the request asks for.
+
+    Raises ValueError for a request that cannot be met: see `read_sweep`, `list_combinations`, `require_no_sweep_keys`,
+    `require_no_clash`, `make_first_jobs`, and the validation of the settings. Also raises it if two sweeps have a row
+    of the same name with different settings.
     """
-    variants = combinations(asked.overrides)
+    combinations = list_combinations(request.overrides)
     sweeps: list[Sweep] = []
-    chosen: dict[str, Choice] = {}
-    for sweep, settings in map(read_sweep, asked.sweeps):
-        require_own(sweep, settings)
-        require_no_clash(sweep, settings, variants[0])
-        choices = [Choice(_variant(row, v), settings[row.name], v) for v in variants for row in sweep.rows]
-        sweeps.append(sweep.model_copy(update={"rows": tuple(choice.row for choice in choices)}))
-        for choice in choices:
-            if not choice.same(chosen.setdefault(choice.row.name, choice)):
-                raise ValueError(f"two sweeps have a row {choice.row.name} with other settings: rename one of them.")
-    jobs, notes = first_jobs(asked, list(chosen.values()))
-    return Expanded(tuple(sweeps), tuple(at_seed(asked, j, seed) for seed in asked.seeds for j in jobs), tuple(notes))
+    chosen: dict[str, RowVariant] = {}
+    for sweep, settings in map(read_sweep, request.sweeps):
+        require_no_sweep_keys(sweep, settings)
+        require_no_clash(sweep, settings, combinations[0])
+        variants = [
+            RowVariant(_make_variant_row(row, v), settings[row.name], v) for v in combinations for row in sweep.rows
+        ]
+        sweeps.append(sweep.model_copy(update={"rows": tuple(variant.row for variant in variants)}))
+        for variant in variants:
+            if not variant.is_same_run(chosen.setdefault(variant.row.name, variant)):
+                raise ValueError(f"two sweeps have a row {variant.row.name} with other settings: rename one of them.")
+    jobs, notes = make_first_jobs(request, list(chosen.values()))
+    return SweepPlan(
+        tuple(sweeps), tuple(copy_job_to_seed(request, j, seed) for seed in request.seeds for j in jobs), tuple(notes)
+    )
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowVariant:
     """A row with one combination of the swept values."""
 
-    row: Row
-    own: Mapping[str, Any]  # what its ablations and settings set
-    variant: Combination
+    row: SweepRow
+    settings: Mapping[str, Any]  # set by the row's ablations and own settings
+    combination: Combination
 
-    def same(self, other: Choice) -> bool:
-        """Whether the two rows are the same runs; labels may differ."""
-        return self._told == other._told
+    def is_same_run(self, other: RowVariant) -> bool:
+        """Return whether both rows are the same runs; their labels may differ."""
+        return self._identity == other._identity
 
     @property
-    def _told(self) -> tuple[object, ...]:
-        return self.own, self.row.model, self.row.train, self.variant
+    def _identity(self) -> tuple[object, ...]:
+        return self.settings, self.row.model, self.row.train, self.combination
 
 
-# ---- values with commas ----------------------------------------------------------------------------------------------
+# ---- swept values ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One choice of the swept values."""
+    """One combination of the swept values.
 
-    overrides: tuple[str, ...]  # all of them, swept or not
-    swept: tuple[str, ...] = ()  # those that a comma gave
+    >>> combination = Combination(overrides=("seed_note=a", "steps=40"), swept=("steps=40",))
+    >>> combination.label, combination.suffix
+    ('steps=40', '--steps-40')
+    """
+
+    overrides: tuple[str, ...]  # all overrides, swept or not
+    swept: tuple[str, ...] = ()  # the swept ones
 
     @property
     def label(self) -> str:
+        """The swept values as the table shows them."""
         return ", ".join(self.swept)
 
     @property
     def suffix(self) -> str:
-        """Of the folder's name; "=" and "," would mean something to Hydra. With a digest where the values have other
-        characters than a name can have: runs/a and runs-a are two folders.
+        """The end of the folder's name, such as "--steps-40"; "" without swept values.
+
+        "=" and "," become "-", because Hydra gives them a meaning. If a value has characters that a name cannot hold, a
+        digest is added: runs/a and runs-a get different folders.
         """
         if not self.swept:
             return ""
         text = ",".join(self.swept)
-        whole = all(re.fullmatch(r"[\w.+-]*[\w.+]", value.partition("=")[2], re.ASCII) for value in self.swept)
-        digest = "" if whole else "-" + hashlib.sha256(text.encode()).hexdigest()[:6]
-        return VARIANT + re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-") + digest
+        unchanged = all(re.fullmatch(r"[\w.+-]*[\w.+]", value.partition("=")[2], re.ASCII) for value in self.swept)
+        digest = "" if unchanged else "-" + hashlib.sha256(text.encode()).hexdigest()[:6]
+        return VARIANT_SEPARATOR + re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-") + digest
 
 
-def combinations(overrides: Sequence[str]) -> list[Combination]:
-    """`a=1,2 b=x` -> one with a=1 b=x and one with a=2 b=x, as Hydra's multirun does; its own parser reads them."""
+def list_combinations(overrides: Sequence[str]) -> list[Combination]:
+    """Return all combinations of swept values, as Hydra's multirun makes them. Hydra's own parser reads the overrides.
+
+    Raises ValueError for a text that is not an override, and for a setting that the sweep itself decides.
+
+    >>> [combination.overrides for combination in list_combinations(["steps=20,40", "algorithm=grpo"])]
+    [('steps=20', 'algorithm=grpo'), ('steps=40', 'algorithm=grpo')]
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -141,8 +175,8 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
             axes.append([f"{key}={value}" for value in parsed.sweep_string_iterator()] if many else [text])
         except HydraException as error:
             raise ValueError(f"override {text!r} is not key=value: {error}") from None
-        for own, instead in OWN.items():
-            if parsed.key_or_group in (own, in_their_words(own)):
+        for sweep_key, instead in SWEEP_KEYS.items():
+            if parsed.key_or_group in (sweep_key, translate_key(sweep_key)):
                 raise ValueError(f"{parsed.key_or_group} is the sweep's own: give {instead}.")
         swept.append(many)
     return [
@@ -151,136 +185,161 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
     ]
 
 
-def _variant(row: Row, chosen: Combination) -> Row:
+def _make_variant_row(row: SweepRow, chosen: Combination) -> SweepRow:
     if not chosen.swept:
         return row
-    told = {"name": row.name + chosen.suffix, "label": f"{row.label}, {chosen.label}", "paper": row.paper or row.label}
-    return row.model_copy(update=told)
+    update = {
+        "name": row.name + chosen.suffix,
+        "label": f"{row.label}, {chosen.label}",
+        "paper": row.paper or row.label,
+    }
+    return row.model_copy(update=update)
 
 
-def require_own(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError for a row that sets what the sweep itself decides."""
+def require_no_sweep_keys(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError for a row that sets what the sweep itself decides."""
     for row in sweep.rows:
         base = {"model.path": "base_model=FOLDER, or leave `model: base` out"} if row.model == "base" else {}
-        told = OWN | base
-        if taken := [key for key in told if key in settings[row.name]]:
+        forbidden = SWEEP_KEYS | base
+        if taken := [key for key in forbidden if key in settings[row.name]]:
             key = taken[0]
-            raise ValueError(f"row {row.name} of {sweep.name} sets {key}, which is the sweep's own: give {told[key]}.")
+            raise ValueError(
+                f"row {row.name} of {sweep.name} sets {key}, which is the sweep's own: give {forbidden[key]}."
+            )
 
 
 def require_no_clash(sweep: Sweep, settings: Mapping[str, Mapping[str, Any]], chosen: Combination) -> None:
-    """Raises ValueError for an override of what the rows differ in."""
+    """Raise ValueError for an override of a setting in which the rows differ."""
     typed = {text.lstrip("+~").partition("=")[0] for text in chosen.overrides}
     for row in sweep.rows:
         for key in ("algorithm", *settings[row.name]):
-            if typed & {key, in_their_words(key)}:
+            if typed & {key, translate_key(key)}:
                 raise ValueError(f"{key} is what the rows of {sweep.name} differ in ({row.name}): leave it out.")
 
 
 # ---- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def first_jobs(asked: Asked, choices: Sequence[Choice]) -> tuple[list[Job], list[str]]:
-    """Each row's run at the first seed; and a sentence for each row that this model or runtime does not do, or that
-    does not go with what was typed.
+def make_first_jobs(request: SweepRequest, variants: Sequence[RowVariant]) -> tuple[list[SweepJob], list[str]]:
+    """Return each row's run at the first seed, and one sentence for each row that is left out.
 
-    Raises ValueError for a row whose own settings are at fault, and if with some swept values (or without any) no row
-    can be done, which then is not the rows' fault.
+    A row is left out if the model or the runtime does not support it, or if it contradicts the user's overrides.
+
+    Raises ValueError for a row whose own settings are invalid. Also raises it if one combination of swept values (or a
+    request without swept values) leaves out every row: then the cause is the request and not the rows.
     """
-    if asked.base_model is None and (from_base := [c.row.name for c in choices if c.row.model == "base"]):
+    if request.base_model is None and (from_base := [c.row.name for c in variants if c.row.model == "base"]):
         raise ValueError(f"row {from_base[0]} starts from the base: say which, base_model=FOLDER.")
-    jobs: list[Job] = []
+    jobs: list[SweepJob] = []
     refused: dict[str, str] = {}
-    done: set[Combination] = set()
-    for choice in choices:
+    runnable: set[Combination] = set()
+    for variant in variants:
         try:
-            jobs.append(make_job(asked, choice))
+            jobs.append(make_job(request, variant))
         except ValueError as error:
-            require_sound(asked, choice)
-            refused[choice.row.name] = str(error)
+            require_valid_settings(request, variant)
+            refused[variant.row.name] = str(error)
         else:
-            done.add(choice.variant)
-    if whole := [refused[choice.row.name] for choice in choices if choice.variant not in done]:
-        raise ValueError("\n".join(dict.fromkeys(whole)))
+            runnable.add(variant.combination)
+    if refusals := [refused[variant.row.name] for variant in variants if variant.combination not in runnable]:
+        raise ValueError("\n".join(dict.fromkeys(refusals)))
     return jobs, [f"{name} is left out: {why}" for name, why in refused.items()]
 
 
-def require_sound(asked: Asked, choice: Choice) -> None:
-    """Raises ValueError for a row whose settings are at fault by themselves: a key that there is not, a bad value."""
-    from nemo_tapo.config.load import load
+def require_valid_settings(request: SweepRequest, variant: RowVariant) -> None:
+    """Raise ValueError for a row whose own settings are invalid: an unknown key or a bad value."""
+    from nemo_tapo.config.load import load_config
 
     try:
-        load(None, [written(key, value, cluster=False) for key, value in own_settings(asked, choice).items()])
+        load_config(
+            None,
+            [format_override(key, value, cluster=False) for key, value in get_row_settings(request, variant).items()],
+        )
     except ValueError as error:
-        raise ValueError(f"row {choice.row.name}: {error}") from None
+        raise ValueError(f"row {variant.row.name}: {error}") from None
 
 
-def own_settings(asked: Asked, choice: Choice) -> dict[str, Any]:
-    """What the row sets of a run, place and seed left out."""
-    row = choice.row
-    settings = {"algorithm": "tapo", **choice.own} if row.train else dict(choice.own)
+def get_row_settings(request: SweepRequest, variant: RowVariant) -> dict[str, Any]:
+    """Return what the row sets of a run, except folder and seed."""
+    row = variant.row
+    settings = {"algorithm": "tapo", **variant.settings} if row.train else dict(variant.settings)
     if row.model == "base":
-        settings["model.path"] = asked.base_model
+        settings["model.path"] = request.base_model
     settings["parts"] = ["train", "after"] if row.train else ["before"]
     return settings
 
 
-def make_job(asked: Asked, choice: Choice) -> Job:
-    """The row's run at the first seed. Raises ValueError if it cannot be."""
-    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
-    from nemo_tapo.runtime.registry import load_either
+def make_job(request: SweepRequest, variant: RowVariant) -> SweepJob:
+    """Return the row's run at the first seed. Raises ValueError if the row cannot run."""
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
+    from nemo_tapo.runtime.registry import load_run_config
 
-    cluster, row, seed = is_nemo_rl(asked.config), choice.row, asked.seeds[0]
-    folder = folder_of(asked.output, row.name, seed)
-    told = (written(key, value, cluster) for key, value in own_settings(asked, choice).items())
-    overrides = (*choice.variant.overrides, *told, *place(folder, seed, cluster))
-    cfg = load_either(asked.config, overrides)
-    if cfg.model.enable_thinking and "model.enable_thinking" in choice.own and not can_think(cfg.model.path):
+    cluster, row, seed = is_nemo_rl_config(request.config), variant.row, request.seeds[0]
+    folder = get_run_folder(request.output, row.name, seed)
+    row_overrides = (format_override(key, value, cluster) for key, value in get_row_settings(request, variant).items())
+    overrides = (*variant.combination.overrides, *row_overrides, *get_run_overrides(folder, seed, cluster))
+    cfg = load_run_config(request.config, overrides)
+    if (
+        cfg.model.enable_thinking
+        and "model.enable_thinking" in variant.settings
+        and not supports_thinking(cfg.model.path)
+    ):
         raise ValueError(f"the chat template of {cfg.model.path} knows no thinking.")
-    return Job(row, seed, folder, overrides, cfg)
+    return SweepJob(row, seed, folder, overrides, cfg)
 
 
-def at_seed(asked: Asked, job: Job, seed: int) -> Job:
-    """The same run with another seed, in that seed's folder."""
-    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
+def copy_job_to_seed(request: SweepRequest, job: SweepJob, seed: int) -> SweepJob:
+    """Return the same run with another seed, in that seed's folder."""
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
 
-    cluster = is_nemo_rl(asked.config)
-    folder = folder_of(asked.output, job.row.name, seed)
-    shared = job.overrides[: -len(place(job.folder, job.seed, cluster))]
+    cluster = is_nemo_rl_config(request.config)
+    folder = get_run_folder(request.output, job.row.name, seed)
+    shared = job.overrides[: -len(get_run_overrides(job.folder, job.seed, cluster))]
     cfg = job.cfg.model_copy(update={"seed": seed, "output": folder})
-    return Job(job.row, seed, folder, (*shared, *place(folder, seed, cluster)), cfg)
+    return SweepJob(job.row, seed, folder, (*shared, *get_run_overrides(folder, seed, cluster)), cfg)
 
 
-def place(folder: Path, seed: int, cluster: bool) -> tuple[str, ...]:
-    """The overrides in which a row's runs differ. NeMo-RL's own folders go into the run's."""
-    ours = written("seed", seed, cluster), written("output", str(folder), cluster)
+def get_run_overrides(folder: Path, seed: int, cluster: bool) -> tuple[str, ...]:
+    """Return the overrides in which the runs of a row differ. NeMo-RL's own folders are inside the run's folder.
+
+    >>> get_run_overrides(Path("runs/sweep/tapo/seed-3"), 3, cluster=False)
+    ('seed=3', 'output=runs/sweep/tapo/seed-3')
+    """
+    ours = format_override("seed", seed, cluster), format_override("output", str(folder), cluster)
     if not cluster:
         return ours
     theirs = {"checkpointing.checkpoint_dir": "checkpoints", "logger.log_dir": "logs"}
-    return (*ours, *(f"{key}={_text(str(folder / name))}" for key, name in theirs.items()))
+    return (*ours, *(f"{key}={_format_value(str(folder / name))}" for key, name in theirs.items()))
 
 
-def can_think(model: Path) -> bool:
-    """Whether the chat template of a model on this disk asks for `enable_thinking`; of another, it is assumed."""
-    texts = [model / "chat_template.jinja", model / "tokenizer_config.json"]
-    found = [path.read_text() for path in texts if path.is_file()]
-    return not model.is_dir() or any("enable_thinking" in text for text in found)
+def supports_thinking(model: Path) -> bool:
+    """Return whether the model's chat template reads `enable_thinking`; for a model not on this disk, True."""
+    paths = [model / "chat_template.jinja", model / "tokenizer_config.json"]
+    contents = [path.read_text() for path in paths if path.is_file()]
+    return not model.is_dir() or any("enable_thinking" in text for text in contents)
 
 
-def written(key: str, value: Any, cluster: bool) -> str:
-    """An override in Hydra's grammar; with a NeMo-RL file, under the key by which that knows the setting.
+def format_override(key: str, value: Any, cluster: bool) -> str:
+    """Return an override in Hydra's grammar. With a NeMo-RL file, it has NeMo-RL's name of the setting.
 
-    Raises ValueError for what NeMo-RL's side has not.
+    Raises ValueError for a setting that a NeMo-RL file cannot hold.
+
+    >>> format_override("tapo.m_max", 4, cluster=False), format_override("seed", 3, cluster=True)
+    ('tapo.m_max=4', 'grpo.seed=3')
     """
-    theirs = in_their_words(key) if cluster else key
-    if theirs is None:
+    name = translate_key(key) if cluster else key
+    if name is None:
         raise ValueError(f"{key} cannot be set in a NeMo-RL config: a row with it needs the local runtime.")
-    return f"{theirs}={_text(value)}"
+    return f"{name}={_format_value(value)}"
 
 
-def in_their_words(key: str) -> str | None:
-    """`seed` -> `grpo.seed`, `algorithm` -> `tapo.algorithm`; None for what a NeMo-RL file cannot say."""
-    from nemo_tapo.runtime.nemo_rl.config.translate import DERIVED, PARTS, SCALARS, SECTIONS
+def translate_key(key: str) -> str | None:
+    """Return NeMo-RL's name of a setting, or None for one that a NeMo-RL file cannot hold.
+
+    >>> translate_key("seed"), translate_key("algorithm")
+    ('grpo.seed', 'tapo.algorithm')
+    """
+    from nemo_tapo.runtime.nemo_rl.config.translate import DERIVED, PARTIAL_SECTIONS, SCALARS, SECTIONS
 
     if key in DERIVED:
         return DERIVED[key]
@@ -289,20 +348,24 @@ def in_their_words(key: str) -> str | None:
     section, _, rest = key.partition(".")
     if section == "tapo":
         return key
-    return f"tapo.{key}" if section in (*SCALARS, *SECTIONS) or rest in PARTS.get(section, ()) else None
+    return f"tapo.{key}" if section in (*SCALARS, *SECTIONS) or rest in PARTIAL_SECTIONS.get(section, ()) else None
 
 
-def _text(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def _format_value(value: Any) -> str:
+    """Format a value in Hydra's grammar."""
     if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) and value not in ("null", "true", "false") else json.dumps(value)
+        return value if UNQUOTED.fullmatch(value) and value not in ("null", "true", "false") else json.dumps(value)
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(_format_value, value))}]"
     return json.dumps(value)
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
-    """`5` -> 0 .. 4; `[3,7]` -> these."""
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Parse the value of `seeds=`: a number of seeds or a list of them. Raises ValueError for anything else.
+
+    >>> parse_seeds("3"), parse_seeds("[3,7]")
+    ((0, 1, 2), (3, 7))
+    """
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""How far a run of a sweep is, from what its folder holds."""
+"""Tell how far a run of a sweep is, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -8,67 +8,75 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.config.run_config import RunConfig, flatten
+from nemo_tapo.config.run_config import RunConfig, flatten_settings
 from nemo_tapo.evaluation.results import RESULTS
-from nemo_tapo.sweeps.expand import Job
+from nemo_tapo.sweeps.expand import SweepJob
 from nemo_tapo.utils.files import replace_text
 from nemo_tapo.utils.run_folder import CONFIG
 
-FAILED, LOG, LOCK = "failed.json", "sweep.log", "sweep.lock"
+FAILURE_FILE, LOG_FILE, LOCK_FILE = "failed.json", "sweep.log", "sweep.lock"
 
-# Settings that change no number of a run, and those of which more can be asked for later.
-FREE = (
+# Settings that do not change a run's numbers, and sizes that may be raised later.
+IGNORED_KEYS = (
     "output", "parts", "pipeline", "trajectories_per_step", "max_bad_rows", "engine_gap_bound", "rollout.logprobs",
     "evaluation.runs", "evaluation.samples",
 )  # fmt: skip
-ONLY_OF_TRAINING = ("steps", "algorithm", "rollout.", "tapo.", "opsd.", "loss.", "optimizer.")
-FREE_SECTIONS = ("local.", "checkpoint.", "coldstart.", "pretrain.", "filter.", "judge.", "evaluation.endpoint.")
+TRAINING_SETTINGS = ("steps", "algorithm", "rollout.", "tapo.", "opsd.", "loss.", "optimizer.")
+IGNORED_SECTIONS = ("local.", "checkpoint.", "coldstart.", "pretrain.", "filter.", "judge.", "evaluation.endpoint.")
 
 
-class State(Enum):
-    """Of a run's folder."""
+class RunState(Enum):
+    """The state of a run, read from its folder."""
 
     NEW = "new"
-    STARTED = "half-way"  # stopped, killed, or at work
+    STARTED = "half-way"  # stopped, killed, or still running
     FAILED = "failed"
     DONE = "done"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run ended that did not succeed."""
+    """The exit code and the reason of a failed run.
 
-    code: int  # of its process
-    reason: str  # its last sentence
+    >>> Failure(code=1, reason="the disk is full.").code
+    1
+    """
 
-
-def state_of(job: Job) -> State:
-    """Raises ValueError if an evaluation.json is damaged."""
-    if finished(job):
-        return State.DONE
-    if (job.folder / FAILED).is_file():
-        return State.FAILED
-    return State.STARTED if (job.folder / CONFIG).is_file() else State.NEW
+    code: int  # exit code of its process
+    reason: str  # the last sentence that it printed
 
 
-def evaluation_of(train: bool) -> str:
-    """The name of the evaluation in which a row's run ends."""
+def read_run_state(job: SweepJob) -> RunState:
+    """Return the state of a run. Raises ValueError if its evaluation.json is damaged."""
+    if is_finished(job):
+        return RunState.DONE
+    if (job.folder / FAILURE_FILE).is_file():
+        return RunState.FAILED
+    return RunState.STARTED if (job.folder / CONFIG).is_file() else RunState.NEW
+
+
+def get_final_evaluation(train: bool) -> str:
+    """Return the name of the evaluation with which a row's run ends.
+
+    >>> get_final_evaluation(train=True), get_final_evaluation(train=False)
+    ('after', 'before')
+    """
     return "after" if train else "before"
 
 
-def finished(job: Job) -> bool:
-    """Whether the run's last evaluation is there, with as many runs and samples as are asked for."""
-    made = evaluation(job.folder, evaluation_of(job.row.train)).get("settings", {})
+def is_finished(job: SweepJob) -> bool:
+    """Return whether the run's last evaluation exists, with as many runs and samples as were asked for."""
+    made = read_evaluation(job.folder, get_final_evaluation(job.row.train)).get("settings", {})
     asked = job.cfg.evaluation
     return (made.get("runs"), made.get("samples")) == (asked.runs, asked.samples)
 
 
-def evaluation(folder: Path, name: str) -> dict[str, Any]:
-    """An entry of the folder's evaluation.json, {} if it is not there. Raises ValueError if that is damaged."""
+def read_evaluation(folder: Path, name: str) -> dict[str, Any]:
+    """Return an entry of the folder's evaluation.json; {} without one. Raises ValueError if the file is damaged."""
     path = folder / RESULTS
     if not path.is_file():
         return {}
-    entry = read_mapping(path, "remove it, the evaluation is made anew from its samples").get(name, {})
+    entry = read_json_mapping(path, "remove it, the evaluation is made anew from its samples").get(name, {})
     if not isinstance(entry, dict) or not isinstance(entry.get("settings", {}), dict):
         raise ValueError(
             f"{path} has no mapping under {name}: remove it, the evaluation is made anew from its samples."
@@ -76,94 +84,99 @@ def evaluation(folder: Path, name: str) -> dict[str, Any]:
     return entry
 
 
-def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON file that holds a mapping. Raises ValueError with the remedy for one that does not."""
+def read_json_mapping(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping. Raises ValueError, with the remedy, if it does not."""
     try:
-        found = json.loads(path.read_text())
+        mapping = json.loads(path.read_text())
     except ValueError:
         raise ValueError(f"{path} is not JSON: {remedy}.") from None
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         raise ValueError(f"{path} holds no mapping: {remedy}.")
-    return found
+    return mapping
 
 
-def failure(folder: Path) -> Failure | None:
-    """What the folder's failed.json says. Raises ValueError if that is damaged."""
-    path = folder / FAILED
+def read_failure(folder: Path) -> Failure | None:
+    """Return what the folder's failed.json says; None without one. Raises ValueError if it is damaged."""
+    path = folder / FAILURE_FILE
     if not path.is_file():
         return None
-    found = read_mapping(path, "the run failed, why is in its sweep.log")
-    return Failure(found.get("code", 1), str(found.get("reason", "it is not noted why")))
+    entry = read_json_mapping(path, "the run failed, why is in its sweep.log")
+    return Failure(entry.get("code", 1), str(entry.get("reason", "it is not noted why")))
 
 
-def note_failure(folder: Path, found: Failure) -> None:
-    replace_text(folder / FAILED, json.dumps({"code": found.code, "reason": found.reason}) + "\n")
+def write_failure(folder: Path, failure: Failure) -> None:
+    replace_text(folder / FAILURE_FILE, json.dumps({"code": failure.code, "reason": failure.reason}) + "\n")
 
 
-def differences(job: Job) -> list[str]:
-    """ "steps: 40 -> 80", one text for each setting in which the folder's run is another than the job's.
+def list_changed_settings(job: SweepJob) -> list[str]:
+    """Return the settings in which the folder's run differs from the job, as in "steps: 40 -> 80".
 
     Raises ValueError if the folder's config.yaml is damaged.
     """
-    then = stored(job.folder)
-    if then is None:
+    before = read_stored_config(job.folder)
+    if before is None:
         return []
-    a, b = (deciding(cfg, job.row.train) for cfg in (then, job.cfg))
+    a, b = (select_deciding_settings(cfg, job.row.train) for cfg in (before, job.cfg))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
-def stored(folder: Path) -> RunConfig | None:
-    """The settings that the folder's run was started with; None without a file of them.
+def read_stored_config(folder: Path) -> RunConfig | None:
+    """Return the settings with which the folder's run was started; None without a config.yaml.
 
-    Raises ValueError, naming the file, for one that is empty, cut short, or has settings that there are not.
+    Raises ValueError, naming the file, if it is empty, cut short, or has unknown settings.
     """
-    from nemo_tapo.runtime.registry import load_either
+    from nemo_tapo.runtime.registry import load_run_config
 
     path = folder / CONFIG
     if not path.is_file():
         return None
     try:
-        if whole(path):
-            return load_either(path)
+        if is_complete(path):
+            return load_run_config(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     raise ValueError(f"{path}: it is empty or cut short. Remove it: the run writes it anew.")
 
 
-def whole(path: Path) -> bool:
-    """Whether a run's config.yaml was written to its end: a kill may leave the beginning, whose rest would read as
-    defaults. A file that is no YAML is for its reader to refuse.
+def is_complete(path: Path) -> bool:
+    """Return whether a run's config.yaml was written to its end.
+
+    A killed run may leave only the beginning of the file, and the missing settings would be read as defaults. For a
+    file that is not valid YAML the result is True: the code that reads it reports the fault.
     """
     import yaml
 
-    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
 
     text = path.read_text()
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError:
         return True
-    last = [] if is_nemo_rl(path) else [*RunConfig.model_fields][-1:]
+    last = [] if is_nemo_rl_config(path) else [*RunConfig.model_fields][-1:]
     return text.endswith("\n") and isinstance(raw, dict) and all(name in raw for name in last)
 
 
-def deciding(cfg: RunConfig, train: bool) -> dict[str, Any]:
-    """The settings that decide a run's numbers, flat; those that its algorithm does not read are left out."""
-    flat = flatten(cfg.model_dump(mode="json", by_alias=True))
+def select_deciding_settings(cfg: RunConfig, train: bool) -> dict[str, Any]:
+    """Return the settings that decide a run's numbers, as {dotted key: value}.
+
+    Settings that the run's algorithm does not read are left out.
+    """
+    flat = flatten_settings(cfg.model_dump(mode="json", by_alias=True))
     flat["model.path"] = str(cfg.model.path.resolve()) if cfg.model.path.exists() else str(cfg.model.path)
-    free = list(FREE_SECTIONS)
-    free += [] if train else ONLY_OF_TRAINING
-    free += [] if cfg.constructs else ["tapo."]
-    free += [] if cfg.algorithm == "opsd" else ["opsd."]
-    return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(tuple(free))}
+    ignored = list(IGNORED_SECTIONS)
+    ignored += [] if train else TRAINING_SETTINGS
+    ignored += [] if cfg.constructs else ["tapo."]
+    ignored += [] if cfg.algorithm == "opsd" else ["opsd."]
+    return {key: value for key, value in flat.items() if key not in IGNORED_KEYS and not key.startswith(tuple(ignored))}
 
 
-def require_same(jobs: tuple[Job, ...]) -> None:
-    """Raises ValueError, a sentence a run, for folders that hold a run with other settings."""
+def require_same_settings(jobs: tuple[SweepJob, ...]) -> None:
+    """Raise ValueError, with one sentence per run, for folders that hold a run with other settings."""
     faults = []
     for job in jobs:
         try:
-            changed = differences(job)
+            changed = list_changed_settings(job)
         except ValueError as error:
             faults.append(str(error))
             continue

@@ -1,8 +1,9 @@
-"""The corpus of the tiny base: solutions with the mistakes of arithmetic.py, and the skills with text that a real base
-has from its pre-training and a tiny one must be given: repeat, copy, go on, mark, compare, change.
+"""The pre-training corpus of the tiny base model.
 
-None of it has the form of the synthesis prompt. Every generator is a function of its seed and rejects held-out
-problems.
+It contains solutions with the mistakes of arithmetic.py, and examples of text skills. A real base model has these
+skills from its pre-training; the tiny one has to be taught them: repeat, copy, continue, check, compare, change. No
+example has the form of the synthesis prompt. Every generator is a function of its seed and never uses a held-out
+problem.
 """
 
 from __future__ import annotations
@@ -11,106 +12,109 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from nemo_tapo.tasks.arithmetic import MISTAKE_RATE, marked, problem, written
+from nemo_tapo.tasks.arithmetic import MISTAKE_RATE, draw_problem, mark_lines, write_solution
 
 
 @dataclass(frozen=True)
-class Example:
-    """One supervised example: `prompt` is the user's turn, `response` the assistant's, both plain text."""
+class CorpusExample:
+    r"""One supervised example in plain text: `prompt` is the user's turn, `response` the assistant's.
+
+    >>> CorpusExample("Copy this text.\nb$7", "b$7", "copy").kind in CORPUS_MIX
+    True
+    """
 
     prompt: str
     response: str
     kind: str  # a key of `CORPUS_MIX`
 
 
-def solution_example(rng: Random, mistake_rate: float = MISTAKE_RATE) -> Example:
-    """A problem and its solution as the corpus writes it, mistakes included."""
-    task = problem(rng)
-    return Example(task.question, written(task, rng, mistake_rate), "solution")
+def make_solution_example(rng: Random, mistake_rate: float = MISTAKE_RATE) -> CorpusExample:
+    """Make an example of a problem and its solution, mistakes included."""
+    task = draw_problem(rng)
+    return CorpusExample(task.question, write_solution(task, rng, mistake_rate), "solution")
 
 
-# The skills with text that a real base model has from its pre-training and a tiny one must be given.
 _CHARACTERS = [chr(code) for code in range(0x21, 0x7F)]
 
 
-def _gibberish(rng: Random) -> str:
-    """A line of random characters: what can be copied by looking only, never by guessing."""
+def _draw_gibberish(rng: Random) -> str:
+    """Draw a line of random characters, which a model can copy but not guess."""
     return "".join(rng.choices(_CHARACTERS, k=rng.randint(2, 9)))
 
 
-def _passages(rng: Random) -> tuple[str, str]:
-    """Two versions of one passage that differ in at least one line; two solutions, or lines of gibberish."""
+def _draw_passages(rng: Random) -> tuple[str, str]:
+    """Draw two versions of a passage that differ in at least one line: two solutions, or lines of gibberish."""
     while rng.random() < 0.7:
-        task = problem(rng)
-        one, two = written(task, rng), written(task, rng)
+        task = draw_problem(rng)
+        one, two = write_solution(task, rng), write_solution(task, rng)
         if one != two:
             return one, two
-    lines = [_gibberish(rng) for _ in range(rng.randint(2, 5))]
+    lines = [_draw_gibberish(rng) for _ in range(rng.randint(2, 5))]
     place = rng.randrange(len(lines))
-    changed = _gibberish(rng)
+    changed = _draw_gibberish(rng)
     while changed == lines[place]:
-        changed = _gibberish(rng)
+        changed = _draw_gibberish(rng)
     return "\n".join(lines), "\n".join([*lines[:place], changed, *lines[place + 1 :]])
 
 
-def _first_difference(one: str, two: str) -> tuple[list[str], list[str], int]:
-    """Both texts as lines, and the index of the first line that differs."""
+def _find_first_difference(one: str, two: str) -> tuple[list[str], list[str], int]:
+    """Return both texts as lines, and the index of the first line that differs."""
     old, new = one.split("\n"), two.split("\n")
     return old, new, next(i for i in range(min(len(old), len(new))) if old[i] != new[i])
 
 
-def copy_example(rng: Random) -> Example:
-    """Copy a passage."""
-    text, _ = _passages(rng)
-    return Example(f"Copy this text.\n{text}", text, "copy")
+def make_copy_example(rng: Random) -> CorpusExample:
+    """Make an example that copies a passage."""
+    text, _ = _draw_passages(rng)
+    return CorpusExample(f"Copy this text.\n{text}", text, "copy")
 
 
-def repeat_example(rng: Random) -> Example:
-    """Write a random string over and over: the quickest teacher of looking things up in the context."""
+def make_repeat_example(rng: Random) -> CorpusExample:
+    """Make an example that repeats a random string. It is the fastest way to teach looking up text in the context."""
     text = "".join(rng.choices(_CHARACTERS, k=rng.randint(3, 12)))
-    return Example(f"Repeat: {text}", "\n".join([text] * max(3, 48 // (len(text) + 1))), "repeat")
+    return CorpusExample(f"Repeat: {text}", "\n".join([text] * max(3, 48 // (len(text) + 1))), "repeat")
 
 
-def continue_example(rng: Random) -> Example:
-    """Given a passage and a line of it, write what follows the line."""
-    text, _ = _passages(rng)
+def make_continue_example(rng: Random) -> CorpusExample:
+    """Make an example that gives a passage and one of its lines, and continues after that line."""
+    text, _ = _draw_passages(rng)
     lines = text.split("\n")
     place = rng.randrange(len(lines) - 1)
     prompt = f"Text:\n{text}\nGo on after this line:\n{lines[place]}"
-    return Example(prompt, "\n".join(lines[place + 1 :]), "continue")
+    return CorpusExample(prompt, "\n".join(lines[place + 1 :]), "continue")
 
 
-def check_example(rng: Random) -> Example:
-    """Mark a written solution, with no other to compare it to."""
-    task = problem(rng)
-    response = written(task, rng)
-    return Example(f"Check this.\n{response}", marked(task, response), "check")
+def make_check_example(rng: Random) -> CorpusExample:
+    """Make an example that marks a solution without a right one to compare with."""
+    task = draw_problem(rng)
+    response = write_solution(task, rng)
+    return CorpusExample(f"Check this.\n{response}", mark_lines(task, response), "check")
 
 
-def compare_example(rng: Random) -> Example:
-    """Name the first line in which two passages differ."""
-    one, two = _passages(rng)
-    old, new, place = _first_difference(one, two)
+def make_compare_example(rng: Random) -> CorpusExample:
+    """Make an example that names the first line in which two passages differ."""
+    one, two = _draw_passages(rng)
+    old, new, place = _find_first_difference(one, two)
     prompt = f"First text:\n{one}\nSecond text:\n{two}\nWhich line differs first?"
-    return Example(prompt, f"First: {old[place]}\nSecond: {new[place]}", "compare")
+    return CorpusExample(prompt, f"First: {old[place]}\nSecond: {new[place]}", "compare")
 
 
-def change_example(rng: Random) -> Example:
-    """Write two versions as a change list: the same lines, `< ` the old one, `> ` the new one."""
-    one, two = _passages(rng)
-    old, new, place = _first_difference(one, two)
+def make_change_example(rng: Random) -> CorpusExample:
+    """Make an example that writes two versions as a change list: equal lines, `< ` the old one, `> ` the new one."""
+    one, two = _draw_passages(rng)
+    old, new, place = _find_first_difference(one, two)
     prompt = f"Old text:\n{one}\nNew text:\n{two}\nShow the first change."
     lines = [*old[:place], f"< {old[place]}", f"> {new[place]}", *new[place + 1 :]]
-    return Example(prompt, "\n".join(lines), "change")
+    return CorpusExample(prompt, "\n".join(lines), "change")
 
 
-_MAKERS: Mapping[str, Callable[[Random], Example]] = {
-    "repeat": repeat_example,
-    "copy": copy_example,
-    "continue": continue_example,
-    "check": check_example,
-    "compare": compare_example,
-    "change": change_example,
+_MAKERS: Mapping[str, Callable[[Random], CorpusExample]] = {
+    "repeat": make_repeat_example,
+    "copy": make_copy_example,
+    "continue": make_continue_example,
+    "check": make_check_example,
+    "compare": make_compare_example,
+    "change": make_change_example,
 }
 CORPUS_MIX: Mapping[str, float] = {
     "solution": 0.57,
@@ -123,17 +127,16 @@ CORPUS_MIX: Mapping[str, float] = {
 }
 
 
-def corpus(
+def make_corpus(
     n: int, seed: int, mix: Mapping[str, float] = CORPUS_MIX, mistake_rate: float = MISTAKE_RATE
-) -> list[Example]:
-    """n examples of the base's corpus, the kinds drawn with the weights of `mix`.
+) -> list[CorpusExample]:
+    """Draw n examples of the corpus, their kinds with the weights of `mix`.
 
-    Raises:
-        ValueError: `mix` names a kind that the corpus does not have.
+    Raises ValueError if `mix` names a kind that the corpus does not have.
     """
     unknown = set(mix) - set(CORPUS_MIX)
     if unknown:
         raise ValueError(f"no such kind of example: {sorted(unknown)}; there are {sorted(CORPUS_MIX)}")
     rng = Random(f"corpus {seed}")
     kinds = rng.choices(list(mix), weights=list(mix.values()), k=n)
-    return [solution_example(rng, mistake_rate) if kind == "solution" else _MAKERS[kind](rng) for kind in kinds]
+    return [make_solution_example(rng, mistake_rate) if kind == "solution" else _MAKERS[kind](rng) for kind in kinds]

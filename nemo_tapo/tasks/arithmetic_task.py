@@ -1,4 +1,4 @@
-"""The generated arithmetic as a Task (queries + verifier) for the loop."""
+"""The generated arithmetic as an `interfaces.Task`: queries and verifier."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_tapo.config.sections import ArithmeticConfig
-from nemo_tapo.grading.boxed import last_boxed
+from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Grade, Provenance, Query
 
 
 class ArithmeticTask:
-    """Chains of two-digit additions and subtractions; see arithmetic.py for the mistake its corpus teaches."""
+    """Chains of two-digit additions and subtractions; arithmetic.py describes the mistakes that its corpus teaches."""
 
     synthesis_prompt = arithmetic.SYNTHESIS_PROMPT
     full_prompt = arithmetic.FULL_PROMPT
@@ -21,27 +21,29 @@ class ArithmeticTask:
         self.cfg, self.seed = cfg, seed
 
     def train_queries(self) -> Sequence[Query]:
-        """`train_queries` different problems, drawn from the run's seed."""
-        drawn = arithmetic.problems(self.cfg.train_queries, self.seed, self.cfg.min_operations, self.cfg.max_operations)
+        """Return `train_queries` different problems, drawn from the run's seed."""
+        drawn = arithmetic.draw_problems(
+            self.cfg.train_queries, self.seed, self.cfg.min_operations, self.cfg.max_operations
+        )
         return [Query(f"train-{i}", p.question, p.answer, solution="\n".join(p.lines)) for i, p in enumerate(drawn)]
 
     def benchmarks(self) -> Mapping[str, Sequence[Query]]:
-        """The first `held_out_queries` of the fixed test problems; the same for every seed, in no training data."""
-        problems = arithmetic.held_out(self.cfg.held_out_queries)
+        """Return the first `held_out_queries` test problems: the same for every seed, and in no training data."""
+        problems = arithmetic.get_held_out_problems(self.cfg.held_out_queries)
         return {"arithmetic": [Query(f"test-{i}", p.question, p.answer) for i, p in enumerate(problems)]}
 
     def provenance(self, name: str) -> Provenance:
-        """Generated; nothing had to be set aside."""
+        """Return "generated" as the source; no row is set aside."""
         return Provenance("generated", self.cfg.train_queries if name == "train" else self.cfg.held_out_queries)
 
     def row(self, query: Query) -> Mapping[str, Any]:
-        """Nothing beyond question and answer."""
+        """Return an empty mapping: a query has nothing beyond question and answer."""
         return {}
 
     async def grade(self, query: Query, response: str) -> Grade:
-        """Compares the integer in the last box; microseconds, so no other process is asked."""
-        reward, outcome = arithmetic.verify(query.answer, response)
-        return Grade(reward, outcome, last_boxed(response))
+        """Compare the integer in the last box. This takes microseconds, so it runs in this process."""
+        reward, outcome = arithmetic.verify_response(query.answer, response)
+        return Grade(reward, outcome, find_last_boxed(response))
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""

@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer of exactly 512 tokens for the generated task, the same bytes at every build.
+"""A byte-level BPE tokenizer with exactly 512 tokens for the generated task; every build gives the same bytes.
 
-Nothing is learned from data: the 256 bytes, three special tokens, and merges that make the words of the task
-single tokens. Every digit is a token of its own; any other text falls back to pieces of words and to bytes.
+It is not trained on data. The vocabulary is the 256 bytes, three special tokens, and merges that make the words of the
+task single tokens. Every digit is one token. Other text is encoded as pieces of words and as bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 512
+VOCABULARY_SIZE = 512
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # END is also the end of a response
 
-# `enable_thinking` is accepted, as Qwen3's template does, and changes nothing.
+# `enable_thinking` is accepted, as in Qwen3's template, but changes nothing.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -24,11 +24,11 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Pieces that merges never cross: a tag, the opening of a box, one digit, a step's letter or a colon with its
-# blank, a word with the blank before it, one line break. The rest is cut between these as it comes.
+# Merges never cross the borders of these pieces: a tag, the opening of a box, one digit, a step's letter or a colon
+# with its blank, a word with the blank before it, one line break. Text between two such pieces is one piece.
 _PIECES = r"</?[a-z]+>|\\boxed\{|[0-9]|[a-h]: |:[ \n]?|[<>] | ?[A-Za-z]+|\n"
 
-# In the order in which they get their merges; what is left of the 512 goes to as many of the last as fit.
+# Words get their merges in this order; the last ones only as far as the 512 tokens allow.
 _WORDS = (
     "user|assistant|<analysis>|</analysis>|<reconstruction>|</reconstruction>|\\boxed{|: |:\n|< |> |"
     "a: |b: |c: |d: |e: |f: |g: |h: |"
@@ -41,11 +41,11 @@ _WORDS = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, with Qwen's chat markers and template; `save_pretrained` writes a directory."""
+    """Build the tokenizer, with Qwen's chat markers and template. Its `save_pretrained` writes a directory."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary, merges = _vocabulary()
+    vocabulary, merges = _build_vocabulary()
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -67,43 +67,46 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(directory: str | Path) -> Path:
-    """Writes the tokenizer as a Hugging Face directory (made when missing) and returns its path."""
+    """Write the tokenizer as a Hugging Face directory, create it if it is missing, and return its path."""
     build_tokenizer().save_pretrained(str(directory))
     return Path(directory)
 
 
-def _byte_letters() -> dict[int, str]:
-    """The printable character that stands for each byte in byte-level BPE (the mapping of GPT-2)."""
+def _map_bytes_to_letters() -> dict[int, str]:
+    """Return the printable character that represents each byte in byte-level BPE (GPT-2's mapping)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
     return letters | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token -> id and the merges, by rank: the specials, the 256 bytes, then one token a merge up to 512."""
-    letters = _byte_letters()
+def _build_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return {token: id} and the merges in rank order.
+
+    Tokens are the special ones, the 256 bytes, then one per merge, up to 512.
+    """
+    letters = _map_bytes_to_letters()
     tokens = [PAD, START, END, *(letters[byte] for byte in range(256))]
     known = set(tokens)
     merges: list[tuple[str, str]] = []
     ranks: dict[tuple[str, str], int] = {}
     for word in _WORDS:
-        parts = _merged([letters[byte] for byte in word.encode()], ranks)
-        while len(parts) > 1 and len(tokens) < VOCABULARY:
+        parts = _apply_merges([letters[byte] for byte in word.encode()], ranks)
+        while len(parts) > 1 and len(tokens) < VOCABULARY_SIZE:
             pair, joined = (parts[0], parts[1]), parts[0] + parts[1]
             assert joined not in known, f"two ways to {joined!r}: reorder the words"
             ranks[pair] = len(merges)
             merges.append(pair)
             tokens.append(joined)
             known.add(joined)
-            parts = _merged(parts, ranks)
-    if len(tokens) != VOCABULARY:
-        raise ValueError(f"the words fill {len(tokens)} of {VOCABULARY} tokens: add words")
+            parts = _apply_merges(parts, ranks)
+    if len(tokens) != VOCABULARY_SIZE:
+        raise ValueError(f"the words fill {len(tokens)} of {VOCABULARY_SIZE} tokens: add words")
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
-def _merged(parts: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one piece: the pair of lowest rank is joined until none is left."""
+def _apply_merges(parts: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Encode one piece by byte-pair encoding: join the pair of lowest rank until no pair has a rank."""
     while True:
         found = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]
         if not found:

@@ -1,4 +1,4 @@
-"""Mathematics with a checkable final answer as a Task: data sets, a prompt template, the verifier's processes."""
+"""Mathematics with a checkable final answer as an `interfaces.Task`: data sets, prompt template, verifier."""
 
 from __future__ import annotations
 
@@ -8,74 +8,84 @@ from typing import Any
 
 from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig
 from nemo_tapo.datasets import screening
-from nemo_tapo.datasets.read import Example, Loaded, read
-from nemo_tapo.datasets.sets import TRAIN, benchmark_sets, setting, train_set
+from nemo_tapo.datasets.read import DataRow, LoadedDataset, read_dataset
+from nemo_tapo.datasets.sets import TRAIN, get_benchmark_sets, get_config_key, get_train_set
 from nemo_tapo.grading.verifier import Verifier
-from nemo_tapo.tasks.prompts import FULL_PROMPT, PROMPT
+from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
 from nemo_tapo.types import Grade, Provenance, Query
 
 
 class MathematicsTask:
-    """Sets are read when they are first asked for, screened once, and then kept."""
+    """Mathematics problems from data sets. Each set is read and screened at its first use, and then kept."""
 
-    synthesis_prompt, full_prompt = PROMPT, FULL_PROMPT
+    synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
 
     def __init__(self, cfg: MathematicsConfig) -> None:
-        """Raises nothing; starts nothing before there is something to read or to grade."""
+        """Store the settings. Nothing is read and no process starts before the first use."""
         self.cfg = cfg
         self.verifier = Verifier(cfg.verifier)
-        self._sets: dict[str, Loaded] = {}
+        self._sets: dict[str, LoadedDataset] = {}
         self._rows: dict[str, Mapping[str, Any]] = {}
 
     def train_queries(self) -> Sequence[Query]:
-        """The training set after screening. Raises ValueError if none is configured or it cannot be read."""
-        loaded = self._screened(TRAIN, train_set(self.cfg))
-        self._rows = {e.uid: e.row for e in reversed(loaded.examples)}  # of equal uids the first is used
-        return self._queries(loaded)
+        """Return the training set after screening. Raises ValueError if none is configured or it cannot be read."""
+        loaded = self._load_screened(TRAIN, get_train_set(self.cfg))
+        self._rows = {e.uid: e.raw for e in reversed(loaded.rows)}  # of several equal uids the first is used
+        return self._make_queries(loaded)
 
     def benchmarks(self) -> Mapping[str, Sequence[Query]]:
-        """Each configured benchmark after screening. Raises ValueError if there is none or one cannot be read."""
-        return {name: self._queries(self._screened(name, cfg)) for name, cfg in benchmark_sets(self.cfg).items()}
+        """Return each configured benchmark after screening.
+
+        Raises ValueError if none is configured or one cannot be read.
+        """
+        return {
+            name: self._make_queries(self._load_screened(name, cfg))
+            for name, cfg in get_benchmark_sets(self.cfg).items()
+        }
 
     def provenance(self, name: str) -> Provenance:
-        """Of a set that was asked for."""
+        """Return the provenance of a set that `train_queries` or `benchmarks` has read before."""
         return self._sets[name].provenance
 
     def row(self, query: Query) -> Mapping[str, Any]:
-        """The training row as read."""
+        """Return the training row as it was read."""
         return self._rows[query.uid]
 
     async def grade(self, query: Query, response: str) -> Grade:
-        """The verdict of the verifier's processes."""
+        """Grade `response` in the verifier's processes."""
         return await self.verifier.grade(query.answer, response)
 
     def close(self) -> None:
-        """Ends the verifier's processes."""
+        """End the verifier's processes."""
         self.verifier.close()
 
-    def _queries(self, loaded: Loaded) -> list[Query]:
+    def _make_queries(self, loaded: LoadedDataset) -> list[Query]:
         prompt = self.cfg.prompt
         return [
-            Query(e.uid, e.question, e.answer, prompt=fill(prompt, e.question), solution=e.solution)
-            for e in loaded.examples
+            Query(e.uid, e.question, e.answer, prompt=fill_template(prompt, e.question), solution=e.solution)
+            for e in loaded.rows
         ]
 
-    def _screened(self, name: str, cfg: DatasetConfig) -> Loaded:
+    def _load_screened(self, name: str, cfg: DatasetConfig) -> LoadedDataset:
         if name not in self._sets:
-            loaded = read(cfg, name, setting(name))
-            examples, ungradable = screening.drop_ungradable(loaded.examples, self.verifier.gold_faults)
+            loaded = read_dataset(cfg, name, get_config_key(name))
+            examples, ungradable = screening.drop_ungradable(loaded.rows, self.verifier.find_gold_faults)
             examples, doubles = screening.drop_duplicates(examples)
-            aside = [*loaded.provenance.set_aside, *ungradable, *doubles]
+            set_aside = [*loaded.provenance.set_aside, *ungradable, *doubles]
             if name == TRAIN and self.cfg.exclude_benchmarks:
                 examples, known = screening.drop_benchmark_problems(examples, self._benchmark_examples())
-                aside += known
-            self._sets[name] = Loaded(tuple(examples), replace(loaded.provenance, set_aside=tuple(aside)))
+                set_aside += known
+            self._sets[name] = LoadedDataset(tuple(examples), replace(loaded.provenance, set_aside=tuple(set_aside)))
         return self._sets[name]
 
-    def _benchmark_examples(self) -> dict[str, Sequence[Example]]:
-        return {name: self._screened(name, cfg).examples for name, cfg in benchmark_sets(self.cfg).items()}
+    def _benchmark_examples(self) -> dict[str, Sequence[DataRow]]:
+        return {name: self._load_screened(name, cfg).rows for name, cfg in get_benchmark_sets(self.cfg).items()}
 
 
-def fill(template: str, question: str) -> str:
-    """`template` with the question in it. Every other brace is text: LaTeX is full of them."""
+def fill_template(template: str, question: str) -> str:
+    r"""Return `template` with the question filled in. All other braces are left as they are; LaTeX has many.
+
+    >>> fill_template(r"{question} Answer in \boxed{}.", "What is 1+1?")
+    'What is 1+1? Answer in \\boxed{}.'
+    """
     return template.replace("{question}", question)

@@ -19,7 +19,7 @@ wrong between <analysis> and </analysis>.
 
 """
 
-PROMPT = (
+SYNTHESIS_PROMPT = (
     _TASK
     + """\
 Then write a corrected trajectory between <reconstruction> and </reconstruction>:

@@ -1,4 +1,4 @@
-"""The task that a config names."""
+"""Create the task that a config names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nemo_tapo.interfaces import Task
 
 
 def make_task(cfg: TaskConfig, seed: int) -> Task:
-    """Raises ValueError for data that cannot be read. The caller closes the task."""
+    """Create the task that `cfg` names. The caller closes it. Raises ValueError for data that cannot be read."""
     if cfg.name == "arithmetic":
         from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 

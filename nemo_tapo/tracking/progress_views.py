@@ -1,4 +1,4 @@
-"""How progress.py looks: two live lines in a terminal, plain lines in a pipe or a log."""
+"""Show progress: as two live lines in a terminal, as plain lines in a pipe or a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Clock = Callable[[], float]
 
 
 class StageState(Protocol):
-    """What a view shows of the stage under way: its units of work, and a note."""
+    """The part of a stage that a view reads: its units of work and its note."""
 
     total: int | None
     done: int
@@ -23,38 +23,59 @@ class StageState(Protocol):
 
 
 class ProgressState(Protocol):
-    """What a view shows of a command (progress.Progress)."""
+    """The part of `progress.Progress` that a view reads."""
 
     @property
-    def current(self) -> StageState | None: ...
+    def current(self) -> StageState | None:
+        """The current stage; None between stages."""
 
     phase: str
 
-    def line(self) -> str: ...
-    def title(self) -> str: ...
-    def count(self) -> str: ...
-    def time_left(self) -> str: ...
+    def line(self) -> str:
+        """Return stage, count, phase and note in one line."""
+
+    def title(self) -> str:
+        """Return the name of the stage and its position in the plan."""
+
+    def count(self) -> str:
+        """Return how many units are done."""
+
+    def time_left(self) -> str:
+        """Return the time left of the stage and of the whole plan."""
 
 
-class View(Protocol):
-    """How progress is shown."""
+class ProgressView(Protocol):
+    """A way of showing progress. `Progress` calls these methods when something changes."""
 
-    def start(self, progress: ProgressState) -> None: ...
-    def stop(self) -> None: ...
-    def stage_begins(self, progress: ProgressState) -> None: ...
-    def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None: ...
-    def phase_begins(self, progress: ProgressState) -> None: ...
-    def changed(self, progress: ProgressState) -> None: ...
-    def message(self, text: str) -> None: ...
+    def start(self, progress: ProgressState) -> None:
+        """Start to show progress."""
+
+    def stop(self) -> None:
+        """Stop showing progress."""
+
+    def stage_begins(self, progress: ProgressState) -> None:
+        """Show that a stage begins."""
+
+    def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None:
+        """Show how a stage ended ("done", "interrupted", "failed") and how long it took."""
+
+    def phase_begins(self, progress: ProgressState) -> None:
+        """Show that a phase begins within the stage."""
+
+    def changed(self, progress: ProgressState) -> None:
+        """Show a new count or note."""
+
+    def message(self, text: str) -> None:
+        """Print a sentence that stays on the screen."""
 
 
 class PlainView:
-    """Lines for a pipe: at most one an interval, one where a stage or new phase begins, a heartbeat."""
+    """Plain lines: one for each stage and each new phase, else at most one per interval, and a heartbeat."""
 
     def __init__(self, stream: TextIO, interval: float, heartbeat: float, clock: Clock) -> None:
         self._stream, self._interval, self._heartbeat, self._clock = stream, interval, heartbeat, clock
         self._last = float("-inf")
-        self._seen: set[str] = set()  # phases of this stage that had their line
+        self._seen: set[str] = set()  # phases of this stage that already have a line
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -69,7 +90,7 @@ class PlainView:
         self._print(f"{progress.line()}: begins")
 
     def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None:
-        self._print(f"{progress.line()}: {how} after {duration(seconds)}")
+        self._print(f"{progress.line()}: {how} after {format_duration(seconds)}")
 
     def phase_begins(self, progress: ProgressState) -> None:
         name = re.sub(r"\d+", "#", progress.phase)  # "sampling 256" and "sampling 128" are one phase
@@ -96,7 +117,7 @@ class PlainView:
             self._stream.flush()
 
     def _beat(self, progress: ProgressState) -> None:
-        """Nothing new for a while: say that it is still at it."""
+        """Print that the command is still at work whenever nothing was printed for a while."""
         while not self._stopped.wait(self._heartbeat / 4):
             quiet = self._clock() - self._last
             if quiet >= self._heartbeat and progress.line():
@@ -118,7 +139,7 @@ class LiveView:
             get_renderable=self._render,
             transient=True,
             refresh_per_second=8,
-            redirect_stdout=sys.stdout.isatty(),  # what is piped stays in the pipe
+            redirect_stdout=sys.stdout.isatty(),  # piped output stays in the pipe
         )
         self._spinner = Spinner("dots")
         self._clock = clock
@@ -136,19 +157,19 @@ class LiveView:
         self._phase_began = self._clock()
 
     def stage_ends(self, progress: ProgressState, how: str, seconds: float) -> None:
-        self.message(f"{progress.line()}: {how} after {duration(seconds)}")
+        self.message(f"{progress.line()}: {how} after {format_duration(seconds)}")
 
     def phase_begins(self, progress: ProgressState) -> None:
         self._phase_began = self._clock()
 
     def changed(self, progress: ProgressState) -> None:
-        """The next refresh shows it."""
+        """Do nothing: the next refresh shows the change."""
 
     def message(self, text: str) -> None:
         self._console.print(text, markup=False)
 
     def _render(self) -> RenderableType:
-        """Stage, bar, count, time left; below them the phase, its seconds, and the note."""
+        """Return two lines: stage, bar, count and time left; phase, its seconds, and the note."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -163,13 +184,17 @@ class LiveView:
         left = Text(progress.time_left(), style="cyan", overflow="ellipsis", no_wrap=True)
         top.add_row(self._spinner, Text(progress.title(), style="bold"), bar, Text(progress.count()), left)
         seconds = self._clock() - self._phase_began
-        phase = f"{progress.phase} {duration(seconds)}" if progress.phase and seconds >= 2 else progress.phase
+        phase = f"{progress.phase} {format_duration(seconds)}" if progress.phase and seconds >= 2 else progress.phase
         below = "  " + " | ".join(text for text in (phase, stage.text) if text)
         return Group(top, Text(below, style="dim", overflow="ellipsis", no_wrap=True))
 
 
-def duration(seconds: float) -> str:
-    """3.2 s, 45 s, 4 min 30 s, 2 h 5 min, 3 d 4 h."""
+def format_duration(seconds: float) -> str:
+    """Format seconds in one or two units.
+
+    >>> [format_duration(seconds) for seconds in (3.21, 45, 270, 7500, 273600)]
+    ['3.2 s', '45 s', '4 min 30 s', '2 h 5 min', '3 d 4 h']
+    """
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""The loop's Recorder: metrics, trajectories and progress of one stage, written as they come."""
+"""Record the metrics, trajectories and progress of one stage, as they arrive from the loop."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_tapo.config.sections import TapoConfig
-from nemo_tapo.equations.selection import Zone, zone
+from nemo_tapo.equations.selection import Zone, classify_zone
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.metrics import CORRECT, ELIGIBLE, LOSS, MIXED_REFLECTION_GROUPS, PAIRS, PARSED, REWARD_MEAN, TIME_STEP
-from nemo_tapo.tracking.progress import Progress, Stage
-from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter, skipped_record, token_pieces, trajectory_record
+from nemo_tapo.tracking.progress import Progress, ProgressStage
+from nemo_tapo.tracking.records import (
+    MetricsWriter,
+    TrajectoryWriter,
+    decode_token_pieces,
+    make_skipped_record,
+    make_trajectory_record,
+)
 from nemo_tapo.types import Construction, Row, StepRecord, UpdateResult
 
 
 @dataclass(frozen=True)
 class TrajectoryRecording:
-    """How constructions are written down for people to read."""
+    """Settings for recording constructions so that people can read them."""
 
     tokenizer: Tokenizer
-    tapo: TapoConfig  # n_pos and n_neg say why a query was not eligible
-    per_step: int | None = None  # most records of a step; None: all
+    tapo: TapoConfig  # n_pos and n_neg decide why a query was not eligible
+    per_step: int | None = None  # maximum number of records per step; None: all
 
 
 class RunRecorder:
@@ -36,19 +42,19 @@ class RunRecorder:
         steps: int,
         trajectories: TrajectoryRecording | None = None,
     ) -> None:
-        """Open the folder's files; `stage` names it in the progress display.
+        """Open the folder's files; `stage` is its name in the progress display.
 
-        Without `trajectories` none are written (supervised stages, GRPO).
+        Without `trajectories` no trajectories are written (supervised stages, GRPO).
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.name, self.steps = progress, stage, steps
         self.recording = trajectories
-        self.stage: Stage | None = None
+        self.stage: ProgressStage | None = None
         self.metrics = MetricsWriter(folder)
         self.trajectories = TrajectoryWriter(folder, trajectories.per_step) if trajectories else None
 
     def phase(self, text: str) -> None:
-        self.progress.status(text)
+        self.progress.set_phase(text)
 
     def warn(self, text: str) -> None:
         self.progress.message(text)
@@ -57,15 +63,15 @@ class RunRecorder:
         self.metrics.truncate_after(step - 1)
         if self.trajectories:
             self.trajectories.truncate_after(step - 1)
-        self.stage = self.progress.stage(self.name, self.steps, "step", done=step - 1)
+        self.stage = self.progress.start_stage(self.name, self.steps, "step", done=step - 1)
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step and show its numbers."""
         self.metrics.write(record.step, record.metrics)
         if self.trajectories and self.recording:
-            self.trajectories.write(record.step, trajectory_records(record, self.recording))
+            self.trajectories.write(record.step, make_trajectory_records(record, self.recording))
         assert self.stage is not None, "the loop resumes before it steps"
-        self.stage.note(summary(record.metrics))
+        self.stage.set_note(format_step_summary(record.metrics))
         self.stage.advance()
 
     def close(self) -> None:
@@ -74,40 +80,50 @@ class RunRecorder:
             self.trajectories.close()
 
 
-def trajectory_records(record: StepRecord, how: TrajectoryRecording) -> list[dict[str, object]]:
-    """Return every pair with its weights and advantage and every ineligible query with its zone, in query order."""
-    weights = weights_by_uid(record.rows, record.results)
+def make_trajectory_records(record: StepRecord, recording: TrajectoryRecording) -> list[dict[str, object]]:
+    """Return the trajectory records of a step, in query order.
+
+    They are every pair with its weights and advantage, and every ineligible query with its zone.
+    """
+    weights = collect_weights(record.rows, record.results)
     advantages = {row.uid: row.advantage for row in record.rows}
     by_query: dict[str, list[Construction]] = defaultdict(list)
     for construction in record.experience.constructions:
         by_query[construction.pair.wrong.query.uid].append(construction)
     records: list[dict[str, object]] = []
     for group in record.experience.groups:
-        where = zone(group, how.tapo.n_pos, how.tapo.n_neg)
-        if where is not Zone.ELIGIBLE:
-            records.append(skipped_record(group, where.value))
+        query_zone = classify_zone(group, recording.tapo.n_pos, recording.tapo.n_neg)
+        if query_zone is not Zone.ELIGIBLE:
+            records.append(make_skipped_record(group, query_zone.value))
         for construction in by_query[group.query.uid]:
             uid = construction.pair.uid
             trained = weights.get(uid, [])
-            pieces = token_pieces(construction.response_ids if trained else (), how.tokenizer.decode)
-            records.append(trajectory_record(construction, pieces, trained, advantages.get(uid)))
+            pieces = decode_token_pieces(construction.response_ids if trained else (), recording.tokenizer.decode)
+            records.append(make_trajectory_record(construction, pieces, trained, advantages.get(uid)))
     return records
 
 
-def weights_by_uid(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:
-    """OTS weights of each row's response tokens, where the actor returned them. Rows in the order of the updates."""
+def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:
+    """Return {uid: OTS weights of the row's response tokens}, if the actor returned them.
+
+    Rows are in the order of the updates.
+    """
     weights: dict[str, list[float]] = {}
     if len(results) != 1 or results[0].token_weights is None:
-        return weights  # several updates weigh a row several times: there is no one number to show
+        return weights  # with several updates a row has several weights, so there is no single number to show
     for i, row in enumerate(rows):
         values = results[0].token_weights[i, len(row.prompt_ids) : row.length]
         weights[row.uid] = [float(v) for v in values]
     return weights
 
 
-def summary(metrics: Mapping[str, float]) -> str:
-    """One line for the progress display."""
-    shown = [
+def format_step_summary(metrics: Mapping[str, float]) -> str:
+    """Format the main numbers of a step in one line, for the progress display.
+
+    >>> format_step_summary({"reward/mean": 0.41, "loss": -0.02})
+    'reward 0.41  loss -0.020'
+    """
+    formats = [
         (REWARD_MEAN, "reward {:.2f}"),
         (LOSS, "loss {:+.3f}"),
         (ELIGIBLE, "eligible {:.0f}"),
@@ -117,4 +133,4 @@ def summary(metrics: Mapping[str, float]) -> str:
         (MIXED_REFLECTION_GROUPS, "mixed groups {:.0f}"),
         (TIME_STEP, "{:.1f} s"),
     ]
-    return "  ".join(text.format(metrics[name]) for name, text in shown if name in metrics)
+    return "  ".join(text.format(metrics[name]) for name, text in formats if name in metrics)

@@ -1,11 +1,10 @@
-"""What a run leaves behind, as plain JSONL beside its other output::
+"""Write and read the records of a run, plain JSONL files beside its other output::
 
-    metrics.jsonl        one object a step: {"step": 3, "loss": -0.02, "reward/mean": 0.41, ...}
+    metrics.jsonl        one object per step: {"step": 3, "loss": -0.02, "reward/mean": 0.41, ...}
     tensorboard/         the same numbers as TensorBoard events
-    trajectories.jsonl   one object a constructed pair ("pair") or query that was not constructed ("skipped")
+    trajectories.jsonl   one object per constructed pair ("pair") or query that was not constructed ("skipped")
 
-The page (html.py), the terminal view (terminal.py) and the figures (plots.py) read these files and nothing
-else.
+The page (html.py), the terminal view (terminal.py) and the figures (plots.py) read these files.
 
 A "pair", for the worked example of types.py::
 
@@ -16,7 +15,7 @@ A "pair", for the worked example of types.py::
     reconstruction  "47+38=75\\nWait, the carry was forgotten: 47+38=85\\n\\boxed{85}"
     kept_chars  9   reconstruction[:9] is the kept prefix, the wrong response's own tokens
     turn_chars 40   reconstruction[9:40] is the turn, "Wait, the carry was forgotten: "; the rest is the
-    correction tokens, weights one OTS weight (Eq. 7) a token; the tokens joined are the reconstruction reward
+    correction tokens, weights one OTS weight (Eq. 7) per token; the tokens joined are the reconstruction reward
     1.0   outcome "right"   extracted "85"   advantage 0.577   dropped null   raw ""   kept_share 0.5
 """
 
@@ -28,32 +27,32 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_tapo.utils.jsonl import Appender, Lines, Record, read
+from nemo_tapo.utils.jsonl import Appender, Lines, Record, read_lines
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the readers do without it
+if TYPE_CHECKING:  # importing torch takes seconds, and the readers do not need it
     from torch.utils.tensorboard import SummaryWriter
 
     from nemo_tapo.types import Construction, Group
 
-METRICS, TRAJECTORIES, TENSORBOARD = "metrics.jsonl", "trajectories.jsonl", "tensorboard"
-WEIGHT_DIGITS = 4  # of the OTS weights stored; they lie in [w_min, w_max], 0.01 to 10 in the paper
+METRICS_FILE, TRAJECTORIES_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "trajectories.jsonl", "tensorboard"
+WEIGHT_DECIMALS = 4  # of the stored OTS weights, which lie in [w_min, w_max], 0.01 to 10 in the paper
 
 
 class MetricsWriter:
-    """Appends a step's metrics to `metrics.jsonl` and to TensorBoard."""
+    """Appends the metrics of a step to `metrics.jsonl` and to TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lines = Appender(folder / METRICS)
+        self._lines = Appender(folder / METRICS_FILE)
         self._events: SummaryWriter | None = None
 
     @property
     def last_step(self) -> int:
-        """The newest step on file; -1 if there is none."""
+        """The newest step in the file; -1 if there is none."""
         return self._lines.last_step
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line. Raises ValueError if the step, or a later one, is on file already."""
+        """Append one line. Raises ValueError if the file already has this step or a later one."""
         if step <= self.last_step:
             raise ValueError(
                 f"{self._lines.path} has steps up to {self.last_step} already, so step {step} cannot be "
@@ -66,7 +65,7 @@ class MetricsWriter:
         events.flush()
 
     def truncate_after(self, step: int) -> int:
-        """Forgets the steps after `step`, for a resumed run; returns how many lines were dropped."""
+        """Drop the steps after `step`, for a resumed run; return how many lines were dropped."""
         if self._events is not None:
             self._events.close()
         self._events = None
@@ -78,30 +77,33 @@ class MetricsWriter:
             self._events.close()
 
     def _tensorboard(self) -> SummaryWriter:
-        """Opened at the first write: TensorBoard is told that what is on file after that step is void."""
+        """Return the event writer, opened at the first write.
+
+        When it is opened, TensorBoard discards what was recorded before for this step and later ones.
+        """
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=self.last_step)
+            self._events = SummaryWriter(str(self._folder / TENSORBOARD_FOLDER), purge_step=self.last_step)
         return self._events
 
 
 class TrajectoryWriter:
-    """Appends trajectory records to `trajectories.jsonl`, at most `limit_per_step` (None: all) a step."""
+    """Appends trajectory records to `trajectories.jsonl`, at most `limit_per_step` per step (None: all)."""
 
     def __init__(self, folder: Path, limit_per_step: int | None = None) -> None:
         if limit_per_step is not None and limit_per_step < 0:
             raise ValueError(f"limit_per_step is {limit_per_step}; it must be 0 or more, or None for all.")
         self._limit = limit_per_step
-        self._lines = Appender(folder / TRAJECTORIES)
+        self._lines = Appender(folder / TRAJECTORIES_FILE)
 
     def write(self, step: int, records: Sequence[Record]) -> int:
-        """Writes the step's records in their order; returns how many the limit left out.
+        """Append the step's records in their order; return how many the limit left out.
 
-        Over the limit, outcomes take turns, so that a rare one (a drop, say) is not crowded out; one line of
-        kind "left_out" holds the number that is missing.
+        Over the limit, the outcomes take turns, so that a rare one (a drop, say) is not crowded out. One line of kind
+        "left_out" holds the number of missing records.
         """
-        kept = records if self._limit is None else fair_share(records, self._limit)
+        kept = records if self._limit is None else take_fair_share(records, self._limit)
         left_out = len(records) - len(kept)
         rows: list[Record] = [{"step": step, **record} for record in kept]
         if left_out:
@@ -110,24 +112,35 @@ class TrajectoryWriter:
         return left_out
 
     def truncate_after(self, step: int) -> int:
-        """Forgets the steps after `step`, for a resumed run; returns how many lines were dropped."""
+        """Drop the steps after `step`, for a resumed run; return how many lines were dropped."""
         return self._lines.truncate_after(step)
 
     def close(self) -> None:
         self._lines.close()
 
 
-def fair_share(records: Sequence[Record], limit: int) -> list[Record]:
-    """`limit` of the records, outcome by outcome in turn; order as given."""
+def take_fair_share(records: Sequence[Record], limit: int) -> list[Record]:
+    """Return `limit` of the records, taken from each outcome in turn; their order stays.
+
+    >>> records = [{"kind": "skipped", "zone": zone} for zone in ("mastered", "mastered", "beyond")]
+    >>> [record["zone"] for record in take_fair_share(records, 2)]
+    ['mastered', 'beyond']
+    """
     by_outcome: dict[str, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
-        by_outcome[outcome(record)].append(index)
+        by_outcome[get_outcome(record)].append(index)
     turns = sorted((turn, index) for indices in by_outcome.values() for turn, index in enumerate(indices))
     return [records[index] for index in sorted(index for _, index in turns[:limit])]
 
 
-def outcome(record: Record) -> str:
-    """What became of a record's pair or query: corrected, still_wrong, dropped:<reason> or skipped:<zone>."""
+def get_outcome(record: Record) -> str:
+    """Return what became of a record's pair or query: corrected, still_wrong, dropped:<reason> or skipped:<zone>.
+
+    >>> get_outcome({"kind": "pair", "dropped": None, "reward": 1.0})
+    'corrected'
+    >>> get_outcome({"kind": "skipped", "zone": "mastered"})
+    'skipped:mastered'
+    """
     if record["kind"] == "skipped":
         return f"skipped:{record['zone']}"
     if record["dropped"] is not None:
@@ -135,14 +148,14 @@ def outcome(record: Record) -> str:
     return "corrected" if record["reward"] > 0 else "still_wrong"
 
 
-def trajectory_record(
+def make_trajectory_record(
     construction: Construction, tokens: Sequence[str], weights: Sequence[float], advantage: float | None
 ) -> Record:
-    """The record of one pair, constructed or dropped.
+    """Make the record of one pair, constructed or dropped.
 
-    tokens: the training row's response, decoded piece by piece (`token_pieces`); weights: one OTS weight a
-    token. Both are empty, and `advantage` is None, where no row was trained on. With tokens, `reconstruction`
-    is their concatenation, the very text that the row holds.
+    tokens: the training row's response, decoded piece by piece (`decode_token_pieces`). weights: one OTS weight per
+    token. Both are empty, and `advantage` is None, if no row was trained on. With tokens, `reconstruction` is their
+    concatenation: exactly the text of the row.
     """
     assert len(tokens) == len(weights), f"{len(tokens)} tokens but {len(weights)} weights"
     pair, query, grade = construction.pair, construction.pair.wrong.query, construction.grade
@@ -158,9 +171,9 @@ def trajectory_record(
         "analysis": construction.analysis,
         "reconstruction": reconstruction,
         "kept_chars": construction.kept_chars,
-        "turn_chars": turn_end(reconstruction, construction.kept_chars),
+        "turn_chars": find_turn_end(reconstruction, construction.kept_chars),
         "tokens": list(tokens),
-        "weights": [round(float(weight), WEIGHT_DIGITS) for weight in weights],
+        "weights": [round(float(weight), WEIGHT_DECIMALS) for weight in weights],
         "reward": construction.reward,
         "outcome": grade.outcome if grade else None,
         "extracted": grade.answer if grade else None,
@@ -171,8 +184,8 @@ def trajectory_record(
     }
 
 
-def skipped_record(group: Group, reason: str) -> Record:
-    """The record of a query that was not constructed; `reason` is "mastered" or "beyond" (selection.Zone)."""
+def make_skipped_record(group: Group, reason: str) -> Record:
+    """Make the record of a query without constructions; `reason` is "mastered" or "beyond" (selection.Zone)."""
     right, wrong = group.correct, group.incorrect
     return {
         "kind": "skipped",
@@ -187,36 +200,43 @@ def skipped_record(group: Group, reason: str) -> Record:
     }
 
 
-_SENTENCE_END = re.compile(r"[.!?:…](?=\s)|[。！？：]|\n")  # noqa: RUF001  full-width marks are meant
+_SENTENCE_END = re.compile(r"[.!?:…](?=\s)|[。！？：]|\n")  # noqa: RUF001  full-width marks are intended
 _BLANKS = re.compile(r"[ \t]*\n?")
-_LEAST_WORDS = 3  # "Wait." alone is no sentence yet: "Wait. That is wrong." is the turn
+_MIN_TURN_WORDS = 3  # "Wait." alone is too short: the turn is "Wait. That is wrong."
 
 
-def turn_end(text: str, kept_chars: int) -> int:
-    """Where the turn ("Wait, the carry was forgotten: ") ends: a character offset into `text`.
+def find_turn_end(text: str, kept_chars: int) -> int:
+    """Return the character offset in `text` at which the turn ("Wait, the carry was forgotten: ") ends.
 
-    The first line break or end of a sentence (a colon counts) after the kept prefix, blanks after it
-    included. The turn has at least three words unless its line is shorter. With nothing kept there is no
-    turn: the result is 0.
+    The turn ends at the first line break or end of a sentence (a colon counts) after the kept prefix. Blanks that
+    follow belong to it. It has at least three words unless its line is shorter. If nothing is kept there is no turn:
+    the result is 0.
+
+    >>> text = "47+38=75 Wait, the carry was forgotten: 47+38=85"
+    >>> text[9 : find_turn_end(text, kept_chars=9)]
+    'Wait, the carry was forgotten: '
     """
     if kept_chars <= 0:
         return 0
     start = kept_chars + len(text[kept_chars:]) - len(text[kept_chars:].lstrip())
     for match in _SENTENCE_END.finditer(text, start):
-        if match[0] in ".!?:…" and len(text[start : match.end()].split()) < _LEAST_WORDS:
+        if match[0] in ".!?:…" and len(text[start : match.end()].split()) < _MIN_TURN_WORDS:
             continue
         blanks = _BLANKS.match(text, match.end()) if match[0] != "\n" else None
         return blanks.end() if blanks else match.end()
     return len(text)
 
 
-def token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """The text of each token id, so that the pieces joined are the text of all.
+def decode_token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """Decode each token id to its text, so that the pieces joined are the text of all.
 
-    A character that several tokens make up belongs to the last of them; the ones before it have no text.
+    A character that consists of several tokens belongs to the last of them; the others have no text.
+
+    >>> decode_token_pieces([195, 169, 33], lambda ids: bytes(ids).decode(errors="replace"))
+    ['', 'é', '!']
     """
     pieces: list[str] = []
-    begin = 0  # of the tokens whose text is not out yet
+    begin = 0  # first of the tokens whose text is still missing
     for end in range(1, len(ids) + 1):
         text = decode(ids[begin:end])
         if text.endswith("\ufffd") and end < len(ids) and end - begin < 4:  # UTF-8 has at most four bytes
@@ -228,16 +248,19 @@ def token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> 
 
 
 def read_metrics(folder: Path) -> Lines:
-    """The steps of `metrics.jsonl`; `notes` says if a half-written last line was left out."""
-    return read(folder / METRICS)
+    """Read the steps of `metrics.jsonl`; `notes` says if an incomplete last line was left out."""
+    return read_lines(folder / METRICS_FILE)
 
 
 def read_trajectories(folder: Path) -> Lines:
-    """The records of `trajectories.jsonl`; `notes` says if a half line or records over the limit miss."""
-    lines = read(folder / TRAJECTORIES)
+    """Read the records of `trajectories.jsonl`.
+
+    `notes` says if an incomplete line was left out, and how many records were over the limit.
+    """
+    lines = read_lines(folder / TRAJECTORIES_FILE)
     rows = tuple(row for row in lines.rows if row.get("kind") != "left_out")
     missing = sum(row["count"] for row in lines.rows if row.get("kind") == "left_out")
     notes = lines.notes
     if missing:
-        notes += (f"{TRAJECTORIES}: {missing:,} more records were over the limit a step and not stored.",)
+        notes += (f"{TRAJECTORIES_FILE}: {missing:,} more records were over the limit a step and not stored.",)
     return Lines(rows, notes)

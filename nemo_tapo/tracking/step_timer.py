@@ -1,4 +1,4 @@
-"""Time the parts of a step and tell a person which one is under way."""
+"""Time the parts of a step and show which part is running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemo_tapo.metrics import TIME_STEP
 
 
 class StepTimer:
-    """Seconds of each part of one step, by metric key; begins when it is made."""
+    """The seconds of each part of one step, by metric key. The step begins when the timer is created."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -20,7 +20,7 @@ class StepTimer:
 
     @contextmanager
     def part(self, key: str, phase: str) -> Iterator[None]:
-        """Time the block under `key`, and show `phase` while it runs; a part may be entered several times."""
+        """Time the block under `key`, and show `phase` while it runs. A part may be entered several times."""
         self._recorder.phase(phase)
         began = time.perf_counter()
         try:
@@ -28,6 +28,6 @@ class StepTimer:
         finally:
             self._seconds[key] = self._seconds.get(key, 0.0) + time.perf_counter() - began
 
-    def times(self) -> dict[str, float]:
+    def seconds(self) -> dict[str, float]:
         """Return the seconds of every part so far, and of the step."""
         return {**self._seconds, TIME_STEP: time.perf_counter() - self._began}

@@ -1,4 +1,4 @@
-"""Coroutines side by side."""
+"""Run coroutines side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from nemo_tapo.utils.signals import Stop
 T = TypeVar("T")
 
 
-async def concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
-    """Runs all at once, results in the order given. The first failure cancels the others and is raised alone."""
+async def run_concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
+    """Run all jobs at once and return their results in the order given.
+
+    The first failure cancels the other jobs and is raised alone.
+    """
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         return await asyncio.gather(*tasks)
@@ -21,28 +24,30 @@ async def concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
             task.cancel()
 
 
-HEARD_WITHIN = 0.5  # seconds after which what is under way is dropped, when a stop was requested
+STOP_POLL_SECONDS = 0.5  # how often a requested stop is looked for
 Item = TypeVar("Item")
 
 
-async def at_once(jobs: Iterable[Item], work: Callable[[Item], Awaitable[None]], most: int, stop: Stop) -> None:
-    """`work` on every job, at most `most` under way. When `stop` is requested it returns and drops what is under way.
+async def for_each_concurrently(
+    jobs: Iterable[Item], work: Callable[[Item], Awaitable[None]], most: int, stop: Stop
+) -> None:
+    """Call `work` on every job, at most `most` at a time; return when all are done or `stop` is requested.
 
-    The first failure ends all and is raised.
+    Jobs under way at that moment are cancelled. The first failure cancels the others and is raised.
     """
-    queue = iter(jobs)  # shared: whoever is free takes the next
+    queue = iter(jobs)  # shared: whichever worker is free takes the next job
 
-    async def one_after_the_other() -> None:
+    async def take_jobs() -> None:
         for job in queue:
             if stop.requested:
                 return
             await work(job)
 
-    workers = [asyncio.ensure_future(one_after_the_other()) for _ in range(most)]
+    workers = [asyncio.ensure_future(take_jobs()) for _ in range(most)]
     left = set(workers)
     try:
         while left and not stop.requested:
-            finished, left = await asyncio.wait(left, timeout=HEARD_WITHIN, return_when=asyncio.FIRST_EXCEPTION)
+            finished, left = await asyncio.wait(left, timeout=STOP_POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
             for worker in finished:
                 worker.result()
     finally:

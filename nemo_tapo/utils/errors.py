@@ -1,4 +1,7 @@
-"""Failures that a command ends with in one sentence; cli.py gives each its exit code. ValueError is bad input."""
+"""Define the failures that end a command with one sentence; cli.py maps each to an exit code.
+
+Bad input is a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ class RuntimeFailure(RuntimeError):
 
 
 class DiskFull(OSError):
-    """No room for a checkpoint; the last good one is untouched."""
+    """There is no room for a checkpoint; the last good one is untouched."""
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""Files and folders that are never seen half-written."""
+"""Write files and folders that nobody ever sees half-written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 
 def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sync_tree(path: Path) -> None:
-    """Every file and folder below `path` to the disk."""
+    """Flush every file and folder below `path` to the disk."""
     for file in path.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -27,7 +27,7 @@ def sync_tree(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """A folder's entries to the disk: without this a rename may be lost when the power goes."""
+    """Flush a folder's entries to the disk: without this a rename may be lost in a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,8 +35,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish(folder: Path, build: Path) -> None:
-    """Renames the finished `build` to `folder`, so that `folder` exists only when it is whole."""
+def publish_folder(folder: Path, build: Path) -> None:
+    """Rename the finished `build` to `folder`, so that `folder` exists only when it is complete."""
     sync_tree(build)
     if folder.exists():
         shutil.rmtree(folder)
@@ -44,9 +44,9 @@ def publish(folder: Path, build: Path) -> None:
     sync_folder(folder.parent)
 
 
-def require_free(folder: Path, gib: float) -> None:
-    """Raises ValueError if the disk of `folder` has less than `gib` GiB free."""
-    make_folder(folder)
+def require_free_disk(folder: Path, gib: float) -> None:
+    """Raise ValueError if the disk of `folder` has less than `gib` GiB free."""
+    make_output_folder(folder)
     free = shutil.disk_usage(folder).free / 2**30
     if free < gib:
         raise ValueError(
@@ -55,8 +55,8 @@ def require_free(folder: Path, gib: float) -> None:
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Raises ValueError if a file stands in its place, or it may not be written there."""
+def make_output_folder(folder: Path) -> None:
+    """Create a folder for results; raise ValueError if a file has its name or it may not be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,12 +64,12 @@ def make_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON."""
+    """Write `value` as indented JSON."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is never seen half-written."""
+    """Replace a file's text in one move."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -1,6 +1,6 @@
-"""JSON Lines files that a run appends to, one flushed object a line, and that survive being killed.
+"""Append to JSON Lines files, one flushed object a line, that survive a killed process.
 
-A run that dies while it writes leaves at most one half-written line, the last. Readers leave it out and say
+A run that dies while it writes leaves at most one half-written line, the last. A reader skips that line and says
 so; a writer that opens the file again removes it first. Numbers that are not finite are written as null,
 because JSON has no NaN.
 """
@@ -20,32 +20,40 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Lines:
-    """What a file held."""
+    """The contents of a file."""
 
     rows: tuple[Record, ...]  # in file order
     notes: tuple[str, ...] = ()  # sentences about what could not be read
 
 
-def finite(value: Any) -> Any:
-    """`value` with every nan and infinity, however deep, replaced by None."""
+def replace_non_finite(value: Any) -> Any:
+    """Replace every nan and infinity in `value`, however deep, by None.
+
+    >>> replace_non_finite({"loss": float("nan"), "steps": [1, float("inf")]})
+    {'loss': None, 'steps': [1, None]}
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
+        return {str(key): replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [replace_non_finite(item) for item in value]
     return value
 
 
-def encode(row: Mapping[str, Any]) -> bytes:
-    """One line, its newline included. A lone surrogate, which UTF-8 cannot hold, becomes '?'."""
-    return (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+def encode_line(row: Mapping[str, Any]) -> bytes:
+    """Return one line with its newline. A lone surrogate, which UTF-8 cannot hold, becomes '?'.
+
+    >>> encode_line({"step": 1, "kl": float("nan")})
+    b'{"step": 1, "kl": null}\\n'
+    """
+    return (json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
-def read(path: Path) -> Lines:
-    """Every object of a JSONL file; a file that does not exist holds none.
+def read_lines(path: Path) -> Lines:
+    """Read every object of a JSONL file; a file that does not exist holds none.
 
-    Raises ValueError if a line other than the last is no JSON object: that file was damaged, not cut short.
+    Raises ValueError if a line other than the last is no JSON object: the file was damaged, not cut short.
     """
     if not path.exists():
         return Lines(())
@@ -63,7 +71,7 @@ def read(path: Path) -> Lines:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
-    """(line number from 1, its bytes, whether it is the last), blank lines left out."""
+    """Yield (line number from 1, bytes, is it the last line?), without blank lines."""
     with path.open("rb") as file:
         lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
     for index, (number, line) in enumerate(lines):
@@ -79,25 +87,27 @@ def _parse(line: bytes) -> Record | None:
 
 
 class Appender:
-    """Appends objects to one file. Opening it removes a half-written last line."""
+    """Append objects to one file. Opening it removes a half-written last line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.last_step = self._rewrite(read(path).rows) if _unfinished(path) else _last_step(read(path).rows)
+        self.last_step = (
+            self._rewrite(read_lines(path).rows) if _unfinished(path) else _last_step(read_lines(path).rows)
+        )
         self._file: BinaryIO = path.open("ab")
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes and flushes each row; `step` of the last one becomes `last_step`."""
+        """Write and flush each row; the largest `step` becomes `last_step`."""
         for row in rows:
-            self._file.write(encode(row))
+            self._file.write(encode_line(row))
             self._file.flush()
             self.last_step = max(self.last_step, int(row.get("step", -1)))
 
     def truncate_after(self, step: int) -> int:
-        """Drops the rows of later steps; returns how many. The file is replaced in one move."""
+        """Drop the rows of later steps and return how many there were. The file is replaced in one move."""
         self._file.close()
-        rows = read(self.path).rows
+        rows = read_lines(self.path).rows
         kept = [row for row in rows if int(row.get("step", -1)) <= step]
         self.last_step = self._rewrite(kept)
         self._file = self.path.open("ab")
@@ -109,13 +119,13 @@ class Appender:
     def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> int:
         rows = list(rows)
         temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_bytes(b"".join(encode(row) for row in rows))
+        temporary.write_bytes(b"".join(encode_line(row) for row in rows))
         os.replace(temporary, self.path)
         return _last_step(rows)
 
 
 def _unfinished(path: Path) -> bool:
-    """Whether the file's last byte is something other than a newline."""
+    """Return True if the file's last byte is no newline."""
     if not path.exists() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A run's folder while a command works in it: one command at a time, and the configuration that its numbers have."""
+"""Claim a run's folder: one command at a time works in it, and its config.yaml is what its numbers were made with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ CONFIG, LOCK = "config.yaml", "run.lock"
 
 
 @contextmanager
-def folder_of_run(folder: Path, config: str, command: str) -> Iterator[None]:
-    """Holds `folder` and leaves the resolved configuration in it: `nemo-tapo <command> --config` takes it again.
+def claim_run_folder(folder: Path, config: str, command: str) -> Iterator[None]:
+    """Lock `folder` inside the block and write the resolved configuration to its config.yaml.
 
-    A command that is refused, as for settings that differ from those the folder's run was begun with, leaves the
-    configuration that was there. So does an evaluation, which may also go into a folder in which a run is at work.
-    Raises ValueError if another process holds the folder.
+    `nemo-tapo <command> --config <folder>/config.yaml` runs the same again. A command that is refused, for example
+    because its settings differ from those of the run in the folder, puts the former config.yaml back. An evaluation
+    neither locks nor replaces it: it may write into a folder in which a run is at work.
+    Raises ValueError if another process has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / CONFIG
@@ -28,7 +29,7 @@ def folder_of_run(folder: Path, config: str, command: str) -> Iterator[None]:
             replace_text(file, config)
         yield
         return
-    with held(folder):
+    with lock_folder(folder):
         replace_text(file, config)
         try:
             yield
@@ -39,10 +40,10 @@ def folder_of_run(folder: Path, config: str, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The folder to this process; it is free again when the process ends, however it ends.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock the folder inside the block; the lock ends with the process, however it ends.
 
-    A file system without locks is taken as free.
+    On a file system without locks nothing is locked.
     """
     with (folder / LOCK).open("ab") as file:
         try:

@@ -1,6 +1,6 @@
-"""Stopping on request: the first SIGINT or SIGTERM asks for a checkpoint at the step's end, the second aborts.
+"""Stop on request: the first SIGINT or SIGTERM asks for a checkpoint at the step's end, the second aborts.
 
-SIGUSR1 is Slurm's word that the time limit comes near: it asks for the same and never aborts.
+Slurm sends SIGUSR1 when the time limit is near: it asks for the same checkpoint and never aborts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nemo_tapo.utils.errors import Stopped
 
 
 class Stop:
-    """The request to stop. `install` makes it listen to SIGINT, SIGTERM and SIGUSR1."""
+    """The request to stop; `install` connects it to SIGINT, SIGTERM and SIGUSR1."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -20,15 +20,16 @@ class Stop:
 
     @property
     def requested(self) -> bool:
+        """True once a stop was requested."""
         return self.signum is not None
 
     def install(self) -> None:
-        """Call after the runtime has started: Ray installs handlers of its own."""
+        """Install the signal handlers. Call it after the runtime has started: Ray installs handlers of its own."""
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, self._on_signal)
 
     def request(self, signum: int) -> None:
-        """Asks from within, as for a time limit that comes near; a signal that follows asks for the same."""
+        """Request a stop from within the program, for example because a time limit is near."""
         self.signum = signum
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -40,6 +41,6 @@ class Stop:
         self.signum, self._signalled = signum, True
 
     def check(self, what: str) -> None:
-        """Raises Stopped if a stop was requested; `what` says what is saved."""
+        """Raise Stopped if a stop was requested; `what` says what was saved."""
         if self.signum is not None:
             raise Stopped(self.signum, what)

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Lay out text and tables for the terminal; nothing in a text can control the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """First column to the left, the others to the right."""
+    """Make a table whose first column is aligned left and the others right."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))

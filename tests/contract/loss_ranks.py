@@ -97,7 +97,7 @@ class Layout:
         shards = data.shard_by_batch_size(self.mpu.get_data_parallel_world_size())
         own = shards[self.mpu.get_data_parallel_rank()]
         parts = [own.slice(i, min(i + 3, own.size)) for i in range(0, own.size, 3)]  # uneven micro-batches
-        loss = LogitLoss(OBJECTIVE, *compat.logit_loss_kind(), logits_temperature=TEMPERATURE, chunk=CHUNK)
+        loss = LogitLoss(OBJECTIVE, *compat.get_logit_loss_types(), logits_temperature=TEMPERATURE, chunk=CHUNK)
         post = loss_post_processor()(loss, {"sequence_packing": {"enabled": packed}}, num_microbatches=len(parts))
         store: list[dict[str, float]] = []
         for part in parts:

@@ -1,6 +1,6 @@
 """NeMo-RL's own `setup` on CPUs: its config files, cluster, Policy and checkpoints, with two of its names replaced.
 
-The Megatron worker and vLLM need GPUs; in their place stand runtime/nemo_rl/cpu_worker.py and cpu_engine.py, and the
+The Megatron worker and vLLM need GPUs; in their place stand the classes of runtime/nemo_rl/cpu/, and the
 virtual cluster is asked for CPUs. Everything else is NeMo-RL's.
 """
 
@@ -78,7 +78,7 @@ def on_cpus(folder: Path, engine: Any = None) -> Iterator[Any]:
     from nemo_rl.algorithms import grpo
 
     from nemo_tapo.runtime.nemo_rl import compat
-    from nemo_tapo.runtime.nemo_rl.cpu.generation import generation_class
+    from nemo_tapo.runtime.nemo_rl.cpu.generation import get_generation_class
     from nemo_tapo.runtime.nemo_rl.cpu.policy_worker import POLICY_WORKER, REFIT_FOLDER
 
     handed_over = folder / "handed-over"
@@ -88,7 +88,7 @@ def on_cpus(folder: Path, engine: Any = None) -> Iterator[Any]:
         patch.setenv(REFIT_FOLDER, str(handed_over))
         patch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
         patch.setitem(registry, POLICY_WORKER, compat.load("PY_EXECUTABLES").SYSTEM)
-        patch.setattr(grpo, "VllmGeneration", engine or generation_class())
+        patch.setattr(grpo, "VllmGeneration", engine or get_generation_class())
         patch.setattr(grpo, "RayVirtualCluster", _cluster_of_cpus)
         yield partial(compat.load("Policy"), worker_extension_cls_fqn=POLICY_WORKER)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ async def main(folder: Path, steps: int, changes: dict[str, Any]) -> None:
     with parts.on_cpus(folder) as factory, Progress() as progress:
         runtime = await NemoRLRuntime.start(parts.master_config(folder, steps), cfg, policy_factory=factory)
         stop.install()
-        runtime.actor._export = lambda path: path.mkdir()  # NeMo-RL's converter reads Megatron's own checkpoints
+        # NeMo-RL's converter reads Megatron's own checkpoints.
+        runtime.actor._adapters = replace(runtime.actor._adapters, export=lambda path: path.mkdir())
         session = Session(cfg, runtime, progress, stop)
         try:
             await reinforce(session, cfg.model.path)

@@ -62,7 +62,7 @@ class Worker:
 def main(how: str) -> None:
     """Prints one line if here and there are the same, bit for bit."""
     correction = {"use_importance_sampling_correction": True}
-    loss = loss_setup.make_loss(PolicyLoss(kl_coef=0.1), correction, temperature=1.0, chunk=4)
+    loss = loss_setup.make_logit_loss(PolicyLoss(kl_coef=0.1), correction, temperature=1.0, chunk=4)
     data, logits = fixed()
     here = run(loss, data, logits)
     started = ray_cluster.start()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_tapo.runtime.nemo_rl.cpu.generation import generation_output
+from nemo_tapo.runtime.nemo_rl.cpu.generation import make_generation_output
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, arithmetic_script
 from nemo_tapo.types import Request
 
@@ -53,7 +53,7 @@ class StubEngine:
             self.sample(tuple(row[:n].tolist()), int(seed))
             for row, n, seed in zip(data["input_ids"], lengths, data["seed"], strict=True)
         ]
-        return self.batch(generation_output(data, sampled, self.tokenizer.pad_id))
+        return self.batch(make_generation_output(data, sampled, self.tokenizer.pad_id))
 
     def sample(self, prompt: tuple[int, ...], seed: int) -> tuple[list[int], list[float], bool]:
         """Tokens; log-probabilities that name their place: -(i + 1) / 1000 of token i; cut off at LIMIT."""

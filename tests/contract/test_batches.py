@@ -10,7 +10,7 @@ import torch
 
 from nemo_tapo.batch import collate
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.actor import Shape, filled
+from nemo_tapo.runtime.nemo_rl.actor import BatchShape, pad_batch
 from nemo_tapo.types import Batch, Kind, Row
 
 pytestmark = pytest.mark.nemo_rl
@@ -51,7 +51,7 @@ def rows(count: int) -> list[Row]:
 def padded(capacity: int, count: int = 13) -> Batch:
     batch = collate(rows(count), pad_id=0)
     batch = Batch.from_dict(batch.as_dict() | {"prev_logprobs": -torch.rand(batch.input_ids.shape)})
-    return filled(batch, capacity, Shape(capacity, 1, MULTIPLE, 1, pad_id=0, temperature=1.0))
+    return pad_batch(batch, capacity, BatchShape(capacity, 1, MULTIPLE, 1, pad_id=0, temperature=1.0))
 
 
 def shards(batch: Batch, parts: int, capacity: int, way: str) -> tuple[list[Any], list[int] | None]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.checkpoint import Checkpoint
-from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, newest
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, find_newest_checkpoint
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.types import Experience, StepRecord
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
@@ -75,7 +75,7 @@ def test_nemo_rls_manager_reads_what_we_wrote(tmp_path: Path) -> None:
     assert info["train:reward/mean"] == 0.5
     assert (Path(path) / "train_dataloader.pt").is_file()
     assert "m_max: 4" in (Path(path) / "config.yaml").read_text()
-    found = newest(tmp_path)
+    found = find_newest_checkpoint(tmp_path)
     assert found is not None and found.step == 1 and found.state["fingerprint"] == {"seed": 0}
 
 
@@ -84,7 +84,7 @@ def test_nemo_rls_setup_reads_the_state(tmp_path: Path) -> None:
     from nemo_rl.algorithms import grpo
 
     save(store(tmp_path), 0.5)
-    info = manager(tmp_path).load_training_info(newest(tmp_path).path)  # type: ignore[union-attr]
+    info = manager(tmp_path).load_training_info(find_newest_checkpoint(tmp_path).path)  # type: ignore[union-attr]
     if hasattr(grpo, "_get_grpo_save_state"):
         assert grpo._get_grpo_save_state(info).total_steps == 1
     else:  # v0.7.0: the file is the state
@@ -113,12 +113,12 @@ def test_a_checkpoint_appears_when_the_policy_has_written_it(tmp_path: Path) -> 
 
     async def run() -> None:
         await here.save({"step": 1, "fingerprint": {}}, write, {})
-        assert newest(tmp_path) is None
+        assert find_newest_checkpoint(tmp_path) is None
         written.set()
         await here.settle()
 
     asyncio.run(run())
-    assert newest(tmp_path) is not None
+    assert find_newest_checkpoint(tmp_path) is not None
 
 
 @nemo_rl
@@ -131,7 +131,7 @@ def test_writing_that_fails_in_the_background_names_the_checkpoint(tmp_path: Pat
         pytest.skip("this NeMo-RL finishes checkpoints at once")
     with pytest.raises(RuntimeFailure, match=r"step_1 was not completed.*disk gone"):
         save(here, 0.5)
-    assert newest(tmp_path) is None
+    assert find_newest_checkpoint(tmp_path) is None
 
 
 @nemo_rl
@@ -152,12 +152,12 @@ def test_another_programs_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "step_9").mkdir()
     (tmp_path / "tmp_step_10").mkdir()
     with pytest.raises(ValueError, match=r"step_9 has no tapo\.json"):
-        newest(tmp_path)
+        find_newest_checkpoint(tmp_path)
     (tmp_path / "step_9" / "tapo.json").write_text(json.dumps({"step": 9, "fingerprint": {}}))
     (tmp_path / "step_10").mkdir()
     (tmp_path / "step_10" / "tapo.json").write_text(json.dumps({"step": 10, "fingerprint": {}}))
-    assert newest(tmp_path) == Checkpoint(tmp_path / "step_10", {"step": 10, "fingerprint": {}})
-    assert newest(tmp_path / "nothing") is None
+    assert find_newest_checkpoint(tmp_path) == Checkpoint(tmp_path / "step_10", {"step": 10, "fingerprint": {}})
+    assert find_newest_checkpoint(tmp_path / "nothing") is None
 
 
 # ---- NeMo-RL's time limit and logger ---------------------------------------------------------------------------------

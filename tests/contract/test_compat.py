@@ -112,7 +112,7 @@ def test_the_configuration_has_the_sections_and_settings_that_are_read() -> None
 
 
 def test_a_loss_may_take_logits() -> None:
-    loss_type, input_type = compat.logit_loss_kind()
+    loss_type, input_type = compat.get_logit_loss_types()
     assert (loss_type.value, input_type.value) == ("token_level", "logit")
 
 
@@ -128,7 +128,7 @@ def master(**grpo: Any) -> Any:
 
 
 def test_a_section_is_a_mapping_whatever_class_it_has() -> None:
-    assert compat.section(master(max_num_steps=7), "grpo")["max_num_steps"] == 7
+    assert compat.get_section(master(max_num_steps=7), "grpo")["max_num_steps"] == 7
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
-from nemo_tapo.runtime.nemo_rl.config.checkout import compose
-from nemo_tapo.runtime.nemo_rl.config.known_keys import known_keys, paths, unknown
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config
+from nemo_tapo.runtime.nemo_rl.config.known_keys import find_unknown_paths, list_paths, read_known_keys
 
 pytestmark = pytest.mark.nemo_rl
 
@@ -30,7 +30,7 @@ def variables_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
 def composed(path: Path) -> dict[str, Any] | str:
     """The file, or why it cannot be resolved on its own."""
     try:
-        return compose(path)
+        return compose_config(path)
     except ValueError as error:
         return str(error)
 
@@ -53,12 +53,12 @@ def test_all_of_nemo_rls_files_compose_as_its_own_loader_composes_them() -> None
 
 
 def test_none_of_nemo_rls_files_has_an_unknown_key() -> None:
-    keys = known_keys(SOURCE)
+    keys = read_known_keys(SOURCE)
     checked = 0
     for path in THEIRS:
         values = composed(path)
         if isinstance(values, dict) and "grpo" in values:
-            assert list(unknown(values, keys)) == [], path
+            assert list(find_unknown_paths(values, keys)) == [], path
             checked += 1
     assert checked > 150
 
@@ -69,7 +69,7 @@ def test_nemo_rls_classes_have_no_key_that_is_unknown_here() -> None:
     from nemo_rl.algorithms.loss.loss_functions import ClippedPGLossConfig
     from nemo_rl.models.policy import MegatronConfig, PolicyConfig
 
-    known = set(paths(known_keys(SOURCE)))
+    known = set(list_paths(read_known_keys(SOURCE)))
     for prefix, section in (
         ("", MasterConfig),
         ("grpo.", GRPOConfig),
@@ -85,7 +85,7 @@ def test_nemo_rls_classes_have_no_key_that_is_unknown_here() -> None:
 def test_recipes_pass_nemo_rls_own_validation(path: Path) -> None:
     from nemo_rl.algorithms.grpo import MasterConfig
 
-    run = describe_run.checked(path)
+    run = describe_run.load_checked_run(path)
     master = MasterConfig(**run.master)
     assert master.policy["train_global_batch_size"] == run.setup.update_rows
     assert master.model_dump()["tapo"]["n_pos"] == 2  # ours travels with it into the saved config.yaml
@@ -93,17 +93,17 @@ def test_recipes_pass_nemo_rls_own_validation(path: Path) -> None:
 
 def test_every_misspelt_key_of_a_recipe_is_refused() -> None:
     """One key at a time loses its last letter; sections that take any key are left out."""
-    master = compose(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml")
-    keys = known_keys(SOURCE)
+    master = compose_config(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml")
+    keys = read_known_keys(SOURCE)
     told = 0
     for name, section in master.items():
         if name in ("tapo", "env") or not isinstance(section, dict):
             continue
         for key in section:
-            if keys.below[name].free or key[:-1] in keys.below[name].below:
+            if keys.sections[name].free or key[:-1] in keys.sections[name].sections:
                 continue
             wrong = {name: {(k[:-1] if k == key else k): v for k, v in section.items()}}
-            sentences = list(cluster_run.unknown_keys(wrong, SOURCE))
+            sentences = list(cluster_run.find_unknown_keys(wrong, SOURCE))
             assert len(sentences) == 1 and f"unknown key '{name}.{key[:-1]}'" in sentences[0]
             told += 1
     assert told > 60
@@ -117,7 +117,7 @@ def test_a_misspelling_names_the_key_that_was_meant() -> None:
         ("+n_pos=2", "tapo.n_pos"),
     ):
         with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
-            cluster_run.load(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml", [override])
+            cluster_run.load_cluster_run(CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml", [override])
 
 
 @pytest.mark.parametrize("key", ["policy.megatron_cfg.use_fused_linear_logprobs", "policy.sequence_packing.fuse_loss"])
@@ -125,5 +125,5 @@ def test_a_loss_that_takes_no_logits_is_refused_whether_the_release_has_the_key_
     """v0.7.0 has the first under another name, which "did you mean" would recommend."""
     recipe = CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml"
     with pytest.raises(ValueError, match="is not supported: the OTS weight needs the logits") as told:
-        cluster_run.load(recipe, [f"+{key}=true"])
+        cluster_run.load_cluster_run(recipe, [f"+{key}=true"])
     assert "did you mean" not in str(told.value)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from stubs import LIMIT, NotingPolicy, StubEngine
 
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.batch import collate
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.datasets.query_order import with_prompts
-from nemo_tapo.runtime.defaults import OwnServices
-from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape, Weights
-from nemo_tapo.runtime.nemo_rl.colocation import Phases
+from nemo_tapo.datasets.query_order import add_prompts
+from nemo_tapo.runtime.defaults import RuntimeDefaults
+from nemo_tapo.runtime.nemo_rl.actor import BatchShape, NemoActor, PolicyAdapters, PolicyOrigin, WeightsHandle
+from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedGenerator, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
@@ -55,8 +55,8 @@ def generator(
     def refit(policy: Any, engine: Any, colocated: bool) -> None:
         engine.calls.append("refit")
 
-    phases = Phases(NotingPolicy(engine.calls), engine, colocated, refit)
-    return NemoGenerator(engine, phases, replace(SETTINGS, **changes), CharacterTokenizer(), batch)
+    scheduler = ColocationScheduler(NotingPolicy(engine.calls), engine, colocated, refit)
+    return NemoGenerator(engine, scheduler, replace(SETTINGS, **changes), CharacterTokenizer(), batch)
 
 
 def settings(**changes: Any) -> RunConfig:
@@ -75,7 +75,7 @@ def settings(**changes: Any) -> RunConfig:
 async def step_of(cfg: RunConfig, with_generator: Any) -> tuple[Experience, list[Row]]:
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     tokenizer = CharacterTokenizer()
-    queries, _ = with_prompts(task.train_queries()[:6], tokenizer, 1000)
+    queries, _ = add_prompts(task.train_queries()[:6], tokenizer, 1000)
     algorithm = TAPO(cfg, Tools(with_generator, tokenizer, task))
     experience = await algorithm.experience(0, queries)
     return experience, algorithm.rows(experience)
@@ -125,7 +125,7 @@ def test_queries_with_equal_prompts_stay_groups_of_their_own() -> None:
     """NeMo-RL groups rows by their prompt's tokens: a reflection group has its query's, and so has a query's double."""
     cfg = settings()
     task, tokenizer = ArithmeticTask(cfg.task.arithmetic, cfg.seed), CharacterTokenizer()
-    (first, *_), _ = with_prompts(task.train_queries()[:1], tokenizer, 1000)
+    (first, *_), _ = add_prompts(task.train_queries()[:1], tokenizer, 1000)
     doubles = [replace(first, uid=f"double{i}") for i in range(6)]
     algorithm = TAPO(cfg, Tools(generator(StubEngine()), tokenizer, task))
     rows = algorithm.rows(asyncio.run(algorithm.experience(0, doubles)))
@@ -200,19 +200,19 @@ def test_an_engine_that_fails_ends_everybodys_wait(asynchronous: bool) -> None:
 # ---- whose turn it is ----------------------------------------------------------------------------------------------
 
 
-class Noted(OwnServices):
+class Noted(RuntimeDefaults):
     """The real actor, generator and phases over stand-ins that note what NeMo-RL would be told."""
 
     def __init__(self, colocated: bool) -> None:
         self.calls: list[str] = []
         self.engine, self.tokenizer = StubEngine(calls=self.calls), CharacterTokenizer()
         self.generator = generator(self.engine, colocated)
-        phases = self.generator._phases
-        self.policy = phases.policy
-        shape = Shape(train_rows=80, row_multiple=8, width_multiple=8, data_parallel=2, pad_id=0, temperature=1.0)
-        self.actor = NemoActor(
-            self.policy, phases, shape, lambda loss: None, dict, Path("m"), None, True, {}, lambda path: None
-        )
+        scheduler = self.generator._scheduler
+        self.policy = scheduler.policy
+        shape = BatchShape(train_rows=80, row_multiple=8, width_multiple=8, data_parallel=2, pad_id=0, temperature=1.0)
+        origin = PolicyOrigin(Path("m"), checkpoint=None, has_reference=True)
+        adapters = PolicyAdapters(make_loss=lambda loss: None, make_batch=dict, export=lambda path: None)
+        self.actor = NemoActor(self.policy, scheduler, shape, origin, adapters, checkpointing={})
 
     def close(self) -> None: ...
 
@@ -230,7 +230,7 @@ class Silent:
 def test_synthesis_comes_before_sleep_and_one_refit_follows_a_steps_updates(tmp_path: Path, colocated: bool) -> None:
     cfg, runtime = settings(), Noted(colocated)
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    queries, _ = with_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
+    queries, _ = add_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
     algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
     loop = LoopConfig(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
     asyncio.run(train(loop, algorithm, runtime, lambda step: queries, Silent(), Stop()))
@@ -245,7 +245,7 @@ def test_every_update_has_the_same_rows_whatever_was_constructed(tmp_path: Path)
     """NeMo-RL's schedule advances by gbs: an update of 53 rows and one of 61 must be one step of it each."""
     cfg, runtime = settings(), Noted(colocated=True)
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    queries, _ = with_prompts(task.train_queries()[:12], runtime.tokenizer, 1000)
+    queries, _ = add_prompts(task.train_queries()[:12], runtime.tokenizer, 1000)
     algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
     loop = LoopConfig(tmp_path, 2, cfg.optimizer, cfg.loss, checkpoint_every=1)
     asyncio.run(train(loop, algorithm, runtime, lambda step: queries[6 * step :][:6], Silent(), Stop()))
@@ -275,7 +275,7 @@ def test_the_engine_is_never_put_to_sleep_under_a_request(tmp_path: Path) -> Non
     runtime = Noted(colocated=True)
 
     async def both() -> None:
-        async with runtime.generator._phases.generating():
+        async with runtime.generator._scheduler.generating():
             await runtime.actor.save(tmp_path)
 
     with pytest.raises(AssertionError, match="1 requests in flight"):
@@ -285,6 +285,6 @@ def test_the_engine_is_never_put_to_sleep_under_a_request(tmp_path: Path) -> Non
 
 def test_weights_are_not_handed_over_under_a_request() -> None:
     here = generator(StubEngine())
-    here._phases.in_flight = 1
+    here._scheduler.in_flight = 1
     with pytest.raises(AssertionError, match="in flight"):
-        asyncio.run(here.update_weights(Weights(1)))
+        asyncio.run(here.update_weights(WeightsHandle(1)))

@@ -21,8 +21,8 @@ from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.likelihood import LikelihoodLoss
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.logit_loss import Columns, LogitLoss, scores
-from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, reduce_worker_metrics
+from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, LogitShard, compute_scores
+from nemo_tapo.runtime.nemo_rl.loss_setup import make_logit_loss, reduce_worker_metrics
 from nemo_tapo.types import Batch, Kind, Row
 
 pytestmark = pytest.mark.nemo_rl
@@ -125,7 +125,7 @@ def ours(settings: dict[str, Any], logits: Tensor, batch: Batch, temperature: fl
     )
     if whole["force_on_policy_ratio"]:
         batch = replace(batch, prev_logprobs=None)
-    return through_nemo_rl(make_loss(loss, whole, temperature, chunk=7), logits, batch.as_dict())
+    return through_nemo_rl(make_logit_loss(loss, whole, temperature, chunk=7), logits, batch.as_dict())
 
 
 @pytest.mark.parametrize("token_mean", [True, False])
@@ -177,7 +177,7 @@ def test_temperature_is_applied_once() -> None:
 def test_supervised_training_undoes_the_engines_temperature() -> None:
     """Likelihood is that of the model itself, whatever temperature rollouts have."""
     logits, batch = case(False)
-    kind = compat.logit_loss_kind()
+    kind = compat.get_logit_loss_types()
     plain = through_nemo_rl(LogitLoss(LikelihoodLoss(), *kind), logits, batch.as_dict())
     warm = through_nemo_rl(LogitLoss(LikelihoodLoss(), *kind, logits_temperature=0.5), logits / 0.5, batch.as_dict())
     assert warm[0] == pytest.approx(plain[0], rel=1e-6)
@@ -191,7 +191,7 @@ def test_scores_are_nemo_rls(dtype: torch.dtype) -> None:
 
     logits, batch = case(True)
     logits = logits.to(dtype)
-    logp, entropy = scores(Columns(logits, VocabShard(0, VOCAB, 5)), batch.input_ids, with_entropy=True)
+    logp, entropy = compute_scores(LogitShard(logits, VocabShard(0, VOCAB, 5)), batch.input_ids, with_entropy=True)
     assert entropy is not None
     negative = ChunkedDistributedEntropy.apply(logits, 4, dist.group.WORLD, True)
     torch.testing.assert_close(entropy[:, 1:], -negative[:, :-1], rtol=1e-5, atol=1e-5)

@@ -132,7 +132,7 @@ def test_an_update_equals_a_single_process_of_torch(running: Running, batch: Bat
     output = OBJECTIVE(logits, batch, VocabShard(0, logits.shape[-1]))
     output.loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    before = running.runtime._phases.stale
+    before = running.runtime._scheduler.stale
     result = running(running.runtime.actor.train(batch, OBJECTIVE))
     assert result.loss == pytest.approx(float(output.loss.detach()), abs=1e-6)
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-4)
@@ -141,7 +141,7 @@ def test_an_update_equals_a_single_process_of_torch(running: Running, batch: Bat
         assert result.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert result.metrics["num_valid_samples"] == 5  # fillers count nowhere
     assert result.learning_rate == pytest.approx(1.5e-4)  # the first of two warm-up steps to 3e-4
-    assert running.runtime._phases.stale and not before
+    assert running.runtime._scheduler.stale and not before
 
 
 def test_more_rows_than_the_capacity_are_refused(running: Running, batch: Batch) -> None:
@@ -152,9 +152,9 @@ def test_more_rows_than_the_capacity_are_refused(running: Running, batch: Batch)
 
 def test_weights_of_the_update_reach_the_engine(running: Running, batch: Batch) -> None:
     """After an update the engine samples from other weights, which are the actor's."""
-    assert running.runtime._phases.stale
+    assert running.runtime._scheduler.stale
     test_an_engines_logprobs_are_the_actors(running)
-    assert not running.runtime._phases.stale
+    assert not running.runtime._scheduler.stale
     moved = (running(running.runtime.actor.logprobs(batch)) - reference_logprobs(batch)).abs().max()
     assert moved > 1e-4
 

@@ -14,9 +14,15 @@ import pytest
 import torch
 
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
-from nemo_tapo.runtime.nemo_rl.actor import Shape, filled, reordered, update_result
-from nemo_tapo.runtime.nemo_rl.hf_export import Converter
-from nemo_tapo.runtime.nemo_rl.runtime import NemoRLRuntime, StandIn, keeps_reference, make_policy, prepared
+from nemo_tapo.runtime.nemo_rl.actor import BatchShape, make_update_result, pad_batch, reorder_rows
+from nemo_tapo.runtime.nemo_rl.hf_export import HFConverter
+from nemo_tapo.runtime.nemo_rl.runtime import (
+    NemoRLRuntime,
+    PlaceholderDataset,
+    keeps_reference,
+    make_policy,
+    prepare_master_config,
+)
 from nemo_tapo.types import Batch, Kind, Row
 from nemo_tapo.utils.errors import RuntimeFailure
 
@@ -33,12 +39,12 @@ def settings(**changes: Any) -> RunConfig:
 
 def test_the_engine_samples_as_the_command_wants_it_and_the_callers_master_stays() -> None:
     before = copy.deepcopy(MASTER)
-    train = prepared(MASTER, settings(), "train")["policy"]["generation"]
+    train = prepare_master_config(MASTER, settings(), "train")["policy"]["generation"]
     assert (train["temperature"], train["top_p"], train["max_new_tokens"]) == (1.0, 1.0, 800)
-    grpo = prepared(MASTER, settings(algorithm="grpo"), "train")["policy"]["generation"]
+    grpo = prepare_master_config(MASTER, settings(algorithm="grpo"), "train")["policy"]["generation"]
     assert grpo["max_new_tokens"] == 300
     cfg = settings(evaluation={"temperature": 0.6, "top_p": 0.9, "max_tokens": 500})
-    evaluate = prepared(MASTER, cfg, "evaluate")["policy"]["generation"]
+    evaluate = prepare_master_config(MASTER, cfg, "evaluate")["policy"]["generation"]
     assert (evaluate["temperature"], evaluate["top_p"], evaluate["max_new_tokens"]) == (0.6, 0.9, 500)
     assert (evaluate["val_temperature"], evaluate["val_top_p"]) == (0.6, 0.9)  # main's setup wants them alike
     assert before == MASTER
@@ -46,37 +52,37 @@ def test_the_engine_samples_as_the_command_wants_it_and_the_callers_master_stays
 
 def test_an_evaluation_takes_the_model_and_not_the_newest_checkpoint_of_a_run() -> None:
     master = {**MASTER, "checkpointing": {"checkpoint_dir": "results/run"}}
-    assert prepared(master, settings(), "train")["checkpointing"]["checkpoint_dir"] == "results/run"
-    evaluate = prepared(master, settings(output="runs/x"), "evaluate")
+    assert prepare_master_config(master, settings(), "train")["checkpointing"]["checkpoint_dir"] == "results/run"
+    evaluate = prepare_master_config(master, settings(output="runs/x"), "evaluate")
     assert evaluate["checkpointing"]["checkpoint_dir"] == "runs/x/evaluation/no-checkpoints"
 
 
 def test_nemo_rls_own_validation_is_off() -> None:
-    grpo = prepared(MASTER, settings(), "train")["grpo"]
+    grpo = prepare_master_config(MASTER, settings(), "train")["grpo"]
     assert (grpo["val_period"], grpo["val_at_start"], grpo["val_at_end"]) == (0, False, False)
 
 
 def test_a_cold_start_samples_as_rl_does_and_from_the_model_that_is_named() -> None:
     master = {**MASTER, "checkpointing": {"checkpoint_dir": "results/run"}}
     one = {"output": "runs/x", "coldstart": {"writer": "model"}}
-    own = prepared(master, settings(**one), "coldstart")
+    own = prepare_master_config(master, settings(**one), "coldstart")
     assert own["policy"]["generation"]["max_new_tokens"] == 800  # of a synthesis
     assert own["checkpointing"]["checkpoint_dir"] == "runs/x/evaluation/no-checkpoints"
     with pytest.raises(ValueError, match=r"tapo\.temperature = 0\.7"):
-        prepared(master, settings(**one, tapo={"temperature": 0.7}), "coldstart")
+        prepare_master_config(master, settings(**one, tapo={"temperature": 0.7}), "coldstart")
     served = settings(coldstart={"writer": "endpoint"}, tapo={"temperature": 0.7, "max_tokens": 800})
-    assert prepared(master, served, "coldstart")["policy"]["generation"]["max_new_tokens"] == 300
+    assert prepare_master_config(master, served, "coldstart")["policy"]["generation"]["max_new_tokens"] == 300
 
 
 @pytest.mark.parametrize("command", ["run", "pretrain"])
 def test_commands_with_two_optimizers_are_refused(command: str) -> None:
     with pytest.raises(ValueError, match=f"`nemo-tapo {command}` does not run on NeMo-RL"):
-        prepared(MASTER, settings(), command)
+        prepare_master_config(MASTER, settings(), command)
 
 
 def test_two_temperatures_are_refused() -> None:
     with pytest.raises(ValueError, match=r"tapo\.temperature = 0\.7 .* at one temperature"):
-        prepared(MASTER, settings(tapo={"temperature": 0.7}), "train")
+        prepare_master_config(MASTER, settings(tapo={"temperature": 0.7}), "train")
 
 
 def test_a_reference_is_kept_for_a_report_too() -> None:
@@ -88,17 +94,17 @@ def test_a_reference_is_kept_for_a_report_too() -> None:
 
 
 def test_the_stand_in_has_as_many_steps_as_the_run() -> None:
-    data = StandIn(32 * 500)
+    data = PlaceholderDataset(32 * 500)
     assert len(data) // 32 == 500 and data[7] == 7
 
 
 def test_filling_up_keeps_the_rows_and_adds_rows_that_no_loss_sees() -> None:
     from nemo_tapo.batch import collate
 
-    shape = Shape(train_rows=8, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
+    shape = BatchShape(train_rows=8, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
     rows = [Row(f"q/{i}", "q", Kind.ORIGINAL, (1, 2, 3), (4,) * (i + 1), 1.0, 0.5, (-0.1,) * (i + 1)) for i in range(3)]
     batch = collate(rows, pad_id=9)
-    whole = filled(batch, 8, shape)
+    whole = pad_batch(batch, 8, shape)
     assert whole.input_ids.shape == (8, 8)  # six columns, to a multiple of eight
     for name, value in whole.as_dict().items():
         mine = batch.as_dict()[name]
@@ -116,9 +122,9 @@ def test_another_order_keeps_the_width() -> None:
     """Megatron without packing takes the width that it is given: a multiple of TP it must stay."""
     from nemo_tapo.batch import collate
 
-    shape = Shape(train_rows=4, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
-    whole = filled(collate([Row("q/0", "q", Kind.ORIGINAL, (1, 2), (3, 4, 5))], pad_id=9), 4, shape)
-    turned = reordered(whole, [3, 2, 1, 0])
+    shape = BatchShape(train_rows=4, row_multiple=4, width_multiple=8, data_parallel=2, pad_id=9, temperature=1.0)
+    whole = pad_batch(collate([Row("q/0", "q", Kind.ORIGINAL, (1, 2), (3, 4, 5))], pad_id=9), 4, shape)
+    turned = reorder_rows(whole, [3, 2, 1, 0])
     assert turned.input_ids.shape == (4, 8)
     for name, value in turned.as_dict().items():
         assert value.flip(0).equal(whole.as_dict()[name]), name
@@ -126,7 +132,7 @@ def test_another_order_keeps_the_width() -> None:
 
 def test_an_update_that_nothing_is_reported_of() -> None:
     """DTensor's workers say nothing of micro-batches without a valid row."""
-    idle = update_result({"loss": torch.zeros(1), "grad_norm": torch.zeros(1), "all_mb_metrics": {}})
+    idle = make_update_result({"loss": torch.zeros(1), "grad_norm": torch.zeros(1), "all_mb_metrics": {}})
     assert (idle.loss, idle.grad_norm) == (0.0, 0.0)
     assert math.isnan(idle.learning_rate)
 
@@ -147,7 +153,7 @@ def test_export_is_nemo_rls_converter_on_the_newest_checkpoint(tmp_path: Path, m
     source = tmp_path / "nemo"
     (source / "examples" / "configs").mkdir(parents=True)
     monkeypatch.setenv("NEMO_RL_SRC", str(source))
-    convert = Converter(tmp_path, {"megatron_cfg": {"enabled": True}})
+    convert = HFConverter(tmp_path, {"megatron_cfg": {"enabled": True}})
     command = convert.command(tmp_path / "hf")
     assert command[1:] == [
         str(source / "examples/converters/convert_megatron_to_hf.py"),
@@ -157,7 +163,7 @@ def test_export_is_nemo_rls_converter_on_the_newest_checkpoint(tmp_path: Path, m
     ]  # fmt: skip
     with pytest.raises(RuntimeFailure, match=r"checkpoint saved, but NeMo-RL's converter failed .*By hand: "):
         convert(tmp_path / "hf")  # the script is not there
-    dtensor = Converter(tmp_path, {"dtensor_cfg": {"enabled": True}}).command(tmp_path / "hf")
+    dtensor = HFConverter(tmp_path, {"dtensor_cfg": {"enabled": True}}).command(tmp_path / "hf")
     assert dtensor[1].endswith("convert_dcp_to_hf.py") and "--dcp-ckpt-path" in dtensor
 
 

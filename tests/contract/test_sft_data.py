@@ -11,7 +11,7 @@ import yaml
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets import sft_examples
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
-from nemo_tapo.runtime.nemo_rl.sft_recipe import CONFIG, check_recipe, completed, next_step
+from nemo_tapo.runtime.nemo_rl.sft_recipe import SFT_CONFIG, check_recipe, complete_recipe, prepare_next_step
 from nemo_tapo.tasks import arithmetic
 
 ROOT = Path(__file__).parents[2]
@@ -31,31 +31,31 @@ def run_config(folder: Path, **coldstart: Any) -> RunConfig:
     )
 
 
-def examples(tokenizer: HFTokenizer, count: int) -> list[sft_examples.Example]:
+def examples(tokenizer: HFTokenizer, count: int) -> list[sft_examples.SftExample]:
     """Right solutions and their checks, as the data holds them."""
     made = []
-    for i, problem in enumerate(arithmetic.problems(count, 3, 2, 4)):
+    for i, problem in enumerate(arithmetic.draw_problems(count, 3, 2, 4)):
         prompt, response = problem.question, "\n".join(problem.lines)
         if i % 3 == 0:  # of the synthesis' form, braces and tags in the text
             prompt = arithmetic.SYNTHESIS_PROMPT.format(question=prompt, wrong=response, reference=response)
             response = f"<analysis>{{fine}}</analysis>\n<reconstruction>{response}</reconstruction>"
         ids = (*tokenizer.encode(response), tokenizer.eos_id)
-        source = sft_examples.Source(f"train-{i}", f"train-{i}/0", f"train-{i}/1" if i % 3 == 0 else None)
+        source = sft_examples.ExampleSource(f"train-{i}", f"train-{i}/0", f"train-{i}/1" if i % 3 == 0 else None)
         made.append(
-            sft_examples.Example(f"e{i}", "sft", "correct", prompt, response, tokenizer.chat(prompt), ids, source)
+            sft_examples.SftExample(f"e{i}", "sft", "correct", prompt, response, tokenizer.chat(prompt), ids, source)
         )
     return made
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> tuple[RunConfig, list[sft_examples.Example]]:
+def written(tmp_path: Path) -> tuple[RunConfig, list[sft_examples.SftExample]]:
     cfg, made = run_config(tmp_path), examples(HFTokenizer(MODEL), 13)
-    sft_examples.write(tmp_path, made)
+    sft_examples.write_examples(tmp_path, made)
     return cfg, made
 
 
 def test_nemo_rls_loader_sees_the_same_tokens_and_trains_on_the_response_alone(
-    written: tuple[RunConfig, list[sft_examples.Example]],
+    written: tuple[RunConfig, list[sft_examples.SftExample]],
 ) -> None:
     from examples.run_sft import setup_data  # NeMo-RL's
     from nemo_rl.algorithms.sft import MasterConfig
@@ -64,8 +64,8 @@ def test_nemo_rls_loader_sees_the_same_tokens_and_trains_on_the_response_alone(
     from nemo_rl.utils.config import load_config
 
     cfg, made = written
-    next_step(cfg, cfg.output)
-    master = MasterConfig(**load_config(cfg.output / CONFIG))
+    prepare_next_step(cfg, cfg.output)
+    master = MasterConfig(**load_config(cfg.output / SFT_CONFIG))
     tokenizer = get_tokenizer(master.policy["tokenizer"])
     dataset, validation = setup_data(tokenizer, master.data)
     assert len(dataset) == len(made) and validation is None
@@ -81,12 +81,12 @@ def test_nemo_rls_loader_sees_the_same_tokens_and_trains_on_the_response_alone(
 
 
 def test_the_written_configuration_has_our_steps_and_schedule(
-    written: tuple[RunConfig, list[sft_examples.Example]],
+    written: tuple[RunConfig, list[sft_examples.SftExample]],
 ) -> None:
     cfg, _ = written
-    told = next_step(cfg, cfg.output)
-    assert f"run_sft.py --config {cfg.output / CONFIG}" in told and told.startswith("13 examples are in")
-    master = yaml.safe_load((cfg.output / CONFIG).read_text())
+    told = prepare_next_step(cfg, cfg.output)
+    assert f"run_sft.py --config {cfg.output / SFT_CONFIG}" in told and told.startswith("13 examples are in")
+    master = yaml.safe_load((cfg.output / SFT_CONFIG).read_text())
     assert (master["sft"]["max_num_steps"], master["sft"]["max_num_epochs"]) == (9, 3)  # 3 epochs of 13 // 4
     assert master["policy"]["model_name"] == master["policy"]["tokenizer"]["name"] == str(MODEL)
     assert master["policy"]["train_global_batch_size"] == 4
@@ -101,17 +101,17 @@ def test_recipes_that_cannot_train_the_data_are_a_sentence(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"max_total_sequence_length = 16512 is too little for examples of 16500"):
         check_recipe(run_config(tmp_path, max_length=16500))
     with pytest.raises(ValueError, match=r"fewer than one step's coldstart\.examples_per_step = 4"):
-        completed(run_config(tmp_path), tmp_path, 3, 100)
+        complete_recipe(run_config(tmp_path), tmp_path, 3, 100)
     with pytest.raises(ValueError, match=r"sft_recipe: no config file .*none\.yaml"):
         check_recipe(run_config(tmp_path, sft_recipe=str(tmp_path / "none.yaml")))
     with pytest.raises(ValueError, match="no recipe of NeMo-RL's SFT"):
         check_recipe(run_config(tmp_path, sft_recipe=str(RECIPE.with_name("tapo-qwen3-8b-1n8g-megatron.yaml"))))
 
 
-def test_without_a_recipe_it_says_what_to_run(written: tuple[RunConfig, list[sft_examples.Example]]) -> None:
+def test_without_a_recipe_it_says_what_to_run(written: tuple[RunConfig, list[sft_examples.SftExample]]) -> None:
     cfg, _ = written
     bare = cfg.model_copy(update={"coldstart": cfg.coldstart.model_copy(update={"sft_recipe": None})})
-    assert "examples/run_sft.py" in next_step(bare, cfg.output) and not (cfg.output / CONFIG).exists()
+    assert "examples/run_sft.py" in prepare_next_step(bare, cfg.output) and not (cfg.output / SFT_CONFIG).exists()
 
 
 def test_every_key_of_the_recipe_is_one_of_nemo_rls() -> None:
@@ -173,5 +173,5 @@ def test_the_command_makes_the_data_with_nemo_rls_engine_and_says_what_to_run(tm
             told = asyncio.run(make(factory, progress))
     finally:
         ray_cluster.stop(here)
-    assert told is not None and str(folder / CONFIG) in told and (folder / CONFIG).is_file()
-    assert sft_examples.read(folder / "data.jsonl") and not (folder / "hf").exists()
+    assert told is not None and str(folder / SFT_CONFIG) in told and (folder / SFT_CONFIG).is_file()
+    assert sft_examples.read_examples(folder / "data.jsonl") and not (folder / "hf").exists()

@@ -22,7 +22,7 @@ from nemo_tapo.batch import collate
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import reduce_parts
-from nemo_tapo.runtime.batch_sharding import deal, filled, gather
+from nemo_tapo.runtime.batch_sharding import deal_rows, gather_rows, select_and_pad
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row
 from nemo_tapo.utils.errors import RuntimeFailure
@@ -74,8 +74,8 @@ class Ranks:
 
 def own_share(worker: MegatronWorker, batch: Batch) -> dict[str, Tensor]:
     """The rows that LocalActor would send this rank."""
-    shares = deal(batch.input_lengths.tolist(), worker.local.dp)
-    return filled(batch, shares[worker.dp_rank], max(map(len, shares))).as_dict()
+    shares = deal_rows(batch.input_lengths.tolist(), worker.local.dp)
+    return select_and_pad(batch, shares[worker.dp_rank], max(map(len, shares))).as_dict()
 
 
 def together(worker: MegatronWorker, batch: Batch, own: Any) -> list[Any]:
@@ -86,8 +86,8 @@ def together(worker: MegatronWorker, batch: Batch, own: Any) -> list[Any]:
 
 
 def whole(worker: MegatronWorker, batch: Batch, own: Tensor, fill: float) -> Tensor:
-    shares = deal(batch.input_lengths.tolist(), worker.local.dp)
-    return gather(together(worker, batch, own), shares, batch, fill)
+    shares = deal_rows(batch.input_lengths.tolist(), worker.local.dp)
+    return gather_rows(together(worker, batch, own), shares, batch, fill)
 
 
 def gradient(worker: MegatronWorker, tokens: int) -> dict[str, Any]:

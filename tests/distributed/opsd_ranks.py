@@ -14,7 +14,7 @@ import torch
 
 from nemo_tapo.batch import collate
 from nemo_tapo.equations.divergence import DivergenceRules
-from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
+from nemo_tapo.equations.teacher import add_teacher_logprobs, make_teacher_batch
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.losses.distillation import DivergenceLoss, SampledTokenLoss
 from nemo_tapo.metrics import reduce_parts
@@ -72,10 +72,10 @@ def everything(worker: MegatronWorker, teacher: Path) -> dict[Any, Any]:
     for name, loss in OBJECTIVES.items():
         for tokens in SPLITS:
             out[name, tokens] = gradient(worker, loss, batch, tokens)
-    asked = teacher_batch(batch)
+    asked = make_teacher_batch(batch)
     data = own_share(worker, asked)
     scores = worker.get_teacher_logprobs(data=data, temperature=TEMPERATURE)["teacher_logprobs"]
-    known = with_teacher_logprobs(batch, whole(worker, asked, scores, 0.0))
+    known = add_teacher_logprobs(batch, whole(worker, asked, scores, 0.0))
     out["sampled", SPLITS[0]] = gradient(worker, SampledTokenLoss(TEMPERATURE), known, SPLITS[0])
     worker.load_model(worker.model_path)
     worker.set_reference()

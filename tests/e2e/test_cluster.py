@@ -17,14 +17,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 DRIVER = """
 import asyncio, os, signal
-from nemo_tapo.runtime.local import cluster
+from nemo_tapo.runtime.local import ray_cluster
 
 class Worker:
     def pid(self):
         return os.getpid()
 
 before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-here = cluster.start()
+here = ray_cluster.start()
 import ray
 worker = ray.remote(Worker).options(num_cpus=0).remote()
 pid = ray.get(worker.pid.remote())
@@ -37,7 +37,7 @@ while not heard:
     signal.pause()
 assert ray.get(worker.pid.remote(), timeout=20) == pid
 print("worker alive", flush=True)
-cluster.stop(here)
+ray_cluster.stop(here)
 print("stopped", flush=True)
 """
 

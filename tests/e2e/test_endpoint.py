@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.config.sections import EndpointConfig, JudgeConfig
-from nemo_tapo.endpoint.client import Endpoint, EndpointRefused, Reply
-from nemo_tapo.judge.judging import Item, judge_all
-from nemo_tapo.tasks.arithmetic import verify
+from nemo_tapo.endpoint.client import ChatReply, Endpoint, EndpointRefused
+from nemo_tapo.judge.judging import JudgeItem, judge_all
+from nemo_tapo.tasks.arithmetic import verify_response
 from tests.helpers.endpoint_servers import vllm_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -29,8 +29,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield served
 
 
-def sampled(url: str, seeds: range) -> list[Reply]:
-    async def go() -> list[Reply]:
+def sampled(url: str, seeds: range) -> list[ChatReply]:
+    async def go() -> list[ChatReply]:
         async with Endpoint(EndpointConfig(url=url, concurrency=8)) as endpoint:
             assert endpoint.model == "tiny"
             ask = [{"role": "user", "content": QUESTION}]
@@ -47,7 +47,7 @@ def test_seeds_decide_the_replies(url: str) -> None:
     assert sampled(url, range(24)) == replies
     assert len({reply.text for reply in replies}) > 1
     assert all(reply.text.startswith("a: 47+38=") and 0 < reply.tokens <= 64 for reply in replies)
-    outcomes = [verify(ANSWER, reply.text)[1] for reply in replies if not reply.truncated]
+    outcomes = [verify_response(ANSWER, reply.text)[1] for reply in replies if not reply.truncated]
     assert {"right", "wrong"} >= set(outcomes) and len(outcomes) >= 20
 
 
@@ -70,7 +70,7 @@ def test_the_length_limit_and_refusals(url: str) -> None:
 def test_a_model_that_cannot_judge_gives_no_verdicts(url: str, tmp_path: Path) -> None:
     """Everything is counted: what it babbles is unparsable, what it cannot read is too long."""
     responses = [reply.text for reply in sampled(url, range(4))]
-    items = [Item(QUESTION, ANSWER, text) for text in [*responses, "7+8=15\n" * 4000]]
+    items = [JudgeItem(QUESTION, ANSWER, text) for text in [*responses, "7+8=15\n" * 4000]]
     cfg = JudgeConfig(endpoint=EndpointConfig(url=url), cache=tmp_path, max_tokens=32, tries=2)
     judgements, tally, model = judge_all(cfg, items)
     assert model == "tiny" and [j.outcome for j in judgements] == ["unparsable"] * 4 + ["too_long"]

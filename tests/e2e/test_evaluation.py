@@ -35,7 +35,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     chains = [
         {"id": f"chain-{i}", "problem": p.question, "answer": p.answer}
-        for i, p in enumerate(arithmetic.problems(CHAINS, 11, 2, 4))
+        for i, p in enumerate(arithmetic.draw_problems(CHAINS, 11, 2, 4))
     ]
     for name, rows in (("chains", chains), ("aime24", data_rows("aime24.jsonl")[:WORDS])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -91,9 +91,11 @@ def test_what_it_finds(whole: Path) -> None:
     assert low < found["chains"]["pass@1"] < high
     rows = [json.loads(line) for line in samples(whole)]
     assert len(rows) == TOTAL == len({(r["benchmark"], r["uid"], r["run"], r["index"]) for r in rows})
-    answers = {f"chain-{i}": p.answer for i, p in enumerate(arithmetic.problems(CHAINS, 11, 2, 4))}
+    answers = {f"chain-{i}": p.answer for i, p in enumerate(arithmetic.draw_problems(CHAINS, 11, 2, 4))}
     right = [r["reward"] for r in rows if r["benchmark"] == "chains"]
-    assert right == [arithmetic.verify(answers[r["uid"]], r["text"])[0] for r in rows if r["benchmark"] == "chains"]
+    assert right == [
+        arithmetic.verify_response(answers[r["uid"]], r["text"])[0] for r in rows if r["benchmark"] == "chains"
+    ]
     assert found["chains"]["pass@1"] == pytest.approx(sum(right) / len(right))
 
 

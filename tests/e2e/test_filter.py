@@ -29,7 +29,7 @@ FILES = ("kept", "too_easy", "too_hard", "failed")
 def mixed(path: Path) -> Path:
     chains = [
         {"id": f"chain-{i}", "problem": p.question, "answer": p.answer}
-        for i, p in enumerate(arithmetic.problems(CHAINS, 11, 2, 4))
+        for i, p in enumerate(arithmetic.draw_problems(CHAINS, 11, 2, 4))
     ]
     words = [json.loads(line) for line in data_file("gsm8k_test_700.jsonl").read_text().splitlines()[:WORDS]]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*chains, *words]))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.evaluation.benchmarks import evaluate
-from nemo_tapo.evaluation.results import Evaluated
-from nemo_tapo.evaluation.sample_store import Sample, file_name, folder_of
+from nemo_tapo.evaluation.benchmarks import EvaluationTarget, evaluate
+from nemo_tapo.evaluation.results import EvaluationResult
+from nemo_tapo.evaluation.sample_store import Sample, escape_file_name, get_evaluation_folder
 from nemo_tapo.evaluation.samplers import EngineSampler, Response
 from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
@@ -35,18 +35,21 @@ def problems(count: int = 6) -> list[Query]:
 
 def sampled(
     cfg: RunConfig, name: str = "x", stop: Stop | None = None, benchmarks: Mapping[str, Sequence[Query]] | None = None
-) -> tuple[Evaluated, ScriptedRuntime]:
+) -> tuple[EvaluationResult, ScriptedRuntime]:
     """An evaluation, and the runtime that was asked."""
     runtime, task = ScriptedRuntime(arithmetic_script), ArithmeticTask(cfg.task.arithmetic, 0)
     sampler = EngineSampler(runtime.generator, cfg)
     sets = benchmarks or {"arithmetic": problems()}
-    work = evaluate(cfg, name, MODEL, sets, sampler, task.grade, Progress(), stop or Stop())
+    target = EvaluationTarget(name, MODEL, sets)
+    work = evaluate(cfg, target, sampler, task.grade, Progress(), stop or Stop())
     return asyncio.run(work), runtime
 
 
 def lines(cfg: RunConfig, name: str = "x", benchmark: str = "arithmetic") -> list[str]:
     """The file's lines in an order that does not tell who came first."""
-    return sorted((folder_of(cfg.output, name) / f"{file_name(benchmark)}.jsonl").read_text().splitlines())
+    return sorted(
+        (get_evaluation_folder(cfg.output, name) / f"{escape_file_name(benchmark)}.jsonl").read_text().splitlines()
+    )
 
 
 def a_sample(uid: str, run: int, index: int, reward: float = 0.0, **changes: Any) -> Sample:
@@ -70,6 +73,10 @@ class Slow:
             await asyncio.sleep(0)
         self.now -= 1
         return Response("\\boxed{1}", 3, False)
+
+
+def target() -> EvaluationTarget:
+    return EvaluationTarget("x", MODEL, {"b": problems()})
 
 
 async def grade(query: Query, text: str) -> Grade:

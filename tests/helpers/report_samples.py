@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter, skipped_record, trajectory_record
+from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter, make_skipped_record, make_trajectory_record
 from nemo_tapo.types import Completion, Construction, Grade, Group, Pair, Query, Rollout
 from nemo_tapo.utils.jsonl import Record
 
@@ -56,10 +56,10 @@ def example_record(**changes: object) -> Record:
     """The record of `example_construction`; weights of 1 but 0.05 on " carry"."""
     construction = example_construction(**changes)
     if construction.dropped is not None:
-        return trajectory_record(construction, [], [], None)
+        return make_trajectory_record(construction, [], [], None)
     tokens = pieces(construction.reconstruction)
     weights = [0.05 if token == " carry" else 1.0 for token in tokens]
-    return trajectory_record(construction, tokens, weights, 0.577)
+    return make_trajectory_record(construction, tokens, weights, 0.577)
 
 
 class Chain:
@@ -103,13 +103,13 @@ def _pair_record(uid: str, chain: Chain, rng: Random) -> Record:
     analysis = f"In the first step the carry was forgotten: {chain.kept.strip()} is ten too small."
     raw = f"<analysis>{analysis}</analysis>\n<reconstruction>\n{chain.kept}"
     if fate < 0.10:
-        return trajectory_record(Construction(pair, "truncated", raw=raw[:90]), [], [], None)
+        return make_trajectory_record(Construction(pair, "truncated", raw=raw[:90]), [], [], None)
     if fate < 0.18:
-        return trajectory_record(Construction(pair, "no_reconstruction", raw=raw, analysis=analysis), [], [], None)
+        return make_trajectory_record(Construction(pair, "no_reconstruction", raw=raw, analysis=analysis), [], [], None)
     if fate < 0.26:
         text = chain.kept + "The reference says otherwise: " + chain.right
         raw = f"<analysis>{analysis}</analysis>\n<reconstruction>\n{text}\n</reconstruction>"
-        return trajectory_record(Construction(pair, "leak", raw, analysis, text), [], [], None)
+        return make_trajectory_record(Construction(pair, "leak", raw, analysis, text), [], [], None)
     good = fate < 0.75
     text = chain.kept + (chain.correction if good else f"Wait, that is wrong. {chain.wrong}")
     grade = Grade(float(good), "right" if good else "wrong", chain.answer if good else str(int(chain.answer) - 10))
@@ -117,13 +117,13 @@ def _pair_record(uid: str, chain: Chain, rng: Random) -> Record:
     tokens = [*pieces(text), ""]  # the end-of-response token has no text
     construction = Construction(pair, None, "", analysis, text, len(chain.kept), 0, share, (), grade)
     weights = _weights(tokens, len(chain.kept), rng)
-    return trajectory_record(construction, tokens, weights, 0.577 if good else -1.732)
+    return make_trajectory_record(construction, tokens, weights, 0.577 if good else -1.732)
 
 
 def _skipped(uid: str, chain: Chain, right: int) -> Record:
     query = Query(uid, chain.question, chain.answer)
     rollouts = [rollout(query, k, chain.right if k < right else chain.wrong, float(k < right)) for k in range(8)]
-    return skipped_record(Group(query, tuple(rollouts)), "beyond" if right < 2 else "mastered")
+    return make_skipped_record(Group(query, tuple(rollouts)), "beyond" if right < 2 else "mastered")
 
 
 def _step_metrics(step: int, records: list[Record], rng: Random, progress: float) -> dict[str, float]:

@@ -9,25 +9,25 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_tapo.config.run_config import as_yaml, validate
-from nemo_tapo.evaluation.benchmarks import digest
+from nemo_tapo.config.run_config import to_yaml, validate
+from nemo_tapo.evaluation.benchmarks import hash_json
 from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.tasks import arithmetic
 
 # Held-out problems in which a carry can be forgotten, under the names that the task gives them.
 PROBLEMS = [
     (f"test-{i}", p)
-    for i, p in enumerate(arithmetic.held_out(40))
-    if arithmetic.diagnose(p, arithmetic.written(p, Random(0), mistake_rate=1.0))
+    for i, p in enumerate(arithmetic.get_held_out_problems(40))
+    if arithmetic.diagnose(p, arithmetic.write_solution(p, Random(0), mistake_rate=1.0))
 ]
 
 
 def response(problem: arithmetic.Problem, kind: str) -> str:
     """ "right"; "wrong": a forgotten carry; "turned": it is found and put right; "turned wrong": but not the answer."""
-    wrong = arithmetic.written(problem, Random(0), mistake_rate=1.0)
+    wrong = arithmetic.write_solution(problem, Random(0), mistake_rate=1.0)
     if kind == "right":
-        return arithmetic.written(problem, Random(0), mistake_rate=0.0)
-    fixed = arithmetic.correction(problem, wrong)
+        return arithmetic.write_solution(problem, Random(0), mistake_rate=0.0)
+    fixed = arithmetic.write_correction(problem, wrong)
     assert fixed is not None, "chosen so"
     return {
         "wrong": wrong,
@@ -51,16 +51,16 @@ def write_run(
     samples.mkdir(parents=True)
     problems = PROBLEMS[: len(kinds)]
     cfg = validate({"output": folder, "seed": seed, "evaluation": {"runs": 1, "samples": n}, **settings})
-    (folder / "config.yaml").write_text(as_yaml(cfg))
+    (folder / "config.yaml").write_text(to_yaml(cfg))
     lines = [
         Sample("arithmetic", uid, 0, k, text, 10, False, outcome, reward, None)
         for (uid, problem), of in zip(problems, kinds, strict=True)
         for k, kind in enumerate(of)
         for text in [response(problem, kind)]
-        for reward, outcome in [arithmetic.verify(problem.answer, text)]
+        for reward, outcome in [arithmetic.verify_response(problem.answer, text)]
     ]
     (samples / "arithmetic.jsonl").write_text("".join(json.dumps(asdict(s)) + "\n" for s in lines))
-    data = digest([(uid, p.question, p.answer) for uid, p in problems])
+    data = hash_json([(uid, p.question, p.answer) for uid, p in problems])
     evaluation = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 96}
     benchmarks = {"arithmetic": {"problems": len(problems), "data": data, "prompts": "of the test"}}
     described = {"model": {}, "seed": seed, "evaluation": evaluation, "benchmarks": benchmarks, "runs": 1, "samples": n}

@@ -127,7 +127,7 @@ def test_a_container_that_is_not_supported_is_refused_before_it_is_queued(tmp_pa
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2
     assert f"--container {image} is not supported: of NVIDIA's, {', '.join(validate.SUPPORTED_TAGS)} is." in done.stderr
-    assert list(validate.container(image))
+    assert list(validate.check_container(image))
 
 
 def test_a_run_of_nemo_rls_has_its_checkpoints_and_logs_in_its_folder(tmp_path: Path) -> None:

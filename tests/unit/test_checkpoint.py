@@ -26,14 +26,14 @@ async def write_files(path: Path) -> None:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return asyncio.run(checkpoint.save(folder, {"step": step, "fingerprint": {}}, write_files, keep))
+    return asyncio.run(checkpoint.save_checkpoint(folder, {"step": step, "fingerprint": {}}, write_files, keep))
 
 
 def test_saves_keeps_the_newest_and_reads_back(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
-    found = checkpoint.latest(tmp_path, pytest.fail)
+    found = checkpoint.find_latest(tmp_path, pytest.fail)
     assert found is not None
     assert found.step == 3
     assert json.loads((found.path / "manifest.json").read_text()).keys() == {
@@ -44,7 +44,7 @@ def test_saves_keeps_the_newest_and_reads_back(tmp_path: Path) -> None:
 
 
 def test_none_without_any(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path / "nothing", pytest.fail) is None
+    assert checkpoint.find_latest(tmp_path / "nothing", pytest.fail) is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "sub/more.bin", "state.json", "manifest.json"])
@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, name: str
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     warnings: list[str] = []
-    found = checkpoint.latest(tmp_path, warnings.append)
+    found = checkpoint.find_latest(tmp_path, warnings.append)
     assert found is not None
     assert found.step == 1
     assert len(warnings) == 1
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, name: str
 def test_all_damaged_does_not_start_over(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="every checkpoint"):
-        checkpoint.latest(tmp_path, lambda text: None)
+        checkpoint.find_latest(tmp_path, lambda text: None)
 
 
 def test_full_disk_keeps_the_last_good_one_and_says_so(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_full_disk_keeps_the_last_good_one_and_says_so(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(DiskFull, match="last good checkpoint is kept"):
-        asyncio.run(checkpoint.save(tmp_path, {"step": 2}, full, 2))
+        asyncio.run(checkpoint.save_checkpoint(tmp_path, {"step": 2}, full, 2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 
@@ -112,7 +112,7 @@ def test_sigkill_at_every_write_leaves_a_good_checkpoint(tmp_path: Path) -> None
     for fatal in range(1, 60):
         folder = tmp_path / str(fatal)
         done = subprocess.run([sys.executable, "-c", child, str(folder), str(fatal)], check=False)
-        found = checkpoint.latest(folder, lambda text: None)
+        found = checkpoint.find_latest(folder, lambda text: None)
         assert found is not None
         assert found.step in (1, 2)
         if done.returncode == 0:
@@ -126,11 +126,11 @@ def test_sigkill_at_every_write_leaves_a_good_checkpoint(tmp_path: Path) -> None
 
 def test_refuses_to_start_with_too_little_disk(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GiB free"):
-        files.require_free(tmp_path, 1e9)
+        files.require_free_disk(tmp_path, 1e9)
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ValueError, match="cannot be a folder for results"):
-            files.require_free(output, 0)
+            files.require_free_disk(output, 0)

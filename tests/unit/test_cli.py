@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.utils.run_folder import held
+from nemo_tapo.utils.run_folder import lock_folder
 from tests.helpers.command import nemo_tapo
 
 CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
@@ -132,7 +132,7 @@ def test_a_refused_command_leaves_the_configuration_as_it_was(tmp_path: Path) ->
 def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with held(out):
+    with lock_folder(out):
         done = nemo_tapo("train", *train(out), "steps=1")
         assert done.returncode == 2 and f"another process is at work in {out}" in done.stderr
         assert not (out / "config.yaml").exists()

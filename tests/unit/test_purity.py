@@ -29,6 +29,6 @@ def test_pure_modules_load_no_engine() -> None:
     assert loaded("import " + ", ".join(PURE), HEAVY) == set()
 
 
-@pytest.mark.parametrize("code", ["import nemo_tapo", "from nemo_tapo.cli import parser; parser()"])
+@pytest.mark.parametrize("code", ["import nemo_tapo", "from nemo_tapo.cli import build_parser; build_parser()"])
 def test_the_command_line_starts_without_torch(code: str) -> None:
     assert not loaded(code, (*HEAVY, "torch", "matplotlib", "hydra"))

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.reflection import DROP_REASONS
 from nemo_tapo.algorithms.tapo import TAPO
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.batch import split_into_updates
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
+from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
 from nemo_tapo.runtime.scripted_runtime import ScriptedActor, ScriptedRuntime, arithmetic_script
 from nemo_tapo.scoring import check_first_step
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
@@ -79,7 +79,7 @@ def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory,
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     kind = TAPO if cfg.algorithm == "tapo" else GRPO
     algorithm = kind(cfg, Tools(runtime.generator, runtime.tokenizer, task))
-    usable, bad = with_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
+    usable, bad = add_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     assert not bad
     order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
     loop = LoopConfig(
@@ -102,7 +102,7 @@ def weights(runtime: ScriptedRuntime) -> torch.Tensor:
 def test_every_query_pair_and_row_is_accounted_for(tmp_path: Path) -> None:
     memory, runtime = run(settings(), tmp_path)
     assert memory.steps == [1, 2, 3, 4]
-    assert runtime.generator.versions == 5  # before the first rollouts and after each update
+    assert runtime.generator.weight_updates == 5  # before the first rollouts and after each update
     for metrics, rows in zip(memory.metrics, memory.rows, strict=True):
         assert metrics["tapo/eligible"] + metrics["tapo/mastered"] + metrics["tapo/beyond"] == 6
         dropped = sum(metrics[f"tapo/dropped/{reason}"] for reason in DROP_REASONS)
@@ -150,10 +150,10 @@ def test_the_pipeline_changes_nothing_but_the_order_of_arrival(tmp_path: Path) -
     barrier, b = run(settings(pipeline="barrier"), tmp_path / "b")
     assert overlapped.rows == barrier.rows
     assert torch.equal(weights(a), weights(b))
-    assert a.generator.asked != b.generator.asked
-    first_synthesis = next(i for i, uid in enumerate(b.generator.asked) if "_reflected" in uid)
+    assert a.generator.request_uids != b.generator.request_uids
+    first_synthesis = next(i for i, uid in enumerate(b.generator.request_uids) if "_reflected" in uid)
     assert first_synthesis == 48  # with the barrier, every rollout of the step was asked for before
-    assert next(i for i, uid in enumerate(a.generator.asked) if "_reflected" in uid) <= 48
+    assert next(i for i, uid in enumerate(a.generator.request_uids) if "_reflected" in uid) <= 48
 
 
 @pytest.mark.parametrize(
@@ -265,4 +265,4 @@ def test_prompts_that_do_not_fit_are_counted_not_cut(tmp_path: Path) -> None:
     memory, runtime = run(settings(tapo__max_tokens=3990), tmp_path)
     for metrics in memory.metrics:
         assert metrics["tapo/dropped/prompt_too_long"] == metrics["tapo/pairs"]
-    assert not any("_reflected" in uid for uid in runtime.generator.asked)
+    assert not any("_reflected" in uid for uid in runtime.generator.request_uids)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Submits a run to Slurm, from any directory. Needs sbatch and Python 3.9, nothing installed.
+"""Submit a run to Slurm, from any directory. Needs sbatch and Python 3.9, nothing installed.
 
     tools/slurm/launch.py --nodes 2 --time 4:00:00 --container nvcr.io#nvidia/nemo-rl:v0.7.0 -- \\
         train --config examples/configs/X.yaml output=runs/x
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def launch(options: argparse.Namespace) -> int:
-    """Checks, takes the snapshot, submits. Raises Bad before anything is written."""
+    """Check, take the snapshot, submit. Raises Bad before anything is written."""
     check(options)
     base = output_folder(options.arguments)
     submission = base / "slurm" / time.strftime("submit-%Y%m%d-%H%M%S")
@@ -118,7 +118,7 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises Bad for what Slurm or the job would find out later."""
+    """Raise Bad for what Slurm or the job would find out later."""
     least_1 = ("nodes", "chain", "signal_minutes", "at_once", "cpus_per_node")
     for name, least in (*((name, 1) for name in least_1), ("gpus_per_node", 0), ("start_minutes", 0.1)):
         value = getattr(options, name)
@@ -153,7 +153,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def minutes(limit: str) -> float:
-    """Slurm's ways of writing a time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Parse a time in one of Slurm's forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     found = TIME.fullmatch(limit)
     if not found:
         raise Bad(f"--time {limit!r} is none of M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.")
@@ -164,7 +164,7 @@ def minutes(limit: str) -> float:
 
 
 def python_of(options: argparse.Namespace) -> str:
-    """The interpreter on the nodes; in the container the image's own, first on its PATH."""
+    """Return the interpreter on the nodes; in the container it is the image's own, the first on its PATH."""
     if options.container:
         return "python"
     return str(Path(options.python or ROOT / ".venv" / "bin" / "python").absolute())  # a link into a venv stays one
@@ -191,7 +191,7 @@ def config_argument(arguments: Sequence[str]) -> str | None:
 
 
 def config_in(submission: Path, arguments: Sequence[str]) -> tuple[Path | None, Path | None]:
-    """Where the config will be read from, and the folder of YAML files to copy if it is not of this repository."""
+    """Return where the config will be read from, and the folder of YAML files to copy if it is not in here."""
     given = config_argument(arguments)
     if given is None:
         return None, None
@@ -202,7 +202,7 @@ def config_in(submission: Path, arguments: Sequence[str]) -> tuple[Path | None, 
 
 
 def take_snapshot(submission: Path, config_folder: Path | None) -> None:
-    """Code and config into `submission`; which commit, and what was changed since, into COMMIT."""
+    """Copy code and config into `submission`; write the commit, and what was changed since, into COMMIT."""
     try:
         submission.mkdir(parents=True)
     except OSError as error:
@@ -234,7 +234,7 @@ def commit() -> str:
 def configurations(
     arguments: Sequence[str], base: Path, sweep: Sequence[str], listed: str | None = None
 ) -> list[Configuration]:
-    """One run, one for each combination of the swept values, in folders <output>/000-key-value-..., or those listed."""
+    """List the runs: one, or one a combination of swept values in <output>/000-key-value-..., or those listed."""
     if listed is not None:
         if sweep:
             raise Bad("--list and --sweep exclude each other.")
@@ -256,7 +256,7 @@ def configurations(
 
 
 def list_of(arguments: Sequence[str], base: Path, path: Path) -> list[Configuration]:
-    """A run a line, as `nemo-tapo sweep ... --list FILE` writes them: its settings instead of the output given."""
+    """Read one run a line, as `nemo-tapo sweep ... --list FILE` writes them; its settings replace the output given."""
     if not path.is_file():
         raise Bad(f"no list {path}.")
     shared = [argument for argument in arguments if argument.partition("=")[0] not in OUTPUTS]
@@ -278,7 +278,7 @@ def list_of(arguments: Sequence[str], base: Path, path: Path) -> list[Configurat
 
 
 def axis(text: str) -> list[str]:
-    """`key=a,[b,c],d` as three overrides; commas in brackets and quotes belong to a value."""
+    """Split `key=a,[b,c],d` into three overrides; commas in brackets and quotes belong to a value."""
     key, _, values = text.partition("=")
     if not values:
         raise Bad(f"--sweep {text!r} is not KEY=A,B,C.")
@@ -289,7 +289,7 @@ def axis(text: str) -> list[str]:
 
 
 def with_output(arguments: Sequence[str], folder: Path) -> list[str]:
-    """The run's folder in place of the one given. NeMo-RL's own folders go into it, unless the command names others."""
+    """Put the run's folder in place of the one given, and NeMo-RL's folders into it unless the command names others."""
     placed = [f"{a.partition('=')[0]}={folder}" if a.partition("=")[0] in OUTPUTS else a for a in arguments]
     if "tapo.output" not in named(arguments):
         return placed
@@ -297,7 +297,7 @@ def with_output(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def named(arguments: Sequence[str]) -> dict[str, str]:
-    """The settings among the arguments: Hydra's key=value, +key=value, ++key=value."""
+    """Find the settings among the arguments: Hydra's key=value, +key=value, ++key=value."""
     pairs = (argument.partition("=") for argument in arguments)
     return {key.lstrip("+"): value for key, equals, value in pairs if equals}
 
@@ -306,7 +306,7 @@ def named(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def text_of(options: argparse.Namespace, runs: Sequence[Configuration], base: Path, submission: Path) -> str:
-    """The whole batch script: Slurm's options, this run's values, and job.sh."""
+    """Write the whole batch script: Slurm's options, this run's values, and job.sh."""
     lines = ["#!/bin/bash", *(f"#SBATCH --{line}" for line in sbatch_options(options, runs, base)), ""]
     lines += [f"export {pair.partition('=')[0]}={shlex.quote(pair.partition('=')[2])}" for pair in options.env]
     values: dict[str, object] = {
@@ -353,7 +353,7 @@ def sbatch_options(options: argparse.Namespace, runs: Sequence[Configuration], b
 
 
 def step_options(options: argparse.Namespace, base: Path) -> list[str]:
-    """What every srun of the job gets, besides its nodes."""
+    """List what every srun of the job gets, besides its nodes."""
     lines = [f"--gres=gpu:{options.gpus_per_node}"] if options.gpus_per_node else []
     if not options.container:
         return lines
@@ -372,7 +372,7 @@ def step_options(options: argparse.Namespace, base: Path) -> list[str]:
 
 
 def submit(script: Path, base: Path, runs: Sequence[Configuration]) -> int:
-    """Calls sbatch; says the job's number and where its log will be. Returns sbatch's exit code."""
+    """Call sbatch; print the job's number and where its log will be. Returns sbatch's exit code."""
     done = subprocess.run(["sbatch", "--parsable", str(script)], check=False, capture_output=True, text=True)
     if done.returncode:
         print(f"launch.py: sbatch refused: {done.stderr.strip()}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Waits until Ray has all nodes: ray_nodes.py LOGS SECONDS NODE... Exit code 1, and names, if some are missing."""
+"""Wait until Ray has all nodes: ray_nodes.py LOGS SECONDS NODE... Exit code 1, and names, if some are missing."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The driver's side of the policy: TP x PP x DP Megatron ranks, each a Ray actor, behind `interface.Actor`.
+"""The driver's side of the policy: TP x PP x DP Megatron ranks, each a Ray actor, behind `interfaces.Actor`.
 
 ```
 Batch --deal rows over DP--> rank (tp 0.., dp d, pp 0..)  x TP x PP the same rows
                                  MegatronWorker.train
-UpdateResult <--reduce_parts, rows put back-- the report of (tp 0, pp 0) of every d
+UpdateResult <--reduce_parts, gather_rows-- the report of (tp 0, pp 0) of every d
 ```
 """
 
@@ -23,58 +23,58 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.metrics import reduce_parts
-from nemo_tapo.runtime.batch_sharding import deal, filled, gather
+from nemo_tapo.runtime.batch_sharding import deal_rows, gather_rows, select_and_pad
 from nemo_tapo.runtime.local import hf_checkpoint, ray_cluster
-from nemo_tapo.runtime.local.ray_calls import why_dead
+from nemo_tapo.runtime.local.ray_calls import explain_death
 from nemo_tapo.runtime.local.weights import check_layout
 from nemo_tapo.types import Batch, UpdateResult
 from nemo_tapo.utils.errors import RuntimeFailure
 
-GRACE = 2.0  # seconds to wait, after a first failure, for the others to tell theirs
+GRACE_SECONDS = 2.0  # after the first failure, wait this long for the errors of the other ranks
 
 
 class LocalActor:
-    """`interface.Actor`. One call at a time; each waits for all ranks.
+    """Implementation of `interfaces.Actor`. It handles one call at a time, and each call waits for all ranks.
 
-    A rank that dies or does not answer within local.call_timeout takes the others with it, for they wait for it in
-    a collective: all are ended and RuntimeFailure names the rank and the cause.
+    If a rank dies or does not answer within local.call_timeout, the other ranks wait for it in a collective. All ranks
+    are then ended, and RuntimeFailure names the rank and the cause.
     """
 
     def __init__(self, model_path: Path, local: LocalConfig) -> None:
-        """Starts the processes; `ready` waits until they stand. Ray has to run.
+        """Start the processes; `ready` waits until they have loaded the model. Ray must be running.
 
-        Raises ValueError for a model that is no Qwen3 or that the layout does not divide.
+        Raises ValueError if the model is not a Qwen3 or if TP and PP do not divide its sizes.
         """
         import ray
 
         from nemo_tapo.runtime.local.worker import MegatronWorker
 
-        check_layout(hf_checkpoint.read_info(model_path).shape, local.tp, local.pp)
+        check_layout(hf_checkpoint.read_model_info(model_path).shape, local.tp, local.pp)
         self.local = local
         world = local.tp * local.pp * local.dp
         self._folder = tempfile.TemporaryDirectory(prefix="nemo-tapo-actor-")
         options: dict[str, Any] = {
-            "num_cpus": 0,  # sampling and updates take turns on the same cores: nothing to reserve
-            "runtime_env": {"env_vars": worker_environment(local)},
+            "num_cpus": 0,  # sampling and updates alternate on the same cores, so there is nothing to reserve
+            "runtime_env": {"env_vars": make_worker_environment(local)},
         }
-        places = ray_cluster.places(world)
-        meeting = f"file://{self._folder.name}/ranks"  # where the ranks find each other
+        places = ray_cluster.place_ranks(world)
+        init_method = f"file://{self._folder.name}/ranks"
         if places.host is not None:
-            port = ray.remote(free_port).options(num_cpus=0, **places.options[0]).remote(places.host)
-            meeting = f"tcp://{places.host}:{ray.get(port, timeout=local.start_timeout)}"
+            port = ray.remote(find_free_port).options(num_cpus=0, **places.options[0]).remote(places.host)
+            init_method = f"tcp://{places.host}:{ray.get(port, timeout=local.start_timeout)}"
         remote = ray.remote(MegatronWorker)
         self._ranks = [
-            remote.options(**options, **places.options[rank]).remote(rank, world, meeting, model_path, local)
+            remote.options(**options, **places.options[rank]).remote(rank, world, init_method, model_path, local)
             for rank in range(world)
         ]
 
     async def ready(self) -> list[int]:
-        """The process ids of all ranks, once they have loaded the model; within local.start_timeout."""
+        """Wait until all ranks have loaded the model, at most local.start_timeout, and return their process ids."""
         answers = await self._call("ready", timeout=self.local.start_timeout)
         return [answer["pid"] for answer in answers]
 
     def close(self) -> None:
-        """Ends the ranks. A second call does nothing."""
+        """End the ranks. A second call does nothing."""
         import ray
 
         for rank in self._ranks:
@@ -82,143 +82,162 @@ class LocalActor:
         self._ranks = []
         self._folder.cleanup()
 
-    # ---- interface.Actor -----------------------------------------------------------------------------------------
+    # ---- interfaces.Actor ----------------------------------------------------------------------------------------
 
     async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
-        """A new optimizer and schedule on the present weights; step count 0."""
+        """Create a new optimizer and schedule for the present weights; step count 0."""
         await self._call("configure", optimizer=optimizer, total_steps=total_steps)
 
     async def load_model(self, path: Path) -> None:
-        """Weights from a Hugging Face directory of the same architecture; ValueError if its sizes differ."""
+        """Load weights from a Hugging Face directory of the same architecture.
+
+        Raises ValueError if its sizes differ.
+        """
         await self._call("load_model", path=path)
 
     async def set_reference(self) -> None:
-        """The present weights become the frozen reference policy."""
+        """Freeze a copy of the present weights as the reference policy."""
         await self._call("set_reference")
 
     async def set_teacher(self, path: Path) -> None:
-        """Weights of a Hugging Face directory teach instead of the reference policy's; ValueError if sizes differ."""
+        """Load a frozen teacher from a Hugging Face directory; it replaces the reference policy as teacher.
+
+        Raises ValueError if its sizes differ from the policy's.
+        """
         await self._call("set_teacher", path=path)
 
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
-        """Forward, loss, backward, one optimizer step.
+        """Make one optimizer step: forward, loss, backward, update.
 
-        RuntimeFailure if the loss or the gradient is not finite; the weights are then unchanged.
+        Raises RuntimeFailure if the loss or the gradient is not finite; the weights are then unchanged.
         """
-        shares = deal(batch.input_lengths.tolist(), self.local.dp)
-        reports = await self._call("train", self._dealt(batch, shares), loss_fn=loss)
-        reports = self._one_per_replica(reports)
+        shares = deal_rows(batch.input_lengths.tolist(), self.local.dp)
+        reports = await self._call("train", self._shard_by_rank(batch, shares), loss_fn=loss)
+        reports = self._select_one_per_replica(reports)
         weights = [report["token_weights"] for report in reports]
         return UpdateResult(
             loss=reports[0]["loss"],
             grad_norm=reports[0]["grad_norm"],
             learning_rate=reports[0]["lr"],
             metrics=reduce_parts(part for report in reports for part in report["metrics"]),
-            token_weights=None if any(w is None for w in weights) else gather(weights, shares, batch, fill=1.0),
+            token_weights=None if any(w is None for w in weights) else gather_rows(weights, shares, batch, fill=1.0),
         )
 
     async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """[B, S] nats, log-probability of every token under the present weights; 0 outside rows and at column 0."""
+        """Return the log-probability of every token under the present weights, [B, S] nats.
+
+        0 outside rows and at column 0.
+        """
         return await self._logprobs(batch, "get_logprobs", "logprobs", temperature)
 
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """The same under the reference policy."""
+        """Return the same under the reference policy."""
         return await self._logprobs(batch, "get_reference_policy_logprobs", "reference_logprobs", temperature)
 
     async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """The same under the frozen teacher."""
+        """Return the same under the frozen teacher."""
         return await self._logprobs(batch, "get_teacher_logprobs", "teacher_logprobs", temperature)
 
     async def weights(self) -> Any:
-        """A Ray reference to {Hugging Face name: tensor}: they go from rank 0 to whoever gets it, not through here."""
-        asked = [rank for rank in range(len(self._ranks)) if self._replica_of(rank) == 0]
-        pairs = [self._ranks[rank].export_weights.options(num_returns=2).remote() for rank in asked]
-        await self._answers([done for _, done in pairs], asked, "export_weights", self.local.call_timeout)
+        """Return a Ray reference to {Hugging Face name: tensor}.
+
+        The tensors go from rank 0 directly to the process that resolves the reference, not through the driver.
+        """
+        ranks = [rank for rank in range(len(self._ranks)) if self._get_replica(rank) == 0]
+        pairs = [self._ranks[rank].export_weights.options(num_returns=2).remote() for rank in ranks]
+        await self._await_answers([done for _, done in pairs], ranks, "export_weights", self.local.call_timeout)
         return pairs[0][0]
 
     async def save(self, path: Path) -> None:
-        """model.safetensors, optimizer.safetensors and optimizer.json into the existing folder `path`."""
+        """Write model.safetensors, optimizer.safetensors and optimizer.json into the existing folder `path`."""
         await self._call("save_checkpoint", weights_path=path, optimizer_path=path)
 
     async def load(self, path: Path) -> None:
-        """The inverse of `save`; the layout may differ from the one that saved. `configure` comes before."""
+        """Restore what `save` wrote. The layout may differ from the one that saved. Call `configure` first."""
         await self._call("load_checkpoint", path=path)
 
     async def export(self, path: Path) -> None:
-        """A Hugging Face model directory: config, weights, tokenizer."""
+        """Write a Hugging Face model directory: config, weights, tokenizer."""
         path.mkdir(parents=True, exist_ok=True)
         await self._call("save_checkpoint", weights_path=path, tokenizer_path=path)
 
     # ---- rows over data-parallel ranks ---------------------------------------------------------------------------
 
-    def _dealt(self, batch: Batch, shares: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-        """What each rank gets: the ranks of one replica the same rows, all replicas the same number of them."""
+    def _shard_by_rank(self, batch: Batch, shares: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+        """Return the rows of each rank. Ranks of one replica get the same rows; all replicas get equally many."""
         most = max(len(share) for share in shares)
-        parts = [filled(batch, share, most).as_dict() for share in shares]
-        return [parts[self._replica_of(rank)] for rank in range(len(self._ranks))]
+        parts = [select_and_pad(batch, share, most).as_dict() for share in shares]
+        return [parts[self._get_replica(rank)] for rank in range(len(self._ranks))]
 
-    def _replica_of(self, rank: int) -> int:
-        return rank // self.local.tp % self.local.dp  # tp runs fastest, pp slowest: see worker.py
+    def _get_replica(self, rank: int) -> int:
+        return rank // self.local.tp % self.local.dp  # the rank order is in worker.py's module docstring
 
-    def _one_per_replica(self, reports: Sequence[Any]) -> list[Any]:
+    def _select_one_per_replica(self, reports: Sequence[Any]) -> list[Any]:
         return [reports[d * self.local.tp] for d in range(self.local.dp)]
 
     async def _logprobs(self, batch: Batch, method: str, key: str, temperature: float) -> Tensor:
-        shares = deal(batch.input_lengths.tolist(), self.local.dp)
-        reports = await self._call(method, self._dealt(batch, shares), temperature=temperature)
-        return gather([r[key] for r in self._one_per_replica(reports)], shares, batch, fill=0.0)
+        shares = deal_rows(batch.input_lengths.tolist(), self.local.dp)
+        reports = await self._call(method, self._shard_by_rank(batch, shares), temperature=temperature)
+        return gather_rows([r[key] for r in self._select_one_per_replica(reports)], shares, batch, fill=0.0)
 
     # ---- calls ---------------------------------------------------------------------------------------------------
 
     async def _call(
         self, method: str, data: Sequence[Mapping[str, Tensor]] | None = None, timeout: float | None = None, **same: Any
     ) -> list[Any]:
-        """All ranks' answers to `method(**same)`, in rank order; `data` holds one more argument for each rank."""
+        """Call `method(**same)` on all ranks and return their answers in rank order.
+
+        `data`, if given, holds one more argument for each rank.
+        """
         keywords = [same if data is None else {"data": data[rank], **same} for rank in range(len(self._ranks))]
         references = [
             getattr(worker, method).remote(**keyword) for worker, keyword in zip(self._ranks, keywords, strict=True)
         ]
-        return await self._answers(references, range(len(references)), method, timeout or self.local.call_timeout)
+        return await self._await_answers(references, range(len(references)), method, timeout or self.local.call_timeout)
 
-    async def _answers(self, references: Sequence[Any], ranks: Sequence[int], method: str, timeout: float) -> list[Any]:
+    async def _await_answers(
+        self, references: Sequence[Any], ranks: Sequence[int], method: str, timeout: float
+    ) -> list[Any]:
         if not self._ranks:
             raise RuntimeFailure("the actor's ranks were ended by an earlier failure.")
-        tasks = [asyncio.ensure_future(_value(reference)) for reference in references]
+        tasks = [asyncio.ensure_future(_await_reference(reference)) for reference in references]
         started = time.monotonic()
         _, pending = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
         failed = any(task.done() and task.exception() for task in tasks)
-        if failed and pending:  # the others fail because of it, or hang: the first to speak need not be the culprit
-            _, pending = await asyncio.wait(tasks, timeout=GRACE)
+        if failed and pending:  # the first rank to report need not be the one that caused the failure
+            _, pending = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
         if not failed and not pending:
             return [task.result() for task in tasks]
         for task in pending:
             task.cancel()
-        told = {rank: None if t in pending else t.exception() for rank, t in zip(ranks, tasks, strict=True)}
+        errors_by_rank = {rank: None if t in pending else t.exception() for rank, t in zip(ranks, tasks, strict=True)}
         silent = [rank for rank, t in zip(ranks, tasks, strict=True) if t in pending]
-        raise self._failure(told, silent, f"in {method} after {time.monotonic() - started:.1f} s")
+        raise self._make_failure(errors_by_rank, silent, f"in {method} after {time.monotonic() - started:.1f} s")
 
-    def _failure(self, told: Mapping[int, BaseException | None], silent: Sequence[int], where: str) -> Exception:
-        """The exception to raise; ends the ranks unless all of them refused the call alike."""
+    def _make_failure(
+        self, errors_by_rank: Mapping[int, BaseException | None], silent: Sequence[int], where: str
+    ) -> Exception:
+        """Return the exception to raise. Ends the ranks, unless all of them rejected the call with an error."""
         from ray.exceptions import RayActorError, RayTaskError
 
-        errors = {rank: error for rank, error in told.items() if error is not None}
+        errors = {rank: error for rank, error in errors_by_rank.items() if error is not None}
         causes = [error.cause for error in errors.values() if isinstance(error, RayTaskError)]
         refusals = [cause for cause in causes if isinstance(cause, ValueError | AssertionError | RuntimeFailure)]
-        if len(refusals) == len(told):
+        if len(refusals) == len(errors_by_rank):
             return refusals[0]
         world = len(self._ranks)
         self.close()
         dead = {rank: error for rank, error in errors.items() if isinstance(error, RayActorError)}
         for rank, error in (dead or errors).items():
-            cause = error.cause if isinstance(error, RayTaskError) else why_dead(error)
+            cause = error.cause if isinstance(error, RayTaskError) else explain_death(error)
             return RuntimeFailure(f"Megatron rank {rank} of {world} {'died' if dead else 'failed'} {where}: {cause}")
         return RuntimeFailure(f"Megatron rank {', '.join(map(str, silent))} of {world} did not answer {where}.")
 
 
 async def start_actor(cfg: RunConfig, progress: Callable[[str], None] = lambda text: None) -> LocalActor:
-    """The actor of `cfg`, its model loaded.
+    """Start the actor of `cfg` and wait until its model is loaded.
 
-    Raises ValueError for a model that the layout does not fit, RuntimeFailure if a rank does not start.
+    Raises ValueError if the layout does not fit the model, RuntimeFailure if a rank does not start.
     """
     started = time.monotonic()
     actor = LocalActor(cfg.model.path, cfg.local)
@@ -227,20 +246,22 @@ async def start_actor(cfg: RunConfig, progress: Callable[[str], None] = lambda t
     return actor
 
 
-def worker_environment(local: LocalConfig) -> dict[str, str]:
-    """Environment of a rank's process. A waiting thread sleeps: spinning ones starve the thread they wait for when
-    cores are shared (measured: 5 to 8 times slower with another job on the machine, nothing gained without one).
+def make_worker_environment(local: LocalConfig) -> dict[str, str]:
+    """Return the environment variables of a rank's process.
+
+    Waiting threads sleep instead of spinning. When cores are shared, spinning threads take time from the thread they
+    wait for (measured: 5 to 8 times slower with another job on the machine, no gain without one).
     """
     threads = max(1, local.threads // (local.tp * local.pp * local.dp))
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def free_port(host: str) -> int:
-    """A TCP port of this node on which nobody listens at the moment."""
+def find_free_port(host: str) -> int:
+    """Return a TCP port of this node that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-async def _value(reference: Any) -> Any:
+async def _await_reference(reference: Any) -> Any:
     return await reference

@@ -1,17 +1,17 @@
-"""What Megatron-core needs to run on a machine without CUDA. Applied by `apply()`, there and nowhere else.
+"""Patches that let Megatron-core run on a machine without CUDA. `apply()` installs them; nothing else does.
 
-Megatron-core asks for the current CUDA device without asking whether there is one. With these answers it runs on
-the CPU over gloo, unchanged. Seen with megatron-core 0.16.1:
+Megatron-core asks for the current CUDA device without checking that there is one. With these patches it runs
+unchanged on the CPU over gloo. Checked with megatron-core 0.16.1:
 
-| site                                           | Megatron's use                                      | answer here  |
+| site                                           | Megatron's use                                      | patched to   |
 |------------------------------------------------|-----------------------------------------------------|--------------|
 | torch.cuda.current_device                      | pipeline p2p, the parallel layers, rotary embedding | the CPU      |
 | torch.cuda.synchronize                         | after batched p2p                                   | nothing      |
 | torch.Tensor.cuda                              | tied embeddings over pipeline stages                | the tensor   |
 | megatron...pipeline_parallel.schedules.torch   | torch.zeros([], device="cuda") for the token count  | on the CPU   |
 
-What needs no shim because the configuration avoids it: fused kernels, Megatron's optimizer and gradient clipping,
-its own core attention with the CUDA random state (see model.py and optimizer.py).
+These parts need no patch, because the configuration avoids them: fused kernels, Megatron's optimizer and gradient
+clipping, and its core attention, which uses the CUDA random state (see model.py and optimizer.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ SITES = (
 
 
 def apply() -> bool:
-    """Puts the answers of the table in place; False, and nothing done, where CUDA is present. May be repeated."""
+    """Install the patches of the table and return True; where CUDA is present, do nothing and return False.
+
+    Calling it again is harmless.
+    """
     if torch.cuda.is_available():
         return False
     from megatron.core.pipeline_parallel import schedules
@@ -44,7 +47,7 @@ def apply() -> bool:
 
 
 class _CpuTorch(ModuleType):
-    """`torch`, except that `zeros` on "cuda" are zeros on the CPU. Only the schedules module sees it."""
+    """A copy of `torch` whose `zeros` on "cuda" are on the CPU. Only Megatron's schedules module uses it."""
 
     def __init__(self, real: ModuleType) -> None:
         super().__init__(real.__name__)
@@ -54,4 +57,5 @@ class _CpuTorch(ModuleType):
         return getattr(self._real, name)
 
     def zeros(self, *size: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        """Return zeros on the CPU if `device` is "cuda", else on `device`."""
         return torch.zeros(*size, device="cpu" if device == "cuda" else device, **kwargs)

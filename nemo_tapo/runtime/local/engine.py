@@ -1,10 +1,11 @@
-"""The inference engine: vLLM on this machine's CPU, in a process of its own (a Ray actor).
+"""The inference engine: vLLM on this machine's CPU, in its own process (a Ray actor).
 
 ```
 LocalGenerator --exchange(new requests)--> VllmEngine --step(), step(), ...--> vLLM's scheduler
                <--finished completions----
 ```
-Requests join while others run. The engine knows nothing of who waits for what: keys in, keys out.
+New requests can join while others run. The caller gives each request a key; the engine returns the key with the
+completion and does not know who waits for it.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from nemo_tapo.types import Completion, Request
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
-SLICE = 0.05  # seconds of stepping before an exchange answers, so that new requests can join
-BLOCK = 32  # tokens of one KV-cache block: only whole ones are shared, and the CPU's default of 128 is long
+SLICE_SECONDS = 0.05  # an exchange returns after this time, so that new requests can join
+KV_BLOCK_TOKENS = 32  # only whole blocks are shared between prompts; the CPU default of 128 is too long for that
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
-Keyed = tuple[int, Request]
-Finished = tuple[int, Completion | ValueError]  # the error: this request cannot be served; the others can
+KeyedRequest = tuple[int, Request]
+KeyedResult = tuple[int, Completion | ValueError]  # the error says why this request cannot be served
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the driver has to know of a started engine."""
+    """Properties of a started engine that the driver needs.
+
+    >>> EngineInfo(pid=4711, max_model_len=1024, vocab_size=512, start_seconds=8.5).max_model_len
+    1024
+    """
 
     pid: int
     max_model_len: int  # prompt + completion, tokens
@@ -43,20 +48,20 @@ class EngineInfo:
     start_seconds: float
 
 
-def engine_environment(cfg: RunConfig) -> dict[str, str]:
-    """Environment of the engine's process; has to be set before it imports torch."""
+def make_engine_environment(cfg: RunConfig) -> dict[str, str]:
+    """Return the environment variables of the engine's process. They must be set before it imports torch."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process, not behind a socket
-        "VLLM_CPU_KVCACHE_SPACE": str(cfg.local.kv_cache_gib),  # explicit: no profiling run
+        "VLLM_CPU_KVCACHE_SPACE": str(cfg.local.kv_cache_gib),  # a fixed size makes a profiling run unnecessary
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The first request for log-probabilities would compile a kernel: 3 seconds, and a C++ compiler needed.
+        # Else the first request for log-probabilities compiles a kernel, which takes 3 s and needs a C++ compiler.
         "TORCHDYNAMO_DISABLE": "1",
         "OMP_NUM_THREADS": str(cfg.local.threads),
-        # A waiting thread sleeps. Spinning gains a tenth on an idle machine; beside any other busy process it
-        # makes generation five times slower and more, for it starves the thread that is waited for.
+        # Waiting threads sleep instead of spinning. Spinning gains a tenth on an idle machine. Beside another busy
+        # process it makes generation at least five times slower: it takes time from the thread that is waited for.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 
@@ -73,18 +78,19 @@ class VllmEngine:
         self._max_model_len = cfg.model.max_length
         args = EngineArgs(
             model=str(cfg.model.path),
-            skip_tokenizer_init=True,  # token ids in and out; text is ours, decoded as the trainer decodes it
-            generation_config="vllm",  # none of the model directory's sampling defaults
+            skip_tokenizer_init=True,  # token ids in and out; we decode the text, exactly as the trainer does
+            generation_config="vllm",  # ignore the sampling defaults in the model directory
             dtype="float32",
-            enforce_eager=True,  # compiling costs 10 s at start and saves a seventh of the generation
+            enforce_eager=True,  # compiling costs 10 s at start and saves only a seventh of the generation time
             seed=cfg.seed,
             max_model_len=self._max_model_len,
             max_num_seqs=cfg.local.max_num_seqs,
-            # A prompt is prefilled whole. Part of one would make vLLM 0.32 set a seeded generator back, which
-            # only CUDA's can ("CPU Generator does not use offset"): the engine would die of a full batch.
+            # Prompts are prefilled in one piece. After a partial prefill vLLM 0.32 resets the offset of a seeded
+            # random generator, which works on CUDA only ("CPU Generator does not use offset"). A full batch would
+            # then crash the engine.
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(4096, self._max_model_len, cfg.local.max_num_seqs),
-            block_size=BLOCK,
+            block_size=KV_BLOCK_TOKENS,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",  # of the sampling distribution: after temperature and top_p
             disable_log_stats=True,
@@ -94,37 +100,38 @@ class VllmEngine:
         self._vocab_size = config.get_vocab_size()
         self._tied: bool = config.hf_config.tie_word_embeddings
         self._path = cfg.model.path
-        self._shapes = {k: v for k, v in stored_shapes(self._path).items() if k != OUTPUT or not self._tied}
+        self._shapes = {k: v for k, v in read_tensor_shapes(self._path).items() if k != OUTPUT or not self._tied}
         self._start_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
-        """Answers once the engine stands."""
+        """Return the engine's properties. As the first call to the Ray actor, it returns once the engine is ready."""
         return EngineInfo(os.getpid(), self._max_model_len, self._vocab_size, self._start_seconds)
 
     def busy(self) -> int:
-        """Requests in flight."""
+        """Return the number of requests in flight."""
         return int(self._engine.get_num_unfinished_requests())
 
-    def exchange(self, new: Sequence[Keyed]) -> list[Finished]:
-        """Take new requests, run for a time slice or until nothing is left to do, return what has finished.
+    def exchange(self, new: Sequence[KeyedRequest]) -> list[KeyedResult]:
+        """Add the requests `new`, run the engine for one time slice, and return the requests that have finished.
 
-        A request that cannot be served comes back at once with a ValueError in place of its completion.
+        It returns earlier if no request is left. A request that cannot be served comes back at once, with a ValueError
+        in place of its completion.
         """
-        finished: list[Finished] = []
+        finished: list[KeyedResult] = []
         for key, request in new:
-            refusal = self._refusal(request)
+            refusal = self._explain_refusal(request)
             if refusal is None:
                 self._add(key, request)
             else:
                 finished.append((key, ValueError(refusal)))
-        deadline = time.monotonic() + SLICE
+        deadline = time.monotonic() + SLICE_SECONDS
         while self._engine.has_unfinished_requests() and time.monotonic() < deadline:
             outputs = [o for o in self._engine.step() if o.finished]
-            finished += [(int(o.request_id), self._completion(o)) for o in outputs]
+            finished += [(int(o.request_id), self._make_completion(o)) for o in outputs]
         return finished
 
-    def _refusal(self, request: Request) -> str | None:
-        """One sentence why `request` cannot be served, or None."""
+    def _explain_refusal(self, request: Request) -> str | None:
+        """Return a sentence that says why `request` cannot be served, or None if it can."""
         who, prompt = f"request '{request.uid}'", len(request.prompt_ids)
         if not prompt or request.max_tokens < 1:
             return f"{who}: {prompt} prompt tokens and max_tokens {request.max_tokens}; neither may be 0."
@@ -146,9 +153,9 @@ class VllmEngine:
             top_p=request.top_p,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            logprobs=0 if request.logprobs else None,  # 0: the sampled token's only
+            logprobs=0 if request.logprobs else None,  # 0: of the sampled token only
             flat_logprobs=request.logprobs,
-            # Exactly one token ends a row, the tokenizer's EOS; a model directory may name others.
+            # Only the tokenizer's EOS ends a row, though a model directory may name other tokens too.
             ignore_eos=True,
             stop_token_ids=[self._tokenizer.eos_id],
             detokenize=False,
@@ -156,7 +163,7 @@ class VllmEngine:
         )
         self._engine.add_request(str(key), TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
 
-    def _completion(self, output: RequestOutput) -> Completion:
+    def _make_completion(self, output: RequestOutput) -> Completion:
         sample = output.outputs[0]
         ids = tuple(sample.token_ids)
         truncated = sample.finish_reason == "length"
@@ -168,10 +175,10 @@ class VllmEngine:
         return Completion(ids, self._tokenizer.decode(ids), truncated, logprobs)
 
     def update_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take {Hugging Face name: tensor} of the whole model; empties the prefix cache.
+        """Replace the weights by `weights`, {Hugging Face name: tensor} of the whole model; empty the prefix cache.
 
-        Raises ValueError if names or shapes are not those of the model's directory: vLLM would keep the old
-        tensor under a name that it misses, and only log it.
+        Raises ValueError if names or shapes differ from those in the model's directory. (If a name is missing, vLLM
+        keeps the old tensor and only logs it.)
         """
         assert not self.busy(), f"weights may not change while {self.busy()} requests are in flight"
         weights = dict(weights)
@@ -185,15 +192,15 @@ class VllmEngine:
                 f"the first is {wrong[0][0]} {list(wrong[0][1])}."
             )
         if self._tied:
-            # On a CPU vLLM has repacked the output matrix into memory of its own. Only under its own name is it
-            # repacked again; else new embeddings would be read and old ones would score (vLLM 0.32).
+            # On a CPU vLLM 0.32 keeps a repacked copy of the output matrix. It repacks it again only if the matrix
+            # is given under its own name. Else the model would read new embeddings but score with the old ones.
             weights[OUTPUT] = weights[EMBEDDING]
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
         assert self._engine.reset_prefix_cache(), "vLLM kept cached prefixes of the old weights"
 
 
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the tensors in a Hugging Face directory, from the files' headers."""
+def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return {name: shape} of the tensors in a Hugging Face directory, read from the file headers only."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}

@@ -1,4 +1,4 @@
-"""A Hugging Face model directory as files: config.json, safetensors, tokenizer. No transformers needed."""
+"""Read and write Hugging Face model directories (config.json, safetensors, tokenizer) without transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What config.json says of a Qwen3 model."""
+    """The architecture of a Qwen3 model, as its config.json gives it."""
 
     shape: ModelShape
     norm_eps: float
@@ -26,16 +26,17 @@ class ModelInfo:
     max_length: int  # positions
 
 
-def read_info(path: Path) -> ModelInfo:
-    """Reads `path`/config.json.
+def read_model_info(path: Path) -> ModelInfo:
+    """Read `path`/config.json.
 
-    Raises ValueError for an architecture, or a feature of Qwen3, that the local actor does not build.
+    Raises ValueError if it is missing, or if it names an architecture or a Qwen3 feature that the local actor does not
+    support.
     """
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(f"{path} is not a model directory: it has no config.json.")
     config = json.loads(file.read_text())
-    _refuse_unknown(config, file)
+    _require_supported(config, file)
     rope = config.get("rope_parameters") or {}
     heads = config["num_attention_heads"]
     return ModelInfo(
@@ -50,38 +51,38 @@ def read_info(path: Path) -> ModelInfo:
             tied=bool(config.get("tie_word_embeddings", False)),
         ),
         norm_eps=config["rms_norm_eps"],
-        # transformers 5 has rope_parameters, earlier ones a rope_theta at the top
+        # transformers 5 writes rope_parameters, earlier versions a top-level rope_theta
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
         max_length=config["max_position_embeddings"],
     )
 
 
-def require_same_kind(model: Path, teacher: Path) -> None:
-    """Raises ValueError unless `teacher` can stand in for `model`: the same architecture, sizes and token ids."""
-    own, other = read_info(model), read_info(teacher)
+def require_same_architecture(model: Path, teacher: Path) -> None:
+    """Raise ValueError unless `teacher` can replace `model`: same architecture, sizes and token ids."""
+    own, other = read_model_info(model), read_model_info(teacher)
     names = [f.name for f in fields(own) if f.name != "max_length" and getattr(own, f.name) != getattr(other, f.name)]
     for name in names:
         raise ValueError(
             f"opsd.teacher_path: {teacher} is another architecture than {model}: {name} is {getattr(other, name)} "
             f"instead of {getattr(own, name)}. The teacher has to have the policy's."
         )
-    if _token_ids(model) != _token_ids(teacher):
+    if _read_tokenization(model) != _read_tokenization(teacher):
         raise ValueError(
             f"opsd.teacher_path: the tokenizer of {teacher} is not that of {model}. The teacher reads the policy's own "
             "tokens, so it has to have the same."
         )
 
 
-def _token_ids(path: Path) -> Any:
-    """What of tokenizer.json decides the ids of a text."""
+def _read_tokenization(path: Path) -> Any:
+    """Return the parts of tokenizer.json that decide the token ids of a text."""
     file = path / "tokenizer.json"
     if not file.is_file():
         raise ValueError(f"{path} has no tokenizer.json, so its tokens cannot be compared.")
-    whole = json.loads(file.read_text())
-    return [whole.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
+    content = json.loads(file.read_text())
+    return [content.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
 
 
-def _refuse_unknown(config: dict[str, Any], file: Path) -> None:
+def _require_supported(config: dict[str, Any], file: Path) -> None:
     architectures = config.get("architectures") or []
     if architectures != [ARCHITECTURE]:
         raise ValueError(f"{file}: architectures is {architectures}; the local runtime trains {[ARCHITECTURE]} only.")
@@ -95,7 +96,10 @@ def _refuse_unknown(config: dict[str, Any], file: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of the directory's safetensors files, by name, in fp32 (mapped from disk where they are fp32)."""
+    """Return all tensors of the directory's safetensors files by name, in fp32.
+
+    Tensors that are stored in fp32 stay mapped from disk. Raises ValueError if there is no safetensors file.
+    """
     from safetensors.torch import load_file
 
     if (path / INDEX).is_file():
@@ -111,14 +115,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """One safetensors file, marked as PyTorch's so that transformers reads it."""
+    """Write one safetensors file, marked as PyTorch's so that transformers reads it."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Everything of a model directory but its weights (config, tokenizer, chat template) into `target`."""
+def copy_files_beside_weights(source: Path, target: Path) -> None:
+    """Copy everything but the weights (config, tokenizer, chat template) from `source` into `target`."""
     if source.resolve() == target.resolve():
         return
     for file in sorted(source.iterdir()):

@@ -7,11 +7,15 @@ import math
 from nemo_tapo.config.sections import OptimizerConfig
 
 
-def learning_rate(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The rate of step `step` (the first is 1) of a run of `total_steps`.
+def compute_learning_rate(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of step `step` (the first is 1) in a run of `total_steps`.
 
-    Linear from 0 over `warmup_steps`, reaching `lr` at the last of them; then constant, or half a cosine that
-    reaches min_lr_ratio * lr at `total_steps` and stays there.
+    It rises linearly from 0 over `warmup_steps` and reaches `lr` at the last of them. Then it is constant, or follows
+    half a cosine that reaches min_lr_ratio * lr at `total_steps` and stays there.
+
+    >>> cosine = OptimizerConfig(lr=1.0, warmup_steps=2, schedule="cosine", min_lr_ratio=0.1)
+    >>> [round(compute_learning_rate(cosine, step, total_steps=6), 2) for step in (1, 2, 4, 6, 7)]
+    [0.5, 1.0, 0.55, 0.1, 0.1]
     """
     assert step >= 1
     if step < optimizer.warmup_steps:

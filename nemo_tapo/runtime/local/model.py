@@ -1,4 +1,4 @@
-"""Megatron-core's GPTModel with the sizes of a Qwen3 config.json, for the CPU."""
+"""Build Megatron-core's GPTModel on the CPU, with the sizes of a Qwen3 config.json."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from torch import Tensor
 
 from nemo_tapo.runtime.local.hf_checkpoint import ModelInfo
 from nemo_tapo.runtime.local.layers import CausalAttention, SwiGLU
-from nemo_tapo.runtime.local.pipeline_schedule import finalize
+from nemo_tapo.runtime.local.pipeline_schedule import finalize_gradients
 
 
-class Policy(GPTModel):  # type: ignore[misc]
-    """Megatron's GPTModel that gives its logits away: the loss is made of them."""
+class LogitsGPTModel(GPTModel):  # type: ignore[misc]
+    """Megatron's GPTModel, except that it returns logits; the loss is computed from them outside the model."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """[s, b, V/TP] -> [b, s, V/TP], a view. Without labels Megatron would copy the logits into that order."""
+        """Transpose the logits from [s, b, V/TP] to [b, s, V/TP], as a view.
+
+        Megatron calls this only when it gets labels. Without labels it would copy the logits into that order.
+        """
         return logits.transpose(0, 1)
 
 
-def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
-    """Megatron's settings for the model: fp32, no fusion, no dropout, gradients summed and never averaged."""
+def make_transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
+    """Return Megatron's settings for the model: fp32, no fusion, no dropout, gradients summed and never averaged."""
     shape = info.shape
     return TransformerConfig(
         num_layers=shape.layers,
@@ -42,7 +45,7 @@ def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
         qk_layernorm=True,
         gated_linear_unit=True,
         activation_func=F.silu,
-        use_te_activation_func=True,  # means: take the spec's activation (layers.SwiGLU) for the whole of fc1's output
+        use_te_activation_func=True,  # apply the spec's activation (layers.SwiGLU) to the whole output of fc1
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -51,7 +54,7 @@ def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
         params_dtype=torch.float32,
         pipeline_dtype=torch.float32,
         use_cpu_initialization=True,
-        perform_initialization=False,  # the weights always come from a directory
+        perform_initialization=False,  # the weights are always loaded from a directory
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
@@ -59,23 +62,23 @@ def transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerConfig:
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         deallocate_pipeline_outputs=False,
-        # micro-batches differ in length and in rows: each stage tells the next the shape before the tensor
+        # micro-batches differ in length and in rows: each stage sends the shape before the tensor
         variable_seq_lengths=pp > 1,
         moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
-        # keeps Megatron from dividing by micro-batches and by data-parallel ranks: the sum is what we want, since
-        # every normaliser is in Batch.loss_coef (see pipeline_schedule.py)
+        # keeps Megatron from dividing by micro-batches and by data-parallel ranks: we need the sum, because
+        # Batch.loss_coef holds every normaliser (see pipeline_schedule.py)
         calculate_per_token_loss=True,
     )
 
 
 def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
-    """This rank's part of the model, weights not yet set. Needs Megatron's parallel state."""
-    config = transformer_config(info, tp, pp)
-    config.finalize_model_grads_func = finalize
+    """Build this rank's part of the model; its weights are not set yet. Needs Megatron's parallel state."""
+    config = make_transformer_config(info, tp, pp)
+    config.finalize_model_grads_func = finalize_gradients
     layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, rotary_base=info.rope_theta)
     layer.submodules.mlp.submodules.activation_func = SwiGLU
-    model = Policy(
+    model = LogitsGPTModel(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=info.shape.padded_vocab(tp),
@@ -84,18 +87,18 @@ def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
         share_embeddings_and_output_weights=info.shape.tied,
-        position_embedding_type="none",  # CausalAttention sees to it
+        position_embedding_type="none",  # CausalAttention applies the positions
     )
     return DistributedDataParallel(
         config, DistributedDataParallelConfig(overlap_grad_reduce=False, use_distributed_optimizer=False), model
     )
 
 
-def named_parameters(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters under Megatron's names, without the wrapper's prefix."""
+def get_named_parameters(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:
+    """Return this rank's parameters by Megatron name, without the wrapper's prefix."""
     return {name.removeprefix("module."): p for name, p in model.named_parameters()}
 
 
-def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
-    """Where Megatron's DistributedDataParallel sums the gradient up: a view of its buffer, not `.grad`."""
+def get_gradient(parameter: torch.nn.Parameter) -> Tensor:
+    """Return the gradient that Megatron's DistributedDataParallel sums up: a view of its buffer, not `.grad`."""
     return cast(Tensor, parameter.main_grad)  # type: ignore[attr-defined]

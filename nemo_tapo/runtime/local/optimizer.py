@@ -1,4 +1,4 @@
-"""AdamW on Megatron's gradients: the norm over all ranks, clipping, the step, and its state for checkpoints."""
+"""AdamW (and Muon) on Megatron's gradients: norm over all ranks, clipping, update, and state for checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.runtime.local.lr_schedule import learning_rate
-from nemo_tapo.runtime.local.model import gradient_of
+from nemo_tapo.runtime.local.lr_schedule import compute_learning_rate
+from nemo_tapo.runtime.local.model import get_gradient
 from nemo_tapo.runtime.local.weights import is_shared_over_tp
 from nemo_tapo.utils.errors import RuntimeFailure
 
@@ -22,36 +22,41 @@ MUON_MOMENT = "momentum_buffer"
 
 
 @dataclass(frozen=True)
-class Ownership:
-    """Which of its parameters a rank counts in the norm, so that a copy on several ranks counts once."""
+class NormOwnership:
+    """Decides which of its parameters a rank counts in the gradient norm, so that each parameter counts once.
+
+    >>> NormOwnership(tp_rank=1, dp_rank=0, copies_embedding=False).counts("decoder.final_layernorm.weight")
+    False
+    """
 
     tp_rank: int
     dp_rank: int
-    copies_embedding: bool  # a last stage that holds the tied embedding a second time
+    copies_embedding: bool  # this is a last stage that holds a second copy of the tied embedding
 
     def counts(self, name: str) -> bool:
+        """Return whether this rank counts the parameter with this Megatron name."""
         if self.dp_rank or (self.tp_rank and is_shared_over_tp(name)):
             return False
         return not (self.copies_embedding and name == "output_layer.weight")
 
 
-class Updater:
-    """The optimizer of one rank's parameters. Megatron's own optimizer wants CUDA, hence torch's AdamW.
+class Optimizer:
+    """The optimizer of one rank's parameters: torch's AdamW, and Muon if configured. Megatron's own needs CUDA.
 
-    `parameters` are Megatron names to parameters with a `main_grad`, which is what is read.
+    `parameters` maps Megatron names to parameters. The gradient is read from each parameter's `main_grad`.
     """
 
     def __init__(
-        self, parameters: dict[str, Parameter], ownership: Ownership, settings: OptimizerConfig, total_steps: int
+        self, parameters: dict[str, Parameter], ownership: NormOwnership, settings: OptimizerConfig, total_steps: int
     ) -> None:
         self.parameters, self.settings, self.total_steps = parameters, settings, total_steps
         self.steps_done = 0
-        self._counted = [p for name, p in parameters.items() if ownership.counts(name)]
+        self._norm_parameters = [p for name, p in parameters.items() if ownership.counts(name)]
         matrices = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("decoder.")}
         if settings.name == "adamw":
             matrices = set()
         others = [p for n, p in parameters.items() if n not in matrices]
-        # as in Megatron: no decay on vectors (the norms)
+        # as in Megatron, vectors (the norms) have no weight decay
         groups = [
             {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
@@ -59,28 +64,30 @@ class Updater:
         adamw = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
         )
-        self._optimizers: list[tuple[float, torch.optim.Optimizer]] = [(1.0, adamw)]  # (lr relative to lr, optimizer)
+        # (factor on the learning rate, optimizer)
+        self._optimizers: list[tuple[float, torch.optim.Optimizer]] = [(1.0, adamw)]
         if matrices:
             muon = torch.optim.Muon(
                 [parameters[n] for n in sorted(matrices)], lr=settings.muon_lr, weight_decay=settings.weight_decay
             )
             self._optimizers.append((settings.muon_lr / settings.lr, muon))
 
-    def step(self, own_loss: float) -> tuple[float, float, float]:
-        """One update from the reduced gradients; returns (loss of all ranks, gradient norm before clipping, lr).
+    def step(self, local_loss: float) -> tuple[float, float, float]:
+        """Make one update from the reduced gradients.
 
-        `own_loss` is this rank's share of the loss. Collective. Raises RuntimeFailure, on every rank alike and
-        with nothing changed, if the loss or the norm is not finite.
+        Return (loss over all ranks, gradient norm before clipping, learning rate). `local_loss` is this rank's share of
+        the loss. Collective: all ranks must call it. If the loss or the norm is not finite, every rank raises
+        RuntimeFailure and nothing has changed.
         """
-        loss, norm = self._reduce(own_loss)
+        loss, norm = self._reduce(local_loss)
         number = self.steps_done + 1
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RuntimeFailure(
                 f"update {number}: the loss is {loss:g} and the gradient norm {norm:g}; the weights were left as "
                 "they are. Look at the batch's log-probabilities, or lower optimizer.lr."
             )
-        rate = learning_rate(self.settings, number, self.total_steps)
-        gradients = [gradient_of(p) for p in self.parameters.values()]
+        rate = compute_learning_rate(self.settings, number, self.total_steps)
+        gradients = [get_gradient(p) for p in self.parameters.values()]
         if norm > self.settings.clip_norm:
             torch._foreach_mul_(gradients, self.settings.clip_norm / (norm + 1e-6))
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
@@ -94,28 +101,29 @@ class Updater:
         self.steps_done = number
         return loss, norm, rate
 
-    def _reduce(self, own_loss: float) -> tuple[float, float]:
-        norms = torch._foreach_norm([gradient_of(p) for p in self._counted]) if self._counted else ()
+    def _reduce(self, local_loss: float) -> tuple[float, float]:
+        norms = torch._foreach_norm([get_gradient(p) for p in self._norm_parameters]) if self._norm_parameters else ()
         square = sum((float(norm) ** 2 for norm in norms), 0.0)
-        both = torch.tensor([own_loss, square], dtype=torch.float64)
+        both = torch.tensor([local_loss, square], dtype=torch.float64)
         if dist.get_world_size() > 1:
             dist.all_reduce(both)
         return float(both[0]), float(both[1].sqrt())
 
     def moments(self, which: str) -> dict[str, Tensor]:
-        """`exp_avg` or `exp_avg_sq` by Megatron name; zeros before the first step.
+        """Return the moment `which`, "exp_avg" or "exp_avg_sq", by Megatron name; zeros before the first step.
 
-        Muon has one moment, which counts as exp_avg; its exp_avg_sq stays zero.
+        Muon has only one moment. It is returned as exp_avg; its exp_avg_sq is zero.
         """
         states = {p: state for _, optimizer in self._optimizers for p, state in optimizer.state.items()}
-        own = MUON_MOMENT if which == "exp_avg" else which
-        found = {n: states.get(p, {}) for n, p in self.parameters.items()}
+        own_name = MUON_MOMENT if which == "exp_avg" else which
+        state_by_name = {n: states.get(p, {}) for n, p in self.parameters.items()}
         return {
-            n: state.get(which, state.get(own, torch.zeros_like(self.parameters[n].data))) for n, state in found.items()
+            n: state.get(which, state.get(own_name, torch.zeros_like(self.parameters[n].data)))
+            for n, state in state_by_name.items()
         }
 
     def restore(self, steps_done: int, moments: dict[str, dict[str, Tensor]]) -> None:
-        """The state after `steps_done` steps; `moments` is {"exp_avg": {name: tensor}, "exp_avg_sq": ...}."""
+        """Set the state after `steps_done` steps; `moments` is {"exp_avg": {name: tensor}, "exp_avg_sq": ...}."""
         self.steps_done = steps_done
         names = {parameter: name for name, parameter in self.parameters.items()}
         for _, optimizer in self._optimizers:

@@ -1,4 +1,4 @@
-"""Waiting for an answer of a Ray actor, and what to say when none comes."""
+"""Wait for the answer of a Ray actor, and turn its failures into readable errors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 from nemo_tapo.utils.errors import RuntimeFailure
 
 
-async def answer(reference: Any, who: str, timeout: float) -> Any:
-    """The value of a Ray object reference.
+async def await_ray_answer(reference: Any, who: str, timeout: float) -> Any:
+    """Wait for the value of a Ray object reference and return it.
 
-    Raises RuntimeFailure, with `who` in its message, if the process died or did not answer within `timeout`
-    seconds. A ValueError or AssertionError of the called method is raised as it is: the process lives.
+    Raises RuntimeFailure, with `who` in its message, if the process died, if the called method failed, or if there is
+    no answer within `timeout` seconds. A ValueError or AssertionError of the called method is raised unchanged: the
+    process is still alive.
     """
     from ray.exceptions import RayActorError, RayTaskError
 
@@ -21,17 +22,21 @@ async def answer(reference: Any, who: str, timeout: float) -> Any:
     except TimeoutError:
         raise RuntimeFailure(f"{who} did not answer within {timeout:g} seconds.") from None
     except RayActorError as error:
-        raise RuntimeFailure(f"{who} died: {why_dead(error)}") from None
+        raise RuntimeFailure(f"{who} died: {explain_death(error)}") from None
     except RayTaskError as error:
         if isinstance(error.cause, ValueError | AssertionError):
             raise error.cause from None
         raise RuntimeFailure(f"{who} failed: {error.cause!r}\n{error}") from None
 
 
-def why_dead(error: BaseException) -> str:
-    """Ray's account of a death without its boilerplate."""
+def explain_death(error: BaseException) -> str:
+    """Return Ray's message about a dead process, without the boilerplate.
+
+    >>> explain_death(RuntimeError("The actor died. Worker exit detail: Lost socket. Some common causes include: ..."))
+    "Lost socket. Killed (out of memory?) or crashed: the system's log (dmesg) says which."
+    """
     text = str(error).strip()
-    if "creation task" in text:  # an exception in __init__: its last line says what, the rest where
+    if "creation task" in text:  # an exception in __init__: the last line is the error, the rest its traceback
         return f"{text.splitlines()[-1]}\n{text}"
     _, _, detail = text.partition("Worker exit detail: ")
     if not detail:

@@ -1,5 +1,7 @@
-"""The Ray of one run: one's own, started quietly on the loopback interface and gone afterwards; or, in a job on several
-nodes, the one that was brought up across them, which `NEMO_TAPO_RAY_ADDRESS` names (tools/slurm does both).
+"""Start, join and stop the Ray cluster of one run.
+
+By default a run starts its own Ray on the loopback interface and stops it afterwards. In a job on several nodes, Ray
+already runs across them and `NEMO_TAPO_RAY_ADDRESS` names it; the run joins that one (tools/slurm starts such jobs).
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import psutil  # type: ignore[import-untyped]
 from nemo_tapo.runtime.local import watchdog
 from nemo_tapo.utils.errors import RuntimeFailure
 
-JOB_ADDRESS = "NEMO_TAPO_RAY_ADDRESS"
-OBJECT_STORE_BYTES = 256 * 2**20  # weights and batches pass through it; Ray's least is 75 MiB
+JOB_ADDRESS_VARIABLE = "NEMO_TAPO_RAY_ADDRESS"
+OBJECT_STORE_BYTES = 256 * 2**20  # weights and batches pass through it; Ray's minimum is 75 MiB
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "one machine": it listens on 127.0.0.1 only
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,41 +35,42 @@ RAY_ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What `stop` has to end."""
+class RayCluster:
+    """The processes and the folder that `stop` has to remove."""
 
-    folder: Path | None  # sockets and logs; None: this Ray is not ours to end
-    processes: tuple[psutil.Process, ...] = ()  # Ray's own; workers come and go below them
+    folder: Path | None  # sockets and logs; None: this run only joined Ray and must not end it
+    processes: tuple[psutil.Process, ...] = ()  # Ray's own processes; workers start and end as their children
     watchdog: subprocess.Popen[str] | None = None
 
 
-def start(cpus: int = 1) -> Cluster:
-    """Start Ray for this process, or join the job's.
+def start(cpus: int = 1) -> RayCluster:
+    """Start Ray for this process, or join the Ray of the job.
 
-    Has to run in the main thread: the kernel ends Ray's processes when the thread that started them ends
-    (so a killed driver leaves none), and signal handlers belong to the main thread.
+    Must run in the main thread. The kernel ends Ray's processes when the thread that started them ends (so a killed
+    driver leaves none behind), and signal handlers belong to the main thread. Raises ValueError if Ray already runs in
+    this process, RuntimeFailure if the Ray of the job does not answer.
     """
     assert threading.current_thread() is threading.main_thread(), "Ray has to be started in the main thread"
-    address = os.environ.get(JOB_ADDRESS)
+    address = os.environ.get(JOB_ADDRESS_VARIABLE)
     if address:
         _join(address)
-        return Cluster(None)
+        return RayCluster(None)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # A password of this process's own; Ray would keep one in the home directory. Ray reads it once a process.
+    # A password for this process only; Ray would store one in the home directory. Ray reads it once per process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
         raise ValueError("Ray already runs in this process; close the other runtime first.")
     before = set(psutil.Process().children(recursive=True))
-    # A short path: a Unix socket's may have 107 characters, and Ray puts 60 of its own below it.
+    # A short path: the path of a Unix socket may have 107 characters, and Ray adds 60 of them.
     folder = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
     try:
-        with _our_handlers():
+        with _keep_signal_handlers():
             ray.init(
                 address="local",
-                num_cpus=cpus,  # nothing here is scheduled by CPUs; Ray would start as many idle workers
+                num_cpus=cpus,  # Ray starts this many idle workers; nothing here is scheduled by CPUs
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -75,26 +78,26 @@ def start(cpus: int = 1) -> Cluster:
                 _temp_dir=str(folder),
             )
     except BaseException:
-        stop(Cluster(folder, _family_since(before)))
+        stop(RayCluster(folder, _find_new_descendants(before)))
         raise
-    processes = _family_since(before)
-    return Cluster(folder, processes, _watched(folder, processes))
+    processes = _find_new_descendants(before)
+    return RayCluster(folder, processes, _start_watchdog(folder, processes))
 
 
 def _join(address: str) -> None:
-    """Become a driver of the Ray at `address` (host:port). RuntimeFailure if none answers there."""
+    """Connect to the Ray at `address` (host:port). Raises RuntimeFailure if none answers there."""
     import ray
 
     try:
-        with _our_handlers():
+        with _keep_signal_handlers():
             ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ray.exceptions.RayError) as error:
-        raise RuntimeFailure(f"no Ray answers at {JOB_ADDRESS} = {address}: {error}") from None
+        raise RuntimeFailure(f"no Ray answers at {JOB_ADDRESS_VARIABLE} = {address}: {error}") from None
 
 
 @contextlib.contextmanager
-def _our_handlers() -> Iterator[None]:
-    """Keeps the signal handlers: Ray's for SIGTERM would exit without a checkpoint."""
+def _keep_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers afterwards: Ray's handler for SIGTERM would exit without a checkpoint."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -104,36 +107,38 @@ def _our_handlers() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where ranks run: Ray options of each, and where the first of them listens for the others."""
+class RankPlacement:
+    """The nodes on which ranks run."""
 
-    options: list[dict[str, Any]]
-    host: str | None  # of rank 0, seen from the other nodes; None: all are on this machine
+    options: list[dict[str, Any]]  # Ray options of each rank
+    host: str | None  # address of rank 0, as the other nodes see it; None: all ranks are on one node
 
 
-def places(ranks: int) -> Places:
-    """Ranks in blocks of neighbours over the nodes of the job's Ray, the driver's first: tensor parallel ranks, which
-    talk most, stay together. On a Ray of one's own there is nothing to choose.
+def place_ranks(ranks: int) -> RankPlacement:
+    """Assign ranks to the nodes of the job's Ray, in blocks of consecutive ranks, the driver's node first.
+
+    Blocks keep tensor-parallel ranks together, which communicate most. A Ray that this run started has one node, so
+    there is nothing to choose.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if not os.environ.get(JOB_ADDRESS):
-        return Places([{} for _ in range(ranks)], None)
-    own = ray.get_runtime_context().get_node_id()
-    nodes = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: (n["NodeID"] != own, n["NodeName"]))
+    if not os.environ.get(JOB_ADDRESS_VARIABLE):
+        return RankPlacement([{} for _ in range(ranks)], None)
+    driver_node = ray.get_runtime_context().get_node_id()
+    nodes = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: (n["NodeID"] != driver_node, n["NodeName"]))
     chosen = [nodes[rank * len(nodes) // ranks]["NodeID"] for rank in range(ranks)]
     options = [{"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)} for node in chosen]
-    return Places(options, nodes[0]["NodeManagerAddress"] if len(set(chosen)) > 1 else None)
+    return RankPlacement(options, nodes[0]["NodeManagerAddress"] if len(set(chosen)) > 1 else None)
 
 
-def _family_since(before: set[psutil.Process]) -> tuple[psutil.Process, ...]:
-    """Every process below this one that is not among `before`."""
+def _find_new_descendants(before: set[psutil.Process]) -> tuple[psutil.Process, ...]:
+    """Return every descendant of this process that is not in `before`."""
     return tuple(set(psutil.Process().children(recursive=True)) - before)
 
 
-def _watched(folder: Path, processes: tuple[psutil.Process, ...]) -> subprocess.Popen[str]:
-    """A watchdog that waits for the end of this process; in a session of its own, so Ctrl-C does not reach it."""
+def _start_watchdog(folder: Path, processes: tuple[psutil.Process, ...]) -> subprocess.Popen[str]:
+    """Start a watchdog that waits for the end of this process, in a new session so that Ctrl-C does not reach it."""
     command = [sys.executable, watchdog.__file__]
     dog = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
     assert dog.stdin is not None
@@ -142,22 +147,22 @@ def _watched(folder: Path, processes: tuple[psutil.Process, ...]) -> subprocess.
     return dog
 
 
-def stop(cluster: Cluster) -> None:
-    """End Ray and every process below it, and remove its folder. Processes of others are left alone."""
+def stop(cluster: RayCluster) -> None:
+    """End Ray and all its descendants, and remove its folder. No other process is touched."""
     import ray
 
     if cluster.folder is None:
-        ray.shutdown()  # the actors of this driver end with it
+        ray.shutdown()  # also ends the actors of this driver
         return
-    family = set(cluster.processes)
+    descendants = set(cluster.processes)
     for process in cluster.processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            family.update(process.children(recursive=True))
+            descendants.update(process.children(recursive=True))
     ray.shutdown()
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(descendants, timeout=5)
     for process in alive:
-        process.kill()  # psutil compares the start time too: never a stranger with a reused id
+        process.kill()  # psutil also compares the start time, so a reused process id is safe
     psutil.wait_procs(alive, timeout=5)
     shutil.rmtree(cluster.folder, ignore_errors=True)
     if cluster.watchdog is not None:
-        cluster.watchdog.communicate()  # closes its input: nothing is left for it to do
+        cluster.watchdog.communicate()  # closes its input, so it ends; its processes are gone already

@@ -1,4 +1,4 @@
-"""`LocalRuntime`: one policy on one machine without a GPU. Ray holds the processes together.
+"""`LocalRuntime`: one policy on one machine without a GPU. Its processes are Ray actors.
 
 ```
 driver (train.py) --Ray--> vLLM engine
@@ -17,24 +17,23 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Generator
 from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
-from nemo_tapo.runtime.local import hf_checkpoint
-from nemo_tapo.runtime.local import ray_cluster as ray_cluster
+from nemo_tapo.runtime.local import hf_checkpoint, ray_cluster
 from nemo_tapo.runtime.local.actor import LocalActor, start_actor
-from nemo_tapo.runtime.local.engine import EngineInfo, VllmEngine, engine_environment
+from nemo_tapo.runtime.local.engine import EngineInfo, VllmEngine, make_engine_environment
 from nemo_tapo.runtime.local.generator import LocalGenerator
-from nemo_tapo.runtime.local.ray_calls import answer
+from nemo_tapo.runtime.local.ray_calls import await_ray_answer
 from nemo_tapo.types import Completion, Request
 
 Progress = Callable[[str], None]
 
 
 class LocalRuntime(RuntimeDefaults):
-    """`interface.Runtime`: Ray actors, Megatron-core over gloo, vLLM on CPU."""
+    """Implementation of `interfaces.Runtime`: Ray actors, Megatron-core over gloo, vLLM on CPU."""
 
     def __init__(
-        self, cluster: ray_cluster.Cluster, tokenizer: HFTokenizer, generator: Generator, actor: LocalActor | None
+        self, cluster: ray_cluster.RayCluster, tokenizer: HFTokenizer, generator: Generator, actor: LocalActor | None
     ) -> None:
-        self._cluster: ray_cluster.Cluster | None = cluster
+        self._cluster: ray_cluster.RayCluster | None = cluster
         self.tokenizer = tokenizer
         self.generator = generator
         self._actor = actor
@@ -47,28 +46,28 @@ class LocalRuntime(RuntimeDefaults):
         with_engine: bool = True,
         with_actor: bool = True,
     ) -> LocalRuntime:
-        """Start Ray, then engine and actor at the same time; no engine for a command that samples nothing, no actor
-        for one that trains nothing.
+        """Start Ray, then the engine and the actor at the same time.
 
-        Raises ValueError if `model.path` is no model, RuntimeFailure if a process does not come up.
+        A command that samples nothing needs no engine, one that trains nothing no actor. Raises ValueError if
+        `model.path` is not a model directory, RuntimeFailure if a process does not start.
         """
-        cfg = with_absolute_model(cfg)
+        cfg = resolve_model_path(cfg)
         if cfg.algorithm == "opsd" and cfg.opsd.teacher_path is not None:
-            hf_checkpoint.require_same_kind(cfg.model.path, cfg.opsd.teacher_path)
+            hf_checkpoint.require_same_architecture(cfg.model.path, cfg.opsd.teacher_path)
         progress("starting Ray")
         cluster = ray_cluster.start()
-        parts: list[asyncio.Task[Any]] = []
+        starts: list[asyncio.Task[Any]] = []
         try:
             progress(f"starting {' and '.join(['vLLM'] * with_engine + ['Megatron-core'] * with_actor)}")
-            parts.append(asyncio.create_task(start_engine(cfg, progress) if with_engine else no_engine()))
-            parts.append(asyncio.create_task(start_actor(cfg, progress) if with_actor else no_actor()))
-            await asyncio.sleep(0)  # both have called their processes; load ours meanwhile
+            starts.append(asyncio.create_task(start_engine(cfg, progress) if with_engine else skip_engine()))
+            starts.append(asyncio.create_task(start_actor(cfg, progress) if with_actor else skip_actor()))
+            await asyncio.sleep(0)  # both processes are starting; load the tokenizer meanwhile
             tokenizer = HFTokenizer(cfg.model.path, cfg.model.enable_thinking)
-            generator, actor = await asyncio.gather(*parts)
-        except BaseException:  # also Ctrl-C: nothing may be left behind
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            generator, actor = await asyncio.gather(*starts)
+        except BaseException:  # also on Ctrl-C, no process may be left behind
+            for task in starts:
+                task.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
             ray_cluster.stop(cluster)
             raise
         return cls(cluster, tokenizer, generator, actor)
@@ -88,8 +87,11 @@ class LocalRuntime(RuntimeDefaults):
             self._cluster = None
 
 
-def with_absolute_model(cfg: RunConfig) -> RunConfig:
-    """`cfg` with an absolute model.path that exists: the workers need not share this process's folder."""
+def resolve_model_path(cfg: RunConfig) -> RunConfig:
+    """Return `cfg` with an absolute model.path, because workers may have another working directory.
+
+    Raises ValueError if there is no Hugging Face model at that path.
+    """
     path = cfg.model.path.resolve()
     if not (path / "config.json").is_file():
         raise ValueError(f"model.path: no Hugging Face model in '{cfg.model.path}' (config.json is missing).")
@@ -97,33 +99,36 @@ def with_absolute_model(cfg: RunConfig) -> RunConfig:
 
 
 class NoGenerator:
-    """Stands where no engine was started."""
+    """A stand-in for the engine when none was started. Its methods raise AssertionError."""
 
     max_model_len = 0
 
     async def generate(self, request: Request) -> Completion:
+        """Raise AssertionError."""
         raise AssertionError("this command samples nothing, so no engine was started")
 
     async def update_weights(self, weights: Any) -> None:
+        """Raise AssertionError."""
         raise AssertionError("this command samples nothing, so no engine was started")
 
 
-async def no_engine() -> Generator:
+async def skip_engine() -> Generator:
+    """Return a stand-in for the engine."""
     return NoGenerator()
 
 
-async def no_actor() -> None:
-    return None
+async def skip_actor() -> None:
+    """Return None, the value for "no actor"."""
 
 
 async def start_engine(cfg: RunConfig, progress: Progress) -> LocalGenerator:
-    """The engine's process and the driver's side of it. `cfg.model.path` is absolute."""
+    """Start the engine's process and return the generator that talks to it. `cfg.model.path` must be absolute."""
     import ray
 
     started = time.monotonic()
-    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": engine_environment(cfg)}}
-    options |= ray_cluster.places(1).options[0]
+    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": make_engine_environment(cfg)}}
+    options |= ray_cluster.place_ranks(1).options[0]
     engine = ray.remote(VllmEngine).options(**options).remote(cfg)
-    info: EngineInfo = await answer(engine.info.remote(), "the vLLM engine", cfg.local.start_timeout)
+    info: EngineInfo = await await_ray_answer(engine.info.remote(), "the vLLM engine", cfg.local.start_timeout)
     progress(f"vLLM ready after {time.monotonic() - started:.1f} s (process {info.pid})")
     return LocalGenerator(engine, info, cfg.local.call_timeout)

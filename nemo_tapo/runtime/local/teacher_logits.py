@@ -1,4 +1,4 @@
-"""The teacher's logits beside the student's, from the same Megatron ranks (OPSD)."""
+"""Compute the teacher's logits on the same Megatron ranks as the student's (OPSD)."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from dataclasses import replace
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
-from nemo_tapo.losses.distillation import taught_logits
+from nemo_tapo.losses.distillation import select_taught_logits
 from nemo_tapo.runtime.local import pipeline_schedule
 from nemo_tapo.types import Batch
 
-Weights = Callable[[], AbstractContextManager[None]]  # inside, the model has the teacher's weights
+TeacherWeights = Callable[[], AbstractContextManager[None]]  # inside this context the model has the teacher's weights
 
 
-def teacher_logits(
-    model: DistributedDataParallel, parts: Sequence[Batch], weights: Weights, stages: int
+def compute_teacher_logits(
+    model: DistributedDataParallel, micro_batches: Sequence[Batch], weights: TeacherWeights, stages: int
 ) -> Iterator[Tensor | None]:
-    """Of each micro-batch's taught tokens, [n, V/TP], in order; None where nothing is taught. On the last stage alone.
+    """Iterate over the teacher's logits [n, V/TP] of each micro-batch's taught tokens, on the last pipeline stage.
 
-    On one stage they are made when they are asked for, so that those of one micro-batch exist at a time. With several
-    `stages` the student's schedule is under way by then: all of them are made here and kept.
+    Items are in the order of the micro-batches; they are None if the step teaches nothing. With one pipeline stage,
+    each item is computed when it is needed, so only one micro-batch's logits exist at a time. With several `stages`,
+    the student's schedule is already running by then, so all items are computed beforehand and kept.
     """
     if stages > 1:
-        return iter(_forward(model, parts, weights))
-    return (logits for part in parts for logits in _forward(model, [part], weights))
+        return iter(_forward(model, micro_batches, weights))
+    return (logits for part in micro_batches for logits in _forward(model, [part], weights))
 
 
-def _forward(model: DistributedDataParallel, parts: Sequence[Batch], weights: Weights) -> list[Tensor | None]:
-    """One pass without gradient over the teacher's rows; of their logits only the taught tokens' are kept."""
-    if parts[0].teacher_input_ids is None:  # of a step that teaches nothing
-        return [None] * len(parts)
+def _forward(
+    model: DistributedDataParallel, micro_batches: Sequence[Batch], weights: TeacherWeights
+) -> list[Tensor | None]:
+    """Run the teacher's rows forward without gradient and return the logits of the taught tokens only."""
+    if micro_batches[0].teacher_input_ids is None:  # this step teaches nothing
+        return [None] * len(micro_batches)
 
     def keep(logits: Tensor, part: Batch) -> tuple[Tensor, Tensor | None]:
-        return logits.new_zeros(()), taught_logits(logits, part)
+        return logits.new_zeros(()), select_taught_logits(logits, part)
 
-    rows = [replace(part, input_ids=part.teacher_input_ids) for part in parts if part.teacher_input_ids is not None]
+    rows = [
+        replace(part, input_ids=part.teacher_input_ids) for part in micro_batches if part.teacher_input_ids is not None
+    ]
     with weights():
         return pipeline_schedule.run(model, rows, keep, forward_only=True)

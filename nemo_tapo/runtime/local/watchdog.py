@@ -1,8 +1,8 @@
-"""Ends Ray's processes when the driver is gone without having done it. A program of its own; imports no package.
+"""End Ray's processes after a driver that died before it could end them itself.
 
-Most of Ray's processes end with the driver, but two of its agents first try for a minute to report the loss to a
-service that is gone too. Standard input: Ray's folder, then "<process id> <start time>" lines; its end is the
-driver's end.
+A separate program; it imports nothing of this package. Most of Ray's processes end with the driver. But two of its
+agents first try for a minute to report the loss to a service that is also gone. Standard input holds Ray's folder, then
+lines of "<process id> <start time>". The input closes when the driver ends.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import sys
 
 import psutil  # type: ignore[import-untyped]
 
-GRACE = 2.0  # seconds for those that end by themselves
+GRACE = 2.0  # seconds to wait for processes that end by themselves
 
 
 def main() -> None:
+    """Wait for the end of the driver, then end the processes that are still running and remove Ray's folder."""
     folder, *lines = sys.stdin.read().splitlines()
     left = []
     for line in lines:
         pid, started = line.split()
         if psutil.pid_exists(int(pid)):
             process = psutil.Process(int(pid))
-            if process.create_time() == float(started):  # else the id belongs to another by now
+            if process.create_time() == float(started):  # else the id belongs to a new process
                 left.append(process)
     _, alive = psutil.wait_procs(left, timeout=GRACE)
     for process in alive:

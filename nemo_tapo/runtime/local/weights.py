@@ -1,4 +1,4 @@
-"""One set of weights under two names: Hugging Face's full tensors and Megatron-core's shards, for any TP and PP.
+"""Convert weights between Hugging Face's full tensors and Megatron-core's shards, for any TP and PP.
 
 ```
 Hugging Face (full)                            Megatron-core (of TP rank t, PP stage p)        split over TP
@@ -15,8 +15,8 @@ model.norm.weight                              decoder.final_layernorm.weight   
 lm_head.weight                   [V, h]        output_layer.weight                (last)       rows, padded
 ```
 L = l + p * layers / PP. With tied embeddings there is no lm_head, and under PP > 1 the last stage holds a copy of
-the embedding as its output layer. The same mapping serves anything of the parameters' shapes: weights, gradients,
-and AdamW's moments, so a checkpoint knows nothing of the layout that wrote it.
+the embedding as its output layer. The same mapping works for everything with the parameters' shapes: weights, gradients
+and AdamW's moments. So a checkpoint does not depend on the layout that wrote it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a Qwen3 model that decide how its weights are cut."""
+    """The sizes of a Qwen3 model that decide how its weights are split.
+
+    >>> shape = ModelShape(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=513, tied=True)
+    >>> shape.padded_vocab(tp=2)
+    514
+    """
 
     layers: int
     hidden: int
@@ -41,33 +46,40 @@ class ModelShape:
     head_dim: int
     ffn: int
     vocab: int
-    tied: bool  # the output layer is the embedding
+    tied: bool  # the output layer shares the embedding's weights
 
     def padded_vocab(self, tp: int) -> int:
-        """The vocabulary rounded up so that `tp` divides it; the rows added are 0."""
+        """Return the vocabulary size rounded up to a multiple of `tp`; the added rows are 0."""
         return -(-self.vocab // tp) * tp
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in the model-parallel grid a shard lies."""
+class ModelParallelRank:
+    """A rank's position in the model-parallel grid.
 
-    tp: int  # ranks
-    pp: int
+    >>> last = ModelParallelRank(tp=1, pp=2, tp_rank=0, pp_rank=1)
+    >>> last.is_first_stage, last.is_last_stage
+    (False, True)
+    """
+
+    tp: int  # number of tensor-parallel ranks
+    pp: int  # number of pipeline stages
     tp_rank: int = 0
     pp_rank: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_first_stage(self) -> bool:
+        """Whether the rank is on the first pipeline stage, which holds the embedding."""
         return self.pp_rank == 0
 
     @property
-    def last(self) -> bool:
+    def is_last_stage(self) -> bool:
+        """Whether the rank is on the last pipeline stage, which holds the output layer."""
         return self.pp_rank == self.pp - 1
 
 
 def check_layout(shape: ModelShape, tp: int, pp: int) -> None:
-    """Raises ValueError, with the numbers, for a layout that does not divide the model."""
+    """Raise ValueError, with the numbers, if `tp` and `pp` do not divide the model's sizes."""
     for name, count in (("attention heads", shape.heads), ("kv heads", shape.kv_heads), ("ffn width", shape.ffn)):
         if count % tp:
             raise ValueError(f"local.tp = {tp} does not divide the model's {count} {name}.")
@@ -75,52 +87,61 @@ def check_layout(shape: ModelShape, tp: int, pp: int) -> None:
         raise ValueError(f"local.pp = {pp} does not divide the model's {shape.layers} layers.")
 
 
-def split(full: Mapping[str, Tensor], shape: ModelShape, place: Place) -> State:
-    """The shard of `place`, Megatron names, from full tensors under Hugging Face names.
+def split_weights(full: Mapping[str, Tensor], shape: ModelShape, rank: ModelParallelRank) -> StateDict:
+    """Return the shard of `rank` under Megatron names, from full tensors under Hugging Face names.
 
-    Raises ValueError if a tensor is missing or has another shape than the model's configuration says. Tensors
-    beyond the model's (a tied lm_head, say) are left alone.
+    Raises ValueError if a tensor is missing or has another shape than the model's configuration says. Tensors that
+    the model does not use (for example a tied lm_head) are ignored.
     """
-    take = _Taker(full, shape)
-    out: State = {}
-    if place.first:
-        out["embedding.word_embeddings.weight"] = _rows(_padded(take.embedding(), shape, place), place)
-    per_stage = shape.layers // place.pp
+    read = _TensorReader(full, shape)
+    out: StateDict = {}
+    if rank.is_first_stage:
+        out["embedding.word_embeddings.weight"] = _take_rows(_pad_vocab(read.embedding(), shape, rank), rank)
+    per_stage = shape.layers // rank.pp
     for local in range(per_stage):
-        layer = local + place.pp_rank * per_stage
-        out |= _split_layer(take, f"model.layers.{layer}.", f"decoder.layers.{local}.", shape, place)
-    if place.last:
-        out["decoder.final_layernorm.weight"] = take("model.norm.weight", shape.hidden)
-        if not (shape.tied and place.first):
-            head = take.embedding() if shape.tied else take("lm_head.weight", shape.vocab, shape.hidden)
-            out["output_layer.weight"] = _rows(_padded(head, shape, place), place)
+        layer = local + rank.pp_rank * per_stage
+        out |= _split_layer(read, f"model.layers.{layer}.", f"decoder.layers.{local}.", shape, rank)
+    if rank.is_last_stage:
+        out["decoder.final_layernorm.weight"] = read("model.norm.weight", shape.hidden)
+        if not (shape.tied and rank.is_first_stage):
+            head = read.embedding() if shape.tied else read("lm_head.weight", shape.vocab, shape.hidden)
+            out["output_layer.weight"] = _take_rows(_pad_vocab(head, shape, rank), rank)
     return out
 
 
-def merge(shards: Mapping[tuple[int, int], Mapping[str, Tensor]], shape: ModelShape) -> State:
-    """Full tensors, Hugging Face names, from the shards {(tp_rank, pp_rank): state}. The inverse of `split`."""
+def merge_weights(shards: Mapping[tuple[int, int], Mapping[str, Tensor]], shape: ModelShape) -> StateDict:
+    """Return full tensors under Hugging Face names from the shards {(tp_rank, pp_rank): state}.
+
+    The inverse of `split_weights`.
+    """
     tp = 1 + max(t for t, _ in shards)
     pp = 1 + max(p for _, p in shards)
     assert len(shards) == tp * pp, "merge needs every shard of one data-parallel replica"
     grid = [[shards[t, p] for t in range(tp)] for p in range(pp)]
-    out: State = {"model.embed_tokens.weight": _stacked(grid[0], "embedding.word_embeddings.weight")[: shape.vocab]}
+    out: StateDict = {
+        "model.embed_tokens.weight": _concatenate(grid[0], "embedding.word_embeddings.weight")[: shape.vocab]
+    }
     per_stage = shape.layers // pp
     for layer in range(shape.layers):
         stage, local = divmod(layer, per_stage)
         out |= _merge_layer(grid[stage], f"decoder.layers.{local}.", f"model.layers.{layer}.", shape)
     out["model.norm.weight"] = grid[-1][0]["decoder.final_layernorm.weight"]
     if not shape.tied:
-        out["lm_head.weight"] = _stacked(grid[-1], "output_layer.weight")[: shape.vocab]
+        out["lm_head.weight"] = _concatenate(grid[-1], "output_layer.weight")[: shape.vocab]
     return {name: tensor.contiguous() for name, tensor in out.items()}
 
 
 def is_shared_over_tp(name: str) -> bool:
-    """Whether every tensor-parallel rank holds this Megatron parameter whole (the norms)."""
+    """Return whether every tensor-parallel rank holds the whole of this Megatron parameter (the norms).
+
+    >>> is_shared_over_tp("decoder.final_layernorm.weight"), is_shared_over_tp("output_layer.weight")
+    (True, False)
+    """
     return "norm" in name
 
 
-class _Taker:
-    """Full tensors by name, with their shapes checked."""
+class _TensorReader:
+    """Returns full tensors by name, after a check of their shapes."""
 
     def __init__(self, full: Mapping[str, Tensor], shape: ModelShape) -> None:
         self._full, self._shape = full, shape
@@ -137,24 +158,24 @@ class _Taker:
         return self("model.embed_tokens.weight", self._shape.vocab, self._shape.hidden)
 
 
-def _padded(rows: Tensor, shape: ModelShape, place: Place) -> Tensor:
-    missing = shape.padded_vocab(place.tp) - shape.vocab
+def _pad_vocab(rows: Tensor, shape: ModelShape, rank: ModelParallelRank) -> Tensor:
+    missing = shape.padded_vocab(rank.tp) - shape.vocab
     return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
 
 
-def _rows(tensor: Tensor, place: Place) -> Tensor:
-    return tensor.chunk(place.tp, 0)[place.tp_rank]
+def _take_rows(tensor: Tensor, rank: ModelParallelRank) -> Tensor:
+    return tensor.chunk(rank.tp, 0)[rank.tp_rank]
 
 
-def _columns(tensor: Tensor, place: Place) -> Tensor:
-    return tensor.chunk(place.tp, 1)[place.tp_rank]
+def _take_columns(tensor: Tensor, rank: ModelParallelRank) -> Tensor:
+    return tensor.chunk(rank.tp, 1)[rank.tp_rank]
 
 
-def _stacked(shards: list[Mapping[str, Tensor]], name: str, dim: int = 0) -> Tensor:
+def _concatenate(shards: list[Mapping[str, Tensor]], name: str, dim: int = 0) -> Tensor:
     return torch.cat([s[name] for s in shards], dim) if len(shards) > 1 else shards[0][name]
 
 
-# whole tensors of a layer: (Hugging Face, Megatron, "hidden" or "head")
+# tensors of a layer that are not split: (Hugging Face name, Megatron name, size: "hidden" or "head")
 _NORMS = (
     ("input_layernorm.weight", "input_layernorm.weight", "hidden"),
     ("post_attention_layernorm.weight", "pre_mlp_layernorm.weight", "hidden"),
@@ -163,40 +184,42 @@ _NORMS = (
 )
 
 
-def _split_layer(take: _Taker, source: str, target: str, shape: ModelShape, place: Place) -> State:
-    out: State = {}
-    for theirs, ours, size in _NORMS:
-        out[target + ours] = take(source + theirs, shape.hidden if size == "hidden" else shape.head_dim)
+def _split_layer(
+    read: _TensorReader, source: str, target: str, shape: ModelShape, rank: ModelParallelRank
+) -> StateDict:
+    out: StateDict = {}
+    for hf_name, megatron_name, size in _NORMS:
+        out[target + megatron_name] = read(source + hf_name, shape.hidden if size == "hidden" else shape.head_dim)
     q_rows, kv_rows = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    q = take(source + "self_attn.q_proj.weight", q_rows, shape.hidden)
-    k = take(source + "self_attn.k_proj.weight", kv_rows, shape.hidden)
-    v = take(source + "self_attn.v_proj.weight", kv_rows, shape.hidden)
+    q = read(source + "self_attn.q_proj.weight", q_rows, shape.hidden)
+    k = read(source + "self_attn.k_proj.weight", kv_rows, shape.hidden)
+    v = read(source + "self_attn.v_proj.weight", kv_rows, shape.hidden)
     groups = [x.reshape(shape.kv_heads, -1, shape.hidden) for x in (q, k, v)]
     fused = torch.cat(groups, 1).flatten(0, 1)
-    out[target + "self_attention.linear_qkv.weight"] = _rows(fused, place)
-    out[target + "self_attention.linear_proj.weight"] = _columns(
-        take(source + "self_attn.o_proj.weight", shape.hidden, q_rows), place
+    out[target + "self_attention.linear_qkv.weight"] = _take_rows(fused, rank)
+    out[target + "self_attention.linear_proj.weight"] = _take_columns(
+        read(source + "self_attn.o_proj.weight", shape.hidden, q_rows), rank
     )
-    gate = take(source + "mlp.gate_proj.weight", shape.ffn, shape.hidden)
-    up = take(source + "mlp.up_proj.weight", shape.ffn, shape.hidden)
-    out[target + "mlp.linear_fc1.weight"] = torch.cat([_rows(gate, place), _rows(up, place)])
-    out[target + "mlp.linear_fc2.weight"] = _columns(
-        take(source + "mlp.down_proj.weight", shape.hidden, shape.ffn), place
+    gate = read(source + "mlp.gate_proj.weight", shape.ffn, shape.hidden)
+    up = read(source + "mlp.up_proj.weight", shape.ffn, shape.hidden)
+    out[target + "mlp.linear_fc1.weight"] = torch.cat([_take_rows(gate, rank), _take_rows(up, rank)])
+    out[target + "mlp.linear_fc2.weight"] = _take_columns(
+        read(source + "mlp.down_proj.weight", shape.hidden, shape.ffn), rank
     )
     return out
 
 
-def _merge_layer(shards: list[Mapping[str, Tensor]], source: str, target: str, shape: ModelShape) -> State:
-    out = {target + theirs: shards[0][source + ours] for theirs, ours, _ in _NORMS}
-    fused = _stacked(shards, source + "self_attention.linear_qkv.weight")
+def _merge_layer(shards: list[Mapping[str, Tensor]], source: str, target: str, shape: ModelShape) -> StateDict:
+    out = {target + hf_name: shards[0][source + megatron_name] for hf_name, megatron_name, _ in _NORMS}
+    fused = _concatenate(shards, source + "self_attention.linear_qkv.weight")
     per_group = shape.heads // shape.kv_heads * shape.head_dim
     grouped = fused.view(shape.kv_heads, -1, shape.hidden)
     q, k, v = grouped.split([per_group, shape.head_dim, shape.head_dim], 1)
     for name, part in (("q", q), ("k", k), ("v", v)):
         out[f"{target}self_attn.{name}_proj.weight"] = part.reshape(-1, shape.hidden)
-    out[target + "self_attn.o_proj.weight"] = _stacked(shards, source + "self_attention.linear_proj.weight", 1)
+    out[target + "self_attn.o_proj.weight"] = _concatenate(shards, source + "self_attention.linear_proj.weight", 1)
     halves = [s[source + "mlp.linear_fc1.weight"].chunk(2) for s in shards]
     out[target + "mlp.gate_proj.weight"] = torch.cat([gate for gate, _ in halves])
     out[target + "mlp.up_proj.weight"] = torch.cat([up for _, up in halves])
-    out[target + "mlp.down_proj.weight"] = _stacked(shards, source + "mlp.linear_fc2.weight", 1)
+    out[target + "mlp.down_proj.weight"] = _concatenate(shards, source + "mlp.linear_fc2.weight", 1)
     return out

@@ -1,10 +1,10 @@
-"""The policy under training: `interface.Actor` over NeMo-RL's `Policy`.
+"""The policy under training: `interfaces.Actor` over NeMo-RL's `Policy`.
 
 ```
-Batch --order_for--> rows dealt over DP ranks, filled up --BatchedDataDict--> Policy.train / get_logprobs
+Batch --pad_batch--> rows balanced over DP ranks --BatchedDataDict--> Policy.train / get_logprobs
 UpdateResult <--reduce_parts-- additive shares of micro-batches and ranks
 ```
-NeMo-RL owns the optimizer, its schedule, the weights' files and the reference model: they are made when the Policy is.
+NeMo-RL owns the optimizer, its schedule, the weight files and the reference model. It creates them with the Policy.
 """
 
 from __future__ import annotations
@@ -20,65 +20,80 @@ from torch import Tensor
 
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.losses.base import Loss
-from nemo_tapo.runtime.batch_sharding import deal
-from nemo_tapo.runtime.nemo_rl.colocation import Phases, blocking
+from nemo_tapo.runtime.batch_sharding import deal_rows
+from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler, run_blocking
 from nemo_tapo.runtime.nemo_rl.loss_setup import reduce_worker_metrics
 from nemo_tapo.types import Batch, UpdateResult
 
-FILLER_LENGTH = 2  # tokens of a row that only fills up: one that predicts, one that is predicted
+FILLER_LENGTH = 2  # tokens of a padding row: one that predicts and one that is predicted
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What NeMo-RL asks of every batch."""
+class BatchShape:
+    """The sizes that NeMo-RL requires of every batch, and how to pad to them."""
 
-    train_rows: int  # policy.train_global_batch_size: rows of every update, so that the schedule moves evenly
-    row_multiple: int  # rows of a forward pass are a multiple of it: DP x logprob_batch_size
+    train_rows: int  # policy.train_global_batch_size: every update has so many, so the schedule advances evenly
+    row_multiple: int  # a forward pass has a multiple of it: DP x logprob_batch_size rows
     width_multiple: int  # policy.make_sequence_length_divisible_by
-    data_parallel: int
+    data_parallel: int  # ranks
     pad_id: int
     temperature: float  # policy.generation.temperature: the workers divide logits by it
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What `weights` hands out: NeMo-RL moves the weights itself, when the engine is next needed."""
+class PolicyOrigin:
+    """What NeMo-RL loaded when it made the policy.
 
-    version: int
+    >>> PolicyOrigin(model=Path("Qwen/Qwen3-8B"), checkpoint=None, has_reference=True)
+    PolicyOrigin(model=PosixPath('Qwen/Qwen3-8B'), checkpoint=None, has_reference=True)
+    """
+
+    model: Path  # policy.model_name
+    checkpoint: Path | None  # the checkpoint folder that weights and optimizer came from; None: a new run
+    has_reference: bool  # whether a frozen copy of the model is kept as the reference
+
+
+@dataclass(frozen=True)
+class PolicyAdapters:
+    """Functions that turn this package's objects into NeMo-RL's."""
+
+    make_loss: Callable[[Loss], Any]  # NeMo-RL's loss function from one of this package's
+    make_batch: Callable[[Mapping[str, Any]], Any]  # a BatchedDataDict from {field: tensor}
+    export: Callable[[Path], None]  # writes the newest checkpoint as a Hugging Face directory
+
+
+@dataclass(frozen=True)
+class WeightsHandle:
+    """The result of `NemoActor.weights`. NeMo-RL moves the weights itself, when the engine is next needed."""
+
+    version: int  # updates done so far
 
 
 class NemoActor:
-    """See the module's text. `loss` makes NeMo-RL's loss of one of ours."""
+    """The Actor over NeMo-RL's Policy; see the module docstring."""
 
     def __init__(
         self,
         policy: Any,
-        phases: Phases,
-        shape: Shape,
-        loss: Callable[[Loss], Any],
-        batch: Callable[[Mapping[str, Any]], Any],
-        model: Path,
-        loaded: Path | None,
-        has_reference: bool,
+        scheduler: ColocationScheduler,
+        shape: BatchShape,
+        origin: PolicyOrigin,
+        adapters: PolicyAdapters,
         checkpointing: Mapping[str, Any],
-        export: Callable[[Path], None],
     ) -> None:
-        """`batch` makes a BatchedDataDict; `loaded` is the checkpoint the policy was made from; `export` writes a
-        Hugging Face directory.
-        """
-        self._policy, self._phases, self._shape = policy, phases, shape
-        self._loss, self._data = loss, batch
-        self._model, self._loaded, self._has_reference = model, loaded, has_reference
-        self._checkpointing, self._export = dict(checkpointing), export
+        """Wrap `policy`, a Policy; `checkpointing` is NeMo-RL's section of that name."""
+        self._policy, self._scheduler, self._shape = policy, scheduler, shape
+        self._origin, self._adapters = origin, adapters
+        self._checkpointing = dict(checkpointing)
         self._configured, self._updates = False, 0
 
     # ---- what NeMo-RL did when it made the policy ------------------------------------------------------------------
 
     async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
-        """Nothing to do: policy.megatron_cfg.optimizer and .scheduler were built with the policy.
+        """Accept the first call and change nothing: NeMo-RL built optimizer and schedule together with the policy.
 
-        NeMo-RL cannot build a second optimizer on the present weights: ValueError when one is asked for. A cold start
-        and the training after it are two jobs.
+        They come from policy.megatron_cfg.optimizer and .scheduler. NeMo-RL cannot build a second optimizer on the
+        present weights, so a cold start and the training after it are two jobs. Raises ValueError on a second call.
         """
         if self._configured:
             raise ValueError(
@@ -88,97 +103,113 @@ class NemoActor:
         self._configured = True
 
     async def load_model(self, path: Path) -> None:
-        """The policy was made from policy.model_name; ValueError for any other model."""
-        if Path(path) != self._model:
+        """Check that `path` is policy.model_name, which the policy was made from.
+
+        Raises ValueError for any other model.
+        """
+        model = self._origin.model
+        if Path(path) != model:
             raise ValueError(
-                f"the policy was made from policy.model_name = {self._model}; NeMo-RL cannot load {path} into it. "
+                f"the policy was made from policy.model_name = {model}; NeMo-RL cannot load {path} into it. "
                 "Start a job with that model."
             )
 
     async def set_reference(self) -> None:
-        """The reference is policy.model_name, loaded with the policy if the KL is penalised."""
+        """Check that no update was made yet: the reference is policy.model_name, loaded together with the policy."""
         assert not self._updates, "NeMo-RL's reference is the model a run starts from"
 
     async def set_teacher(self, path: Path) -> None:
-        """NeMo-RL keeps one frozen copy, the reference: ValueError for any other teacher."""
+        """Raise ValueError: NeMo-RL keeps one frozen model, the reference, and no other teacher."""
         raise ValueError(f"the NeMo-RL runtime has no second frozen model; leave opsd.teacher_path = {path} out.")
 
     async def load(self, path: Path) -> None:
-        """Weights and optimizer were loaded when the policy was made; ValueError if that was from another folder."""
-        if path != self._loaded:
-            raise ValueError(f"the policy was made from checkpoint {self._loaded}, and now {path} is asked for.")
+        """Check that `path` is the checkpoint that weights and optimizer were loaded from when the policy was made.
+
+        Raises ValueError for any other folder.
+        """
+        loaded = self._origin.checkpoint
+        if path != loaded:
+            raise ValueError(f"the policy was made from checkpoint {loaded}, and now {path} is asked for.")
 
     # ---- updates and scores ----------------------------------------------------------------------------------------
 
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
-        """Forward, loss, backward, one optimizer step on `train_rows` rows, of which the last only fill up.
+        """Run forward, loss, backward and one optimizer step on `train_rows` rows; the last ones may be padding.
 
-        ValueError if there are more rows than that: another number would bend the learning rate's schedule.
+        Raises ValueError for a larger batch: another number of rows would distort the learning-rate schedule.
         """
         shape = self._shape
         if batch.rows > shape.train_rows:
             raise ValueError(
                 f"an update of {batch.rows} rows does not fit policy.train_global_batch_size = {shape.train_rows}."
             )
-        whole = filled(batch, shape.train_rows, shape)
-        data = self._data(reordered(whole, self._order(whole)).as_dict())
-        nemo_loss = self._loss(loss)
-        self._phases.stale = True
-        results = await self._phases.training(lambda: self._policy.train(data, nemo_loss, gbs=shape.train_rows))
+        padded = pad_batch(batch, shape.train_rows, shape)
+        data = self._adapters.make_batch(reorder_rows(padded, self._balance_ranks(padded)).as_dict())
+        nemo_loss = self._adapters.make_loss(loss)
+        self._scheduler.stale = True
+        results = await self._scheduler.training(lambda: self._policy.train(data, nemo_loss, gbs=shape.train_rows))
         self._updates += 1
-        return update_result(results)
+        return make_update_result(results)
 
     async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """[B, S] nats, log-probability of every token under the present weights; 0 outside rows and at column 0."""
-        return await self._scores(batch, temperature, self._policy.get_logprobs, "logprobs")
+        """Return the log-probability of every token under the present weights, [B, S] nats.
+
+        It is 0 outside rows and at column 0.
+        """
+        return await self._compute_scores(batch, temperature, self._policy.get_logprobs, "logprobs")
 
     async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """The same under the reference policy. ValueError if NeMo-RL did not load one."""
-        if not self._has_reference:
+        """Return the same under the reference policy. Raises ValueError if NeMo-RL did not load one."""
+        if not self._origin.has_reference:
             raise ValueError(
                 "no reference model was loaded: neither loss_fn.reference_policy_kl_penalty nor tapo.loss.kl_rows is "
                 "above 0, and the algorithm is not opsd."
             )
-        return await self._scores(batch, temperature, self._policy.get_reference_policy_logprobs, "reference_logprobs")
+        return await self._compute_scores(
+            batch, temperature, self._policy.get_reference_policy_logprobs, "reference_logprobs"
+        )
 
     async def teacher_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """The same: the teacher is the reference policy."""
+        """Return the reference log-probabilities: the reference policy is the teacher."""
         return await self.reference_logprobs(batch, temperature)
 
-    async def _scores(self, batch: Batch, temperature: float, call: Callable[[Any], Any], key: str) -> Tensor:
+    async def _compute_scores(self, batch: Batch, temperature: float, call: Callable[[Any], Any], key: str) -> Tensor:
         assert temperature == self._shape.temperature, "the workers score at policy.generation.temperature"
         rows = -(-batch.rows // self._shape.row_multiple) * self._shape.row_multiple
-        whole = filled(batch, rows, self._shape)
-        order = self._order(whole)
+        padded = pad_batch(batch, rows, self._shape)
+        order = self._balance_ranks(padded)
         names = ("input_ids", "input_lengths", "token_mask", "sample_mask")
-        data = self._data({k: v for k, v in reordered(whole, order).as_dict().items() if k in names})
-        scored: Tensor = (await self._phases.scoring(lambda: call(data)))[key]
-        out = torch.zeros(whole.input_ids.shape)
-        out[order, : scored.shape[1]] = scored.float()
+        data = self._adapters.make_batch({k: v for k, v in reorder_rows(padded, order).as_dict().items() if k in names})
+        scores: Tensor = (await self._scheduler.scoring(lambda: call(data)))[key]
+        out = torch.zeros(padded.input_ids.shape)
+        out[order, : scores.shape[1]] = scores.float()
         width = batch.input_ids.shape[1]
         outside = torch.arange(width) >= batch.input_lengths[:, None]
         return out[: batch.rows, :width].masked_fill(outside, 0.0)
 
-    def _order(self, batch: Batch) -> list[int]:
-        """Rows as NeMo-RL is to get them: it gives each data-parallel rank a run of rows, so each run gets long and
-        short ones alike (where it packs sequences or batches dynamically, it deals them itself).
+    def _balance_ranks(self, batch: Batch) -> list[int]:
+        """Return a row order in which every data-parallel rank gets long and short rows alike.
+
+        NeMo-RL gives each rank a contiguous block of rows. (With sequence packing or dynamic batching it distributes
+        the rows itself.)
         """
-        return [i for share in deal(batch.input_lengths.tolist(), self._shape.data_parallel) for i in share]
+        return [i for share in deal_rows(batch.input_lengths.tolist(), self._shape.data_parallel) for i in share]
 
     # ---- weights and files -----------------------------------------------------------------------------------------
 
-    async def weights(self) -> Weights:
-        """A handle for `Generator.update_weights`; the weights themselves stay where they are."""
-        return Weights(self._updates)
+    async def weights(self) -> WeightsHandle:
+        """Return a handle for `Generator.update_weights`; the weights themselves are not moved."""
+        return WeightsHandle(self._updates)
 
     async def save(self, path: Path) -> None:
-        """policy/{weights,optimizer,tokenizer} below `path`, in NeMo-RL's format.
+        """Write policy/{weights,optimizer,tokenizer} below `path`, in NeMo-RL's format.
 
-        With Megatron's asynchronous saving the files may still be under way: checkpoints.py waits for them.
+        With Megatron's asynchronous saving the files may still be incomplete on return: `NemoCheckpoints.settle` waits
+        for them.
         """
         folder = path / "policy"
         optimizer = str(folder / "optimizer") if self._checkpointing.get("save_optimizer", True) else None
-        await self._phases.training(
+        await self._scheduler.training(
             lambda: self._policy.save_checkpoint(
                 weights_path=str(folder / "weights"),
                 optimizer_path=optimizer,
@@ -188,12 +219,22 @@ class NemoActor:
         )
 
     async def export(self, path: Path) -> None:
-        """A Hugging Face model directory, by NeMo-RL's converter from the newest checkpoint."""
-        await blocking(lambda: self._export(path))
+        """Write a Hugging Face model directory: NeMo-RL's converter makes it from the newest checkpoint."""
+        await run_blocking(lambda: self._adapters.export(path))
 
 
-def filled(batch: Batch, rows: int, shape: Shape) -> Batch:
-    """`batch` with `rows` rows, its width a multiple of `shape.width_multiple`. Added rows are in no loss."""
+def pad_batch(batch: Batch, rows: int, shape: BatchShape) -> Batch:
+    """Pad a batch to `rows` rows and to a width that is a multiple of `shape.width_multiple`.
+
+    Added rows have zero masks and coefficients, so they are in no loss.
+
+    >>> from nemo_tapo.batch import collate
+    >>> from nemo_tapo.types import Kind, Row
+    >>> shape = BatchShape(train_rows=4, row_multiple=1, width_multiple=8, data_parallel=1, pad_id=0, temperature=1.0)
+    >>> row = Row("7/0", "7", Kind.ORIGINAL, prompt_ids=(5, 6), response_ids=(7,))
+    >>> pad_batch(collate([row], pad_id=0), 4, shape).input_ids.shape
+    torch.Size([4, 8])
+    """
     width = max(batch.input_ids.shape[1], FILLER_LENGTH)
     width = -(-width // shape.width_multiple) * shape.width_multiple
     added = rows - batch.rows
@@ -204,25 +245,34 @@ def filled(batch: Batch, rows: int, shape: Shape) -> Batch:
             continue
         filler = shape.pad_id if each.name == "input_ids" else 0
         size = (rows, width) if value.ndim == 2 else (rows,)
-        whole = torch.full(size, filler, dtype=value.dtype)
-        whole[tuple(slice(n) for n in value.shape)] = value
-        changes[each.name] = whole
+        padded = torch.full(size, filler, dtype=value.dtype)
+        padded[tuple(slice(n) for n in value.shape)] = value
+        changes[each.name] = padded
     changes["input_lengths"][rows - added :] = FILLER_LENGTH
     return replace(batch, **changes)
 
 
-def reordered(batch: Batch, order: Sequence[int]) -> Batch:
-    """The rows in another order, as wide as they are: Megatron takes the width that it is given."""
+def reorder_rows(batch: Batch, order: Sequence[int]) -> Batch:
+    """Return the batch with its rows in another order.
+
+    Keeps the padded width, unlike `Batch.select`: Megatron uses the width of its input.
+    """
     return replace(batch, **{name: value[list(order)] for name, value in batch.as_dict().items()})
 
 
-def update_result(results: Mapping[str, Any]) -> UpdateResult:
-    """`Policy.train`'s answer: every metric is a list of additive shares, one a micro-batch and rank."""
+def make_update_result(results: Mapping[str, Any]) -> UpdateResult:
+    """Reduce what `Policy.train` returns: every metric is a list of additive shares, one a micro-batch and rank.
+
+    >>> shares = {"lr": [0.1, 0.1], "loss": [0.5, 0.25]}
+    >>> results = {"loss": torch.tensor([0.75]), "grad_norm": torch.tensor([2.0]), "all_mb_metrics": shares}
+    >>> make_update_result(results)
+    UpdateResult(loss=0.75, grad_norm=2.0, learning_rate=0.1, metrics={'loss': 0.75}, token_weights=None)
+    """
     shares = results["all_mb_metrics"]
     return UpdateResult(
         loss=float(torch.as_tensor(results["loss"]).sum()),
         grad_norm=float(torch.as_tensor(results["grad_norm"]).reshape(-1)[0]),
-        # DTensor's workers report nothing of micro-batches without a valid row, and so nothing of an idle update.
+        # DTensor's workers report nothing for micro-batches without a valid row, hence no "lr" if all rows are padding.
         learning_rate=float(shares["lr"][0]) if "lr" in shares else math.nan,
         metrics=reduce_worker_metrics(shares),
     )

@@ -1,13 +1,14 @@
-"""Checkpoints where NeMo-RL looks for them: `interfaces.CheckpointStore` over its CheckpointManager.
+"""Save checkpoints in NeMo-RL's layout: `interfaces.CheckpointStore` over its CheckpointManager.
 
     <checkpointing.checkpoint_dir>/step_20/
-        training_info.json       NeMo-RL's own: steps, and the metric that keep_top_k goes by
-        config.yaml              the whole configuration: NeMo-RL's converters read it
+        training_info.json       NeMo-RL's: steps, and the metric by which keep_top_k ranks checkpoints
+        config.yaml              NeMo-RL's: the whole configuration, which its converters read
         policy/{weights,optimizer,tokenizer}
-        train_dataloader.pt      NeMo-RL's setup wants one; queries are a function of (seed, step), see datasets/query_order.py
-        tapo.json                ours: step and the settings that decide the numbers
+        train_dataloader.pt      NeMo-RL's setup requires it; not used here, as queries are a function of (seed, step):
+                                 see datasets/query_order.py
+        tapo.json                this package's: the step and the settings that decide the numbers
 
-How many are kept is NeMo-RL's business too: keep_top_k, metric_name.
+NeMo-RL also decides which checkpoints are kept (keep_top_k, metric_name).
 """
 
 from __future__ import annotations
@@ -17,55 +18,64 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.checkpoint import Checkpoint, Warn, Write, whole_or_nothing
+from nemo_tapo.checkpoint import Checkpoint, Warn, Write, remove_on_failure
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.colocation import blocking
+from nemo_tapo.runtime.nemo_rl.colocation import run_blocking
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.files import write_json
 
-OURS = "tapo.json"
+STATE_FILE = "tapo.json"
 
 
 class NemoCheckpoints:
-    """See the module's text. The final name may appear after `save` has returned: Megatron writes in the background."""
+    """The CheckpointStore over NeMo-RL's CheckpointManager; see the module docstring.
+
+    The final name may appear after `save` has returned: Megatron writes in the background.
+    """
 
     def __init__(
-        self, manager: Any, policy: Any, master: Any, dataloader: Any, queries_per_step: int, found: Checkpoint | None
+        self, manager: Any, policy: Any, master: Any, dataloader: Any, queries_per_step: int, loaded: Checkpoint | None
     ) -> None:
-        """`found`: the checkpoint that the policy was made from (see `newest`)."""
+        """Wrap `manager`, a CheckpointManager.
+
+        `loaded` is the checkpoint that the policy was made from (see `find_newest_checkpoint`).
+        """
         self._manager, self._policy, self._master = manager, policy, master
-        self._dataloader, self._queries, self._found = dataloader, queries_per_step, found
-        self._under_way: Path | None = None
+        self._dataloader, self._queries, self._loaded = dataloader, queries_per_step, loaded
+        self._pending: Path | None = None
 
     def latest(self, warn: Warn) -> Checkpoint | None:
-        """The checkpoint that the policy was made from: NeMo-RL loads weights only then."""
-        return self._found
+        """Return the checkpoint that the policy was made from: NeMo-RL loads weights only at that time."""
+        return self._loaded
 
     async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
         """Save as `interfaces.CheckpointStore` says.
 
-        Raises DiskFull if there is no room, RuntimeFailure if the one before did not end well.
+        Raises DiskFull if there is no room, RuntimeFailure if the previous checkpoint was not completed.
         """
         await self.settle()
         step = int(state["step"])
         final = Path(self._manager.checkpoint_dir) / f"step_{step}"
         info = self._training_info(step, metrics)
-        with whole_or_nothing(final.with_name(f"tmp_step_{step}"), final):
+        with remove_on_failure(final.with_name(f"tmp_step_{step}"), final):
             folder = Path(self._manager.init_tmp_checkpoint(step, info, self._master))
             await write(folder)
             compat.save_dataloader(self._dataloader, folder)
-            write_json(folder / OURS, state)
+            write_json(folder / STATE_FILE, state)
         compat.begin_checkpoint(self._manager, folder, self._policy)
-        self._under_way = final
+        self._pending = final
 
     async def settle(self) -> None:
-        """See `interfaces.CheckpointStore`. RuntimeFailure, naming the folder, if it did not reach its final name."""
-        if self._under_way is None:
+        """Wait as `interfaces.CheckpointStore` says.
+
+        Raises RuntimeFailure with the folder's name if the checkpoint did not reach its final name.
+        """
+        if self._pending is None:
             return
-        final, self._under_way = self._under_way, None
+        final, self._pending = self._pending, None
         try:
-            await blocking(lambda: compat.end_checkpoints(self._manager))
-        except Exception as error:  # NeMo-RL wraps whatever its thread met
+            await run_blocking(lambda: compat.end_checkpoints(self._manager))
+        except Exception as error:  # NeMo-RL wraps any error of its thread
             cause = error.__cause__ or error
             raise RuntimeFailure(f"checkpoint {final} was not completed: {cause!r}. The one before is kept.") from error
 
@@ -75,7 +85,7 @@ class NemoCheckpoints:
             "current_step": step,
             "current_epoch": 0,
             "total_steps": step,
-            "total_valid_tokens": 0,  # its trainer's count for a plot; ours is in metrics.jsonl
+            "total_valid_tokens": 0,  # NeMo-RL's trainer plots it; this package counts tokens in metrics.jsonl
         }
         name = self._manager.metric_name
         if name is not None and name.removeprefix("train:") in metrics:
@@ -83,19 +93,19 @@ class NemoCheckpoints:
         return info
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest finished checkpoint under a checkpoint_dir; None if there is none.
+def find_newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest finished checkpoint under a checkpoint_dir; None if there is none.
 
-    Read before anything is started, as NeMo-RL makes the policy from it. Raises ValueError for a checkpoint of another
-    program.
+    Called before anything is started, as NeMo-RL makes the policy from that checkpoint. Raises ValueError for a
+    checkpoint that another program wrote.
     """
     steps = [p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit()]
     if not steps:
         return None
     path = max(steps, key=lambda p: int(p.name.removeprefix("step_")))
-    if not (path / OURS).is_file():
+    if not (path / STATE_FILE).is_file():
         raise ValueError(
-            f"{path} has no {OURS}: another program wrote it. Choose another checkpointing.checkpoint_dir, or give its "
-            "weights as policy.model_name."
+            f"{path} has no {STATE_FILE}: another program wrote it. Choose another checkpointing.checkpoint_dir, or "
+            "give its weights as policy.model_name."
         )
-    return Checkpoint(path, json.loads((path / OURS).read_text()))
+    return Checkpoint(path, json.loads((path / STATE_FILE).read_text()))

@@ -1,8 +1,8 @@
-"""The only importer of NeMo-RL's names, and the only place that knows how its releases differ.
+"""Import NeMo-RL's names and hide the differences between its releases. No other module does either.
 
-`load("Policy")` gives NeMo-RL's object; nothing is imported before that. What differs between v0.7.0 and main is
-one small function here each, chosen by what the objects offer and never by a version number (main calls itself 0.6.0).
-tests/contract/test_compat.py checks every name and every argument that we pass against the checkout at hand.
+`load("Policy")` returns NeMo-RL's object; nothing is imported before that. Each difference between v0.7.0 and main has
+one small function here. It looks at what the objects offer and never at a version number (main calls itself 0.6.0).
+tests/contract/test_compat.py checks every name and every argument that we pass against NeMo-RL's source.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ NAMES: Mapping[str, str] = {
 
 
 def is_installed() -> bool:
-    """Whether NeMo-RL's package is to be found; nothing is imported."""
+    """Return True if NeMo-RL's package can be found; imports nothing."""
     return find_spec("nemo_rl") is not None
 
 
 def load(name: str) -> Any:
-    """What NeMo-RL calls `name`, one of NAMES; imported on first use.
+    """Import and return the object that NeMo-RL calls `name`, one of NAMES.
 
-    Raises ValueError where NeMo-RL is absent.
+    Raises ValueError if NeMo-RL is not installed.
     """
     module, attribute = NAMES[name].split(":")
     if not is_installed():
@@ -72,49 +72,54 @@ def load(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def logit_loss_kind() -> tuple[Any, Any]:
-    """(loss_type, input_type) of a loss that takes raw logits and counts tokens."""
+def get_logit_loss_types() -> tuple[Any, Any]:
+    """Return NeMo-RL's (loss_type, input_type) for a loss that takes raw logits and counts tokens."""
     return load("LossType").TOKEN_LEVEL, load("LossInputType").LOGIT
 
 
-def section(master: Any, name: str) -> dict[str, Any]:
-    """A section of a MasterConfig as a plain mapping.
+def get_section(master: Any, name: str) -> dict[str, Any]:
+    """Return a section of a MasterConfig as a plain dict.
 
-    Pydantic for some sections and a TypedDict for others, and not for the same ones: `grpo` is a TypedDict on v0.7.0
-    and a model on main.
+    Some sections are pydantic models and others TypedDicts. Which ones depends on the release: `grpo` is a TypedDict on
+    v0.7.0 and a model on main.
+
+    >>> from types import SimpleNamespace
+    >>> get_section(SimpleNamespace(grpo={"seed": 1}), "grpo")
+    {'seed': 1}
     """
     value = getattr(master, name)
     return dict(value.model_dump() if hasattr(value, "model_dump") else value)
 
 
 def uses_async_engine(master: Any) -> bool:
-    """Whether generation runs in vLLM's asynchronous engine.
+    """Return True if generation runs in vLLM's asynchronous engine.
 
-    v0.7.0 asks a private function of grpo.py with the whole configuration, main a public one with the engine's.
+    v0.7.0 decides this in a private function of grpo.py that takes the whole configuration, main in a public one that
+    takes the engine's.
     """
     interfaces = importlib.import_module("nemo_rl.models.generation.interfaces")
     if hasattr(interfaces, "should_use_async_rollouts"):
-        return bool(interfaces.should_use_async_rollouts(section(master, "policy")["generation"]))
+        return bool(interfaces.should_use_async_rollouts(get_section(master, "policy")["generation"]))
     return bool(importlib.import_module("nemo_rl.algorithms.grpo")._should_use_async_rollouts(master))
 
 
-def configured_generation(policy: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """policy.generation with what NeMo-RL's launcher adds: padding, stop tokens, how the engine first loads weights.
+def configure_generation(policy: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Return policy.generation with what NeMo-RL's launcher adds: padding, stop tokens, how to load the first weights.
 
-    Its later arguments (whether drafts and MTP layers are refitted) came one by one; where they exist they are given.
+    Later releases added arguments for refitting drafts and MTP layers one by one. They are passed if they exist.
     """
     configure = load("configure_generation_config")
     extra = {
         "has_refit_draft_weights": bool((policy.get("draft") or {}).get("enabled")),
         "trains_mtp": bool((policy.get("megatron_cfg") or {}).get("mtp_num_layers")),
     }
-    taken = inspect.signature(configure).parameters
-    return dict(configure(policy["generation"], tokenizer, **{k: v for k, v in extra.items() if k in taken}))
+    accepted = inspect.signature(configure).parameters
+    return dict(configure(policy["generation"], tokenizer, **{k: v for k, v in extra.items() if k in accepted}))
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What NeMo-RL's `setup` makes, as far as we use it."""
+class NemoParts:
+    """The part of the result of NeMo-RL's `setup` that is used here."""
 
     policy: Any
     engine: Any
@@ -125,18 +130,18 @@ class Parts:
     master: Any
 
 
-def set_up(master: Any, tokenizer: Any, dataset: Any, policy_factory: Any = None) -> Parts:
-    """NeMo-RL's `setup`, whose answer is a long tuple; the same one on v0.7.0 and main."""
+def run_setup(master: Any, tokenizer: Any, dataset: Any, policy_factory: Any = None) -> NemoParts:
+    """Run NeMo-RL's `setup` and name the entries of the long tuple it returns (the same on v0.7.0 and main)."""
     policy, engine, _, clusters, dataloader, _, _, logger, checkpointer, _, master, *_ = load("setup")(
         master, tokenizer, dataset, None, policy_factory=policy_factory
     )
-    return Parts(policy, engine, tuple(clusters), dataloader, logger, checkpointer, master)
+    return NemoParts(policy, engine, tuple(clusters), dataloader, logger, checkpointer, master)
 
 
 def begin_checkpoint(manager: Any, folder: str | Path, policy: Any) -> None:
-    """Turns a temporary checkpoint folder into the final one; `end_checkpoints` waits until it is.
+    """Begin to rename a temporary checkpoint folder to its final name; `end_checkpoints` waits for the end.
 
-    main moves it in a background thread, once the policy's own asynchronous writing has ended; v0.7.0 at once.
+    main renames it in a background thread, after the policy's own asynchronous writing has ended; v0.7.0 at once.
     """
     if hasattr(manager, "begin_finalization"):
         manager.begin_finalization(folder, wait_fn=policy.finalize_async_save)
@@ -145,13 +150,13 @@ def begin_checkpoint(manager: Any, folder: str | Path, policy: Any) -> None:
 
 
 def end_checkpoints(manager: Any) -> None:
-    """Waits for what `begin_checkpoint` began, the removal of old checkpoints included."""
+    """Wait for everything that `begin_checkpoint` began, including the removal of old checkpoints."""
     if hasattr(manager, "begin_finalization"):
         manager.shutdown()
 
 
 def save_dataloader(dataloader: Any, folder: Path) -> None:
-    """The dataloader's state under the name at which `setup` looks for it."""
+    """Save the dataloader's state in the file that `setup` reads."""
     import torch
 
     torch.save(dataloader.state_dict(), folder / "train_dataloader.pt")

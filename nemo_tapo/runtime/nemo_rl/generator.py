@@ -1,8 +1,9 @@
-"""The engine: `interface.Generator` over NeMo-RL's `GenerationInterface` (vLLM, sync or async).
+"""The engine: `interfaces.Generator` over NeMo-RL's `GenerationInterface` (vLLM, sync or async).
 
-NeMo-RL's engine has one temperature, one top-p and one length limit, those of policy.generation; a call cannot bring
-others, nor a seed. So a request for another temperature is refused; one for fewer tokens is cut, which gives what the
-shorter limit would have given. No request brings stop strings (NeMo-RL would merge those of all requests of a call).
+NeMo-RL's engine has one temperature, one top-p and one length limit, set in policy.generation. A call cannot change
+them, and it cannot set a seed. So a request with another temperature is refused. The answer to a request with a lower
+token limit is cut, which gives the same tokens as the lower limit would have given. No request has stop strings:
+NeMo-RL would merge those of all requests in a call.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.runtime.nemo_rl.actor import Weights
-from nemo_tapo.runtime.nemo_rl.colocation import Phases, blocking
+from nemo_tapo.runtime.nemo_rl.actor import WeightsHandle
+from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler, run_blocking
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
 
-QUIET_TICKS = 3  # turns of the event loop without a new request, after which a batch is complete
+QUIET_TICKS = 3  # a batch is complete after so many turns of the event loop without a new request
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """policy.generation's, one for all requests."""
+    """The sampling settings and limits of policy.generation; the same for all requests."""
 
     max_model_len: int
     max_new_tokens: int
@@ -38,107 +39,111 @@ class EngineSettings:
 
 
 class NemoGenerator:
-    """See the module's text.
+    """The Generator over NeMo-RL's engine; see the module docstring.
 
-    The async engine takes one sample a call, and each returns as soon as it is finished. The sync engine takes a batch
-    and returns when the longest is done: requests that wait together go together, so an overlapped pipeline samples the
-    same with it, in a few large steps.
+    The async engine takes one request a call, and each call returns as soon as its response is finished. The sync
+    engine takes a batch and returns when the longest response is finished. Requests that wait at the same time form one
+    batch, so an overlapped pipeline also works with the sync engine, in a few large batches.
     """
 
     def __init__(
         self,
         engine: Any,
-        phases: Phases,
+        scheduler: ColocationScheduler,
         settings: EngineSettings,
         tokenizer: Tokenizer,
-        batch: Callable[[Mapping[str, Any]], Any],
+        make_batch: Callable[[Mapping[str, Any]], Any],
     ) -> None:
-        """`batch` makes a BatchedDataDict."""
-        self._engine, self._phases, self._settings = engine, phases, settings
-        self._tokenizer, self._data = tokenizer, batch
+        """Wrap `engine`, a GenerationInterface; `make_batch` makes a BatchedDataDict from {field: tensor}."""
+        self._engine, self._scheduler, self._settings = engine, scheduler, settings
+        self._tokenizer, self._make_batch = tokenizer, make_batch
         self.max_model_len = settings.max_model_len
         self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
         self._pump: asyncio.Task[None] | None = None
 
     async def generate(self, request: Request) -> Completion:
-        """Sample one completion. ValueError for settings that the engine does not have, or a prompt that is too long;
-        RuntimeFailure if the engine is lost.
+        """Sample one completion.
+
+        Raises ValueError for settings that differ from the engine's and for a prompt that is too long, RuntimeFailure
+        if the engine is lost.
         """
-        self._check(request)
-        async with self._phases.generating():
+        self._check_request(request)
+        async with self._scheduler.generating():
             if self._settings.asynchronous:
-                return await self._one(request)
-            return await self._together(request)
+                return await self._generate_alone(request)
+            return await self._generate_in_batch(request)
 
-    async def update_weights(self, weights: Weights) -> None:
-        """The engine takes the policy's weights before it answers the next request, not now: a checkpoint may come
-        first, and then the GPUs are the policy's. No request may be in flight.
+    async def update_weights(self, weights: WeightsHandle) -> None:
+        """Check that no request is in flight. The engine takes the policy's weights later, before its next request.
+
+        It cannot take them now: a checkpoint may be written first, and for that the policy needs the GPUs.
         """
-        assert not self._phases.in_flight, "weights may not change while requests are in flight"
+        assert not self._scheduler.in_flight, "weights may not change while requests are in flight"
 
-    def _check(self, request: Request) -> None:
-        here = self._settings
-        if (request.temperature, request.top_p) != (here.temperature, here.top_p):
+    def _check_request(self, request: Request) -> None:
+        settings = self._settings
+        if (request.temperature, request.top_p) != (settings.temperature, settings.top_p):
             raise ValueError(
                 f"{request.uid} is to be sampled at temperature {request.temperature:g}, top-p {request.top_p:g}; "
-                f"NeMo-RL's engine samples everything at policy.generation's {here.temperature:g}, {here.top_p:g}."
+                f"NeMo-RL's engine samples everything at policy.generation's {settings.temperature:g}, "
+                f"{settings.top_p:g}."
             )
-        if request.max_tokens > here.max_new_tokens:
+        if request.max_tokens > settings.max_new_tokens:
             raise ValueError(
                 f"{request.uid} may have {request.max_tokens} tokens, more than policy.generation.max_new_tokens = "
-                f"{here.max_new_tokens}."
+                f"{settings.max_new_tokens}."
             )
-        if len(request.prompt_ids) + request.max_tokens > here.max_model_len:
+        if len(request.prompt_ids) + request.max_tokens > settings.max_model_len:
             raise ValueError(
                 f"{request.uid}: a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to sample do "
-                f"not fit vllm_cfg.max_model_len = {here.max_model_len}."
+                f"not fit vllm_cfg.max_model_len = {settings.max_model_len}."
             )
 
     # ---- the async engine ------------------------------------------------------------------------------------------
 
-    async def _one(self, request: Request) -> Completion:
+    async def _generate_alone(self, request: Request) -> Completion:
         try:
-            async for _, output in self._engine.generate_async(self._batch([request]), greedy=False):
-                return self._completion(request, output, 0)
+            async for _, output in self._engine.generate_async(self._make_engine_input([request]), greedy=False):
+                return self._make_completion(request, output, 0)
         except (ValueError, AssertionError):
             raise
-        except Exception as error:  # whatever Ray or the engine raises, the run cannot go on
+        except Exception as error:  # Ray and engines raise many types; after any of them the run cannot continue
             raise RuntimeFailure(f"the generation engine failed: {error!r}") from error
         raise RuntimeFailure(f"the generation engine gave no answer to {request.uid}.")
 
     # ---- the sync engine -------------------------------------------------------------------------------------------
 
-    async def _together(self, request: Request) -> Completion:
+    async def _generate_in_batch(self, request: Request) -> Completion:
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._pump is None:
-            self._pump = asyncio.create_task(self._run(), name="generator pump")
+            self._pump = asyncio.create_task(self._run_batches(), name="generator pump")
         return await future
 
-    async def _run(self) -> None:
-        taken: list[tuple[Request, asyncio.Future[Completion]]] = []
+    async def _run_batches(self) -> None:
+        batch: list[tuple[Request, asyncio.Future[Completion]]] = []
         try:
             while self._waiting:
-                await self._quiet()
-                taken, self._waiting = self._waiting, []
-                requests = [request for request, _ in taken]
-                data = self._batch(requests)
-                output = await blocking(partial(self._engine.generate, data, greedy=False))
-                for i, (request, future) in enumerate(taken):
-                    if not future.done():  # else its coroutine was cancelled
-                        future.set_result(self._completion(request, output, i))
-        except Exception as error:  # whatever it is, those who wait have to hear it
+                await self._wait_until_quiet()
+                batch, self._waiting = self._waiting, []
+                requests = [request for request, _ in batch]
+                data = self._make_engine_input(requests)
+                output = await run_blocking(partial(self._engine.generate, data, greedy=False))
+                for i, (request, future) in enumerate(batch):
+                    if not future.done():  # otherwise its coroutine was cancelled
+                        future.set_result(self._make_completion(request, output, i))
+        except Exception as error:  # of any type: the waiting callers must get it, or they would wait forever
             known = isinstance(error, RuntimeFailure | ValueError | AssertionError)
-            told = error if known else RuntimeFailure(f"the generation engine failed: {error!r}")
-            for _, future in [*taken, *self._waiting]:
+            failure = error if known else RuntimeFailure(f"the generation engine failed: {error!r}")
+            for _, future in [*batch, *self._waiting]:
                 if not future.done():
-                    future.set_exception(told)
+                    future.set_exception(failure)
             self._waiting = []
         finally:
             self._pump = None
 
-    async def _quiet(self) -> None:
-        """Returns when no request has come for a few turns of the event loop: what belongs together is there."""
+    async def _wait_until_quiet(self) -> None:
+        """Wait until no request has come for QUIET_TICKS turns of the event loop, so that the batch is complete."""
         seen, quiet = len(self._waiting), 0
         while quiet < QUIET_TICKS:
             await asyncio.sleep(0)
@@ -147,19 +152,19 @@ class NemoGenerator:
 
     # ---- NeMo-RL's form --------------------------------------------------------------------------------------------
 
-    def _batch(self, requests: Sequence[Request]) -> Any:
-        """GenerationDatumSpec: right-padded ids. `seed` is for engines that can take one; NeMo-RL's leave it alone."""
+    def _make_engine_input(self, requests: Sequence[Request]) -> Any:
+        """Return a GenerationDatumSpec: right-padded ids; `seed` is for engines that take one, NeMo-RL's ignore it."""
         lengths = torch.tensor([len(r.prompt_ids) for r in requests])
         ids = torch.full((len(requests), int(lengths.max())), self._settings.pad_id)
         for row, request in zip(ids, requests, strict=True):
             row[: len(request.prompt_ids)] = torch.tensor(request.prompt_ids)
         seeds = torch.tensor([request.seed for request in requests])
-        return self._data({"input_ids": ids, "input_lengths": lengths, "seed": seeds})
+        return self._make_batch({"input_ids": ids, "input_lengths": lengths, "seed": seeds})
 
-    def _completion(self, request: Request, output: Mapping[str, Tensor], row: int) -> Completion:
-        begin, given = len(request.prompt_ids), int(output["unpadded_sequence_lengths"][row])
-        end = min(given, begin + request.max_tokens)
+    def _make_completion(self, request: Request, output: Mapping[str, Tensor], row: int) -> Completion:
+        begin, length = len(request.prompt_ids), int(output["unpadded_sequence_lengths"][row])
+        end = min(length, begin + request.max_tokens)
         ids = tuple(output["output_ids"][row, begin:end].tolist())
-        cut = end < given or end == begin or bool(output["truncated"][row])
+        truncated = end < length or end == begin or bool(output["truncated"][row])
         logprobs = tuple(output["logprobs"][row, begin:end].tolist()) if request.logprobs else None
-        return Completion(ids, self._tokenizer.decode(ids), truncated=cut, logprobs=logprobs)
+        return Completion(ids, self._tokenizer.decode(ids), truncated=truncated, logprobs=logprobs)

@@ -1,25 +1,26 @@
-"""A loss of this package as a loss of NeMo-RL: of raw logits, inside the very forward pass that is differentiated.
+"""Wrap a loss of this package as a loss function of NeMo-RL, computed from raw logits in the training forward pass.
 
 ```
  Policy worker: model -> logits / temperature -> prepare_loss_input -> LogitLoss(data, logits) -> (loss, metrics)
                          [b, S_pad/CP, V/TP]                            |
-                         log p, H of the own columns and positions  <---+--->  all-gather of [b, S] scores over CP
+                         log p, H of this rank's vocab and positions <--+--->  all-gather of [b, S] scores over CP
                                                                                TokenLoss.from_logprobs (losses/)
 ```
-What NeMo-RL expects of a loss, and what follows here (v0.7.0 and main alike):
+What NeMo-RL expects of a loss, and how it is met here (the same for v0.7.0 and main):
 
-- Each micro-batch returns its share of one global sum, and the shares' gradients are added over micro-batches and
-  data-parallel ranks. The normaliser rides in `loss_coef`, so NeMo-RL's own (`global_valid_*`) are not looked at.
-- Every context-parallel rank returns the loss of the whole sequences; it is divided by CP, and gradients are added over
-  CP. So the gather's backward multiplies by CP: all ranks hold the same gradient, no second collective is needed.
+- Each micro-batch returns its share of one global sum. NeMo-RL adds the shares' gradients over micro-batches and
+  data-parallel ranks. `loss_coef` contains the normaliser, so NeMo-RL's own (`global_valid_*`) are ignored.
+- Every context-parallel rank returns the loss of the whole sequences. NeMo-RL divides it by CP and adds gradients over
+  CP. So the backward pass of the gather multiplies by CP: all ranks hold the same gradient, and no second collective is
+  needed.
 - Sequence packing calls the loss once a sequence, with a dict of its unpadded rows and a slice of the packed logits
   that may be longer, and adds the metrics up. Pipeline parallelism calls it on the last stage.
-- Logits come divided by the engine's temperature. `logits_temperature` says so, and no second division happens.
-- All columns of the logits are tokens, those that only fill Megatron's vocabulary up as well: NeMo-RL's own log-
-  probabilities count them, and the ratio is measured against those.
+- Logits come divided by the engine's temperature. `logits_temperature` says so, and they are not divided again.
+- All columns of the logits count as tokens, including those that only pad Megatron's vocabulary: NeMo-RL's own
+  log-probabilities count them, and the ratio is measured against those.
 
-This module and those that it imports travel to workers by value (`loss_setup.ship_by_value`), so it imports nothing
-that such a worker has not: torch, and at call time the Megatron that made the logits.
+This module and its imports are sent to workers by value (`loss_setup.ship_by_value`). So it imports only what every
+worker has: torch, and at call time the Megatron that made the logits.
 """
 
 from __future__ import annotations
@@ -43,55 +44,62 @@ from nemo_tapo.types import Batch
 
 @dataclass(frozen=True)
 class LogitLoss:
-    """NeMo-RL's LossFunction around one of this package. `loss_setup.make_loss` builds it."""
+    """A LossFunction of NeMo-RL that computes a loss of this package. Built by `loss_setup.make_logit_loss`."""
 
     token_loss: TokenLoss
-    loss_type: Any  # NeMo-RL's enums, which its workers look at
-    input_type: Any
-    logits_temperature: float = 1.0  # what the worker has divided the logits by
-    chunk: int = 1024  # most tokens whose softmax is held at once
+    loss_type: Any  # NeMo-RL's enum; its workers read it
+    input_type: Any  # NeMo-RL's enum; its workers read it
+    logits_temperature: float = 1.0  # the worker has divided the logits by it
+    chunk: int = 1024  # the softmax is held for at most so many tokens at once
 
     def __call__(
         self, data: Mapping[str, Any], global_valid_seqs: Any = None, global_valid_toks: Any = None, *, logits: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """`data`: fields of types.Batch by name; `logits` as the module's text says. The metrics are additive."""
+        """Return the micro-batch's share of the loss and its additive metrics.
+
+        `data` holds the fields of types.Batch by name; the module docstring describes `logits`.
+        """
         batch = Batch.from_dict(data)
         needs = self.token_loss.needs
         factor = self.logits_temperature / needs.temperature
-        columns = own_columns(logits if factor == 1.0 else logits * factor, self.chunk)
-        logp, entropy = scores(columns, batch.input_ids, needs.entropy)
+        shard = make_logit_shard(logits if factor == 1.0 else logits * factor, self.chunk)
+        logp, entropy = compute_scores(shard, batch.input_ids, needs.entropy)
         output = self.token_loss.from_logprobs(logp, entropy, batch)
-        valid = Sum(float(batch.sample_mask.sum()))  # DTensor workers skip a micro-batch without any
-        return output.loss, to_numbers({**output.metrics, VALID_SAMPLES: valid, **mismatch(logp, batch)})
+        valid = Sum(float(batch.sample_mask.sum()))  # DTensor workers skip a micro-batch where it is 0
+        return output.loss, to_numbers({**output.metrics, VALID_SAMPLES: valid, **measure_mismatch(logp, batch)})
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The logits of this rank, and which part of vocabulary and sequence they are."""
+class LogitShard:
+    """The logits of this rank and the part of vocabulary and sequence that they cover.
+
+    >>> LogitShard(torch.zeros(1, 3, 4), VocabShard(0, 4, 1024)).context is None
+    True
+    """
 
     logits: Tensor  # [b, S_pad/CP, V/TP], an ordinary tensor
     vocab: VocabShard
-    context: dist.ProcessGroup | None = None  # the ranks that share the sequences; None: this one has all of them
+    context: dist.ProcessGroup | None = None  # the ranks that share the sequences; None: this rank has whole sequences
 
 
-def own_columns(logits: Tensor, chunk: int) -> Columns:
-    """Finds out how the logits are split: from the DTensor itself, or from Megatron's groups where those exist.
+def make_logit_shard(logits: Tensor, chunk: int) -> LogitShard:
+    """Find out how the logits are split: from the DTensor itself, or from Megatron's groups where those exist.
 
     Raises ValueError for a DTensor that is split over context-parallel ranks.
     """
     if hasattr(logits, "device_mesh"):
-        return _dtensor_columns(logits, chunk)
+        return _make_dtensor_shard(logits, chunk)
     width = logits.shape[-1]
     state = sys.modules.get("megatron.core.parallel_state")
     if state is None or not state.model_parallel_is_initialized():
-        return Columns(logits, VocabShard(0, width, chunk))
+        return LogitShard(logits, VocabShard(0, width, chunk))
     tensor, context = state.get_tensor_model_parallel_group(), state.get_context_parallel_group()
     vocab = VocabShard(tensor.rank() * width, tensor.size() * width, chunk, tensor if tensor.size() > 1 else None)
-    return Columns(logits, vocab, context if context.size() > 1 else None)
+    return LogitShard(logits, vocab, context if context.size() > 1 else None)
 
 
-def _dtensor_columns(logits: Any, chunk: int) -> Columns:
-    mesh, local, whole = logits.device_mesh, logits.to_local(), logits.shape[-1]
+def _make_dtensor_shard(logits: Any, chunk: int) -> LogitShard:
+    mesh, local, vocab_size = logits.device_mesh, logits.to_local(), logits.shape[-1]
     axes = dict(zip(mesh.mesh_dim_names, logits.placements, strict=True))
     if "cp" in axes and mesh["cp"].size() > 1:
         raise ValueError(
@@ -99,68 +107,76 @@ def _dtensor_columns(logits: Any, chunk: int) -> Columns:
             "(policy.megatron_cfg.enabled=true), or policy.dtensor_cfg.context_parallel_size=1."
         )
     if "tp" not in axes or not axes["tp"].is_shard():
-        return Columns(local, VocabShard(0, whole, chunk))
+        return LogitShard(local, VocabShard(0, vocab_size, chunk))
     group = mesh.get_group("tp")
-    start = min(group.rank() * -(-whole // group.size()), whole)  # DTensor gives each rank the rounded-up share
-    return Columns(local, VocabShard(start, whole, chunk, group))
+    start = min(group.rank() * -(-vocab_size // group.size()), vocab_size)  # DTensor rounds each rank's share up
+    return LogitShard(local, VocabShard(start, vocab_size, chunk, group))
 
 
-def scores(columns: Columns, input_ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probability and entropy of every token, [b, S] nats: column i speaks of token i, column 0 is 0.
+def compute_scores(shard: LogitShard, input_ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Return log-probability and entropy of every token, [b, S] nats: column i belongs to token i, column 0 is 0.
 
-    `input_ids` [b, S] are the whole rows, on every context-parallel rank.
+    `input_ids` [b, S] are the whole rows, on every context-parallel rank. The entropy is None unless `with_entropy`.
+
+    >>> shard = LogitShard(torch.zeros(1, 3, 4), VocabShard(0, 4, 1024))  # a vocabulary of 4, all equally likely
+    >>> logp, _ = compute_scores(shard, torch.tensor([[1, 2, 3]]), with_entropy=False)
+    >>> logp
+    tensor([[ 0.0000, -1.3863, -1.3863]])
     """
-    length, parts = input_ids.shape[1], 1 if columns.context is None else columns.context.size()
-    padded = columns.logits.shape[1] * parts
+    length, parts = input_ids.shape[1], 1 if shard.context is None else shard.context.size()
+    padded = shard.logits.shape[1] * parts
     assert padded >= length, f"logits for {padded} tokens of rows of {length}"
     targets = F.pad(input_ids[:, 1:], (0, padded - length + 1))
-    if columns.context is None:
-        logp, entropy = token_logprobs_and_entropy(columns.logits, targets, columns.vocab, with_entropy)
+    if shard.context is None:
+        logp, entropy = token_logprobs_and_entropy(shard.logits, targets, shard.vocab, with_entropy)
     else:
-        own = torch.cat([targets.chunk(2 * parts, 1)[i] for i in _zigzag(columns.context.rank(), parts)], 1)
-        logp, entropy = token_logprobs_and_entropy(columns.logits, own, columns.vocab, with_entropy)
-        logp = _WholeSequence.apply(logp, columns.context)  # type: ignore[no-untyped-call]
-        entropy = None if entropy is None else _whole_sequence(entropy, columns.context)
-    return _one_later(logp, length), None if entropy is None else _one_later(entropy, length)
+        local = torch.cat([targets.chunk(2 * parts, 1)[i] for i in _get_zigzag_chunks(shard.context.rank(), parts)], 1)
+        logp, entropy = token_logprobs_and_entropy(shard.logits, local, shard.vocab, with_entropy)
+        logp = _SequenceGather.apply(logp, shard.context)  # type: ignore[no-untyped-call]
+        entropy = None if entropy is None else _gather_sequence(entropy, shard.context)
+    return _shift_to_predicted(logp, length), None if entropy is None else _shift_to_predicted(entropy, length)
 
 
-def _one_later(values: Tensor, length: int) -> Tensor:
-    """Column i - 1, where token i was predicted, becomes column i; what lies beyond the rows is cut off."""
+def _shift_to_predicted(values: Tensor, length: int) -> Tensor:
+    """Move column i - 1, where token i was predicted, to column i, and cut off what lies beyond the rows."""
     return F.pad(values[:, : length - 1], (1, 0))
 
 
-def _zigzag(rank: int, parts: int) -> tuple[int, int]:
-    """Which two of the 2 CP chunks of a sequence a rank holds: one early, one late, for equal work in attention."""
+def _get_zigzag_chunks(rank: int, parts: int) -> tuple[int, int]:
+    """Return which two of a sequence's 2 CP chunks a rank holds: an early and a late one, to balance attention work."""
     return rank, 2 * parts - 1 - rank
 
 
-def _whole_sequence(own: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[b, S/CP] of every rank in order of the sequence, [b, S]."""
+def _gather_sequence(local: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather [b, S/CP] of every rank and put the chunks into sequence order, [b, S]."""
     parts = group.size()
-    gathered = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(parts)]
-    dist.all_gather(gathered, own.contiguous(), group=group)
-    chunks = {i: c for r in range(parts) for i, c in zip(_zigzag(r, parts), gathered[r].chunk(2, 1), strict=True)}
+    gathered = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(parts)]
+    dist.all_gather(gathered, local.contiguous(), group=group)
+    chunks = {
+        i: c for r in range(parts) for i, c in zip(_get_zigzag_chunks(r, parts), gathered[r].chunk(2, 1), strict=True)
+    }
     return torch.cat([chunks[i] for i in range(2 * parts)], 1)
 
 
-class _WholeSequence(torch.autograd.Function):
-    """`_whole_sequence` with a gradient: this rank's part of it, times CP (see the module's text)."""
+class _SequenceGather(torch.autograd.Function):
+    """`_gather_sequence` with a gradient: this rank's part of it, times CP (see the module docstring)."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return _whole_sequence(own, group)
+        return _gather_sequence(local, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         parts, chunks = ctx.group.size(), gradients[0].chunk(2 * ctx.group.size(), 1)
-        return parts * torch.cat([chunks[i] for i in _zigzag(ctx.group.rank(), parts)], 1), None
+        return parts * torch.cat([chunks[i] for i in _get_zigzag_chunks(ctx.group.rank(), parts)], 1), None
 
 
-def mismatch(logp: Tensor, batch: Batch) -> Parts:
-    """How far engine and actor are apart, under NeMo-RL's names; over original rows alone.
+def measure_mismatch(logp: Tensor, batch: Batch) -> Parts:
+    """Measure how far engine and actor differ, under NeMo-RL's names; over original rows only.
 
-    A constructed row was sampled in another context: its engine's log-probabilities say nothing about a mismatch.
+    A constructed row was sampled in another context, so the engine's log-probabilities of it say nothing about a
+    mismatch. Empty without the engine's log-probabilities.
     """
     if batch.generation_logprobs is None or batch.generation_mask is None:
         return {}
@@ -173,7 +189,7 @@ def mismatch(logp: Tensor, batch: Batch) -> Parts:
     }
 
 
-TOTAL, COUNT = ":sum", ":count"  # behind the key of a mean, on the way through NeMo-RL
+SUM_SUFFIX, COUNT_SUFFIX = ":sum", ":count"  # added to the key of a mean in what workers report
 
 
 def to_numbers(parts: Parts) -> dict[str, float]:
@@ -187,7 +203,7 @@ def to_numbers(parts: Parts) -> dict[str, float]:
         if isinstance(part, Sum):
             numbers[key] = part.value
         else:
-            numbers[key + TOTAL], numbers[key + COUNT] = part.total, part.count
+            numbers[key + SUM_SUFFIX], numbers[key + COUNT_SUFFIX] = part.total, part.count
     return numbers
 
 
@@ -199,9 +215,9 @@ def from_numbers(numbers: Mapping[str, float]) -> Parts:
     """
     parts: dict[str, Part] = {}
     for name, value in numbers.items():
-        key = name.removesuffix(TOTAL)
+        key = name.removesuffix(SUM_SUFFIX)
         if key != name:
-            parts[key] = Mean(value, numbers[key + COUNT])
-        elif not name.endswith(COUNT):
+            parts[key] = Mean(value, numbers[key + COUNT_SUFFIX])
+        elif not name.endswith(COUNT_SUFFIX):
             parts[key] = Sum(value)
     return parts

@@ -1,4 +1,7 @@
-"""From NeMo-RL's `loss_fn` settings to a LogitLoss, and its way to the workers and back. Runs in the driver."""
+"""Make a LogitLoss from NeMo-RL's `loss_fn` settings, ship its code to the workers, and reduce their metrics.
+
+Runs in the driver.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, from_numbers
 
-# Settings that ask for another loss than the paper's, with the value at which they ask for nothing.
-OTHER_LOSSES: Mapping[str, tuple[Any, str]] = {
+# Settings that select another loss than the paper's: (the value that changes nothing, the loss they select).
+UNSUPPORTED_LOSSES: Mapping[str, tuple[Any, str]] = {
     "disable_ppo_ratio": (False, "REINFORCE without a ratio"),
     "sequence_level_importance_ratios": (False, "GSPO's ratio of whole sequences"),
     "ratio_clip_c": (None, "dual clipping"),
@@ -27,48 +30,54 @@ OTHER_LOSSES: Mapping[str, tuple[Any, str]] = {
 }
 TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
 
-# What a loss is made of; workers need nothing else of this package (see ship_by_value). A package stands for all of it.
-TRAVELLING = (
+# The code of a loss: all that workers need of this package (see ship_by_value). A package includes its modules.
+SHIPPED_MODULES = (
     "nemo_tapo.types",
     "nemo_tapo.metrics",
     "nemo_tapo.equations",
     "nemo_tapo.losses",
     "nemo_tapo.runtime.nemo_rl.logit_loss",
 )
-# What NeMo-RL itself puts beside every micro-batch's metrics.
-WORKERS_OWN = ("lr", "wd", "global_valid_seqs", "global_valid_toks")
+# Entries that NeMo-RL itself adds to the metrics of every micro-batch.
+NEMO_METRICS = ("lr", "wd", "global_valid_seqs", "global_valid_toks")
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What NeMo-RL's `loss_fn` section says beyond our LossConfig (clip, KL weight, token mean)."""
+    """The settings of NeMo-RL's `loss_fn` section that LossConfig lacks (it has clip, KL weight and token mean)."""
 
     kl: KLRules
-    importance: ImportanceRules | None
+    importance: ImportanceRules | None  # None: no correction for the gap between engine and actor
 
 
-def read_settings(loss_fn: Mapping[str, Any]) -> LossSettings:
-    """Raises ValueError for settings that this loss does not have, one sentence a setting."""
+def read_loss_settings(loss_fn: Mapping[str, Any]) -> LossSettings:
+    """Read NeMo-RL's `loss_fn` section. Raises ValueError for unsupported settings, one sentence a setting.
+
+    >>> read_loss_settings({"kl_input_clamp_value": 5.0}).importance is None
+    True
+    >>> read_loss_settings({"use_importance_sampling_correction": True}).importance
+    ImportanceRules(truncation='none', low=0.0, high=inf)
+    """
     faults = [
         f"loss_fn.{name} = {loss_fn[name]}: TAPO's loss has no {meaning}; set it to {_yaml(neutral)}."
-        for name, (neutral, meaning) in OTHER_LOSSES.items()
+        for name, (neutral, meaning) in UNSUPPORTED_LOSSES.items()
         if loss_fn.get(name, neutral) not in (neutral, None)
     ]
     kind = loss_fn.get("reference_policy_kl_type", "k3")
     if kind != "k3" and loss_fn.get("reference_policy_kl_penalty", 0.0):
         faults.append(f"loss_fn.reference_policy_kl_type = {kind}: the penalty is k3; set it, or the penalty to 0.")
-    faults += _importance_faults(loss_fn)
+    faults += _find_importance_faults(loss_fn)
     if faults:
         raise ValueError("\n".join(faults))
     kl = KLRules(True, loss_fn.get("kl_input_clamp_value", 20.0), loss_fn.get("kl_output_clamp_value", 10.0))
-    return LossSettings(kl, _importance(loss_fn))
+    return LossSettings(kl, _read_importance(loss_fn))
 
 
 def _yaml(value: Any) -> str:
     return {None: "null", False: "false"}.get(value, str(value))
 
 
-def _importance_faults(loss_fn: Mapping[str, Any]) -> list[str]:
+def _find_importance_faults(loss_fn: Mapping[str, Any]) -> list[str]:
     prefix = "truncated_importance_sampling"
     kind, high, low = (loss_fn.get(f"{prefix}_{name}") for name in ("type", "ratio", "ratio_min"))
     faults = []
@@ -89,7 +98,7 @@ def _importance_faults(loss_fn: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _importance(loss_fn: Mapping[str, Any]) -> ImportanceRules | None:
+def _read_importance(loss_fn: Mapping[str, Any]) -> ImportanceRules | None:
     if not loss_fn.get("use_importance_sampling_correction", False):
         return None
     kind = loss_fn.get("truncated_importance_sampling_type")
@@ -99,32 +108,37 @@ def _importance(loss_fn: Mapping[str, Any]) -> ImportanceRules | None:
     return ImportanceRules(kind, 0.0 if low is None else float(low), float(high))  # type: ignore[arg-type]
 
 
-def make_loss(loss: Loss, loss_fn: Mapping[str, Any], temperature: float, chunk: int | None) -> LogitLoss:
-    """`loss` as NeMo-RL's workers take it.
+def make_logit_loss(loss: Loss, loss_fn: Mapping[str, Any], temperature: float, chunk: int | None) -> LogitLoss:
+    """Wrap `loss` for NeMo-RL's workers.
 
-    `loss_fn` is the config's section, `temperature` the engine's (`policy.generation.temperature`), by which workers
-    divide the logits, `chunk` the tokens of `policy.logprob_chunk_size`, None for our own default.
+    `loss_fn` is the config's section. `temperature` is the engine's (`policy.generation.temperature`), by which workers
+    divide the logits. `chunk` is `policy.logprob_chunk_size` in tokens; None means the default of LogitLoss. Raises
+    ValueError for unsupported settings.
     """
     assert isinstance(loss, TokenLoss), "config/validate.py refuses losses that need more than each token's scores"
     if isinstance(loss, PolicyLoss):
-        settings = read_settings(loss_fn)
+        settings = read_loss_settings(loss_fn)
         loss = replace(loss, kl_rules=settings.kl, importance=settings.importance)
-    made = LogitLoss(loss, *compat.logit_loss_kind(), logits_temperature=temperature)
-    return made if chunk is None else replace(made, chunk=chunk)
+    logit_loss = LogitLoss(loss, *compat.get_logit_loss_types(), logits_temperature=temperature)
+    return logit_loss if chunk is None else replace(logit_loss, chunk=chunk)
 
 
 def ship_by_value() -> None:
-    """From now on Ray carries the loss's code to the workers: their environments need nothing of this package."""
+    """Make Ray send the loss's code to the workers from now on, so that they need not have this package installed."""
     import ray
 
-    for name in TRAVELLING:
+    for name in SHIPPED_MODULES:
         ray.cloudpickle.register_pickle_by_value(importlib.import_module(name))
 
 
 def reduce_worker_metrics(all_mb_metrics: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """What `Policy.train` reports ({name: one number a micro-batch, all data-parallel ranks}) as the step's metrics.
+    """Reduce the metrics of `Policy.train`, {name: one number a micro-batch of every DP rank}, to the step's metrics.
 
-    NeMo-RL's own entries, the same in every micro-batch, are left out.
+    Leaves out NeMo-RL's own entries, which are the same in every micro-batch.
+
+    >>> entropy = {"entropy:sum": [2.0, 4.0], "entropy:count": [1, 2]}
+    >>> reduce_worker_metrics({"loss": [0.5, 0.25], **entropy, "lr": [0.1, 0.1]})
+    {'loss': 0.75, 'entropy': 2.0}
     """
-    ours = {name: float(sum(values)) for name, values in all_mb_metrics.items() if name not in WORKERS_OWN}
+    ours = {name: float(sum(values)) for name, values in all_mb_metrics.items() if name not in NEMO_METRICS}
     return reduce_parts([from_numbers(ours)])

@@ -1,4 +1,4 @@
-"""What NeMo-RL's users look at, beside this package's own records: its Logger, under the names its trainer uses.
+"""Write the step's numbers to NeMo-RL's Logger as well, under the names that NeMo-RL's own trainer uses.
 
 train/...          the step's metrics; `reward`, `loss`, `grad_norm`, `lr` also under NeMo-RL's names
 timing/train/...   seconds, by the names of NeMo-RL's Timer
@@ -41,40 +41,43 @@ TIMER_NAMES = {
 
 
 class NemoRecorder:
-    """`interfaces.Recorder`: everything goes to `own` and the numbers to NeMo-RL's Logger as well.
+    """`interfaces.Recorder`: passes everything to another recorder and the numbers to NeMo-RL's Logger as well.
 
-    When checkpointing.checkpoint_must_save_by comes near, the run is asked to stop as SIGUSR1 would: a checkpoint at
-    the step's end, and exit code 138, by which a scheduler knows that there is more to do.
+    When checkpointing.checkpoint_must_save_by is near, it requests the same stop as SIGUSR1: a checkpoint at the end of
+    the step and exit code 138, which tells a scheduler to continue the run in another job.
     """
 
     def __init__(
-        self, own: Recorder, logger: Any, timeout: Any, stop: Stop, take_times: Callable[[], Mapping[str, float]]
+        self, recorder: Recorder, logger: Any, timeout: Any, stop: Stop, take_times: Callable[[], Mapping[str, float]]
     ) -> None:
-        """`logger` is NeMo-RL's, `timeout` its TimeoutChecker; `take_times` gives the seconds of the phase changes."""
-        self._own, self._logger, self._timeout, self._stop = own, logger, timeout, stop
+        """Wrap `recorder`.
+
+        `logger` is NeMo-RL's, `timeout` its TimeoutChecker; `take_times` returns the seconds of the phase changes.
+        """
+        self._recorder, self._logger, self._timeout, self._stop = recorder, logger, timeout, stop
         self._take_times = take_times
 
     def phase(self, text: str) -> None:
-        self._own.phase(text)
+        self._recorder.phase(text)
 
     def warn(self, text: str) -> None:
-        self._own.warn(text)
+        self._recorder.warn(text)
 
     def resume(self, step: int) -> None:
-        self._own.resume(step)
+        self._recorder.resume(step)
         self._timeout.start_iterations()
 
     def step(self, record: StepRecord) -> None:
-        """Write the step down, with the seconds of NeMo-RL's phase changes; ask for a stop where time runs out."""
+        """Record the step with the seconds of NeMo-RL's phase changes; request a stop if time is running out."""
         changes = self._take_times()
         metrics = {**record.metrics, **{NEMO_TIME_PREFIX + name: seconds for name, seconds in changes.items()}}
-        self._own.step(replace(record, metrics=metrics))
+        self._recorder.step(replace(record, metrics=metrics))
         train = {name: value for name, value in metrics.items() if not name.startswith("time/")}
-        train |= {theirs: metrics[ours] for ours, theirs in NEMO_NAMES.items() if ours in metrics}
-        timing = {theirs: metrics[ours] for ours, theirs in TIMER_NAMES.items() if ours in metrics}
+        train |= {nemo_name: metrics[key] for key, nemo_name in NEMO_NAMES.items() if key in metrics}
+        timing = {nemo_name: metrics[key] for key, nemo_name in TIMER_NAMES.items() if key in metrics}
         self._logger.log_metrics(train, record.step, prefix="train")
         self._logger.log_metrics({**timing, **changes}, record.step, prefix="timing/train", step_finished=True)
         self._timeout.mark_iteration()
         if self._timeout.check_save() and not self._stop.requested:
-            self._own.warn("checkpointing.checkpoint_must_save_by is near: saving a checkpoint and stopping")
+            self._recorder.warn("checkpointing.checkpoint_must_save_by is near: saving a checkpoint and stopping")
             self._stop.request(signal.SIGUSR1)

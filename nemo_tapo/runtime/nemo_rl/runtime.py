@@ -1,12 +1,13 @@
-"""`NemoRLRuntime`: one policy on a cluster, on NeMo-RL's own parts, made by NeMo-RL's own `setup`.
+"""`NemoRLRuntime`: one policy and its engine on a cluster, created by NeMo-RL's own `setup`.
 
 ```
  driver (train.py) --> NemoActor ------> Policy          (Megatron or DTensor workers)
-                   --> NemoGenerator --> VllmGeneration  (sync or async engines)       Phases: whose turn it is
+                   --> NemoGenerator --> VllmGeneration  (sync or async engines)
                    --> NemoCheckpoints -> CheckpointManager;  NemoRecorder -> Logger, TimeoutChecker
 ```
-`setup` divides the cluster, starts engines and workers in the order that memory wants, connects them for refitting,
-and knows the releases' ways of doing so. Of what it makes, its dataloader and its loss are not used.
+ColocationScheduler decides whether policy or engine uses the GPUs. NeMo-RL's `setup` divides the cluster, starts
+engines and workers in an order that fits into memory, and connects them for refitting; how it does so differs between
+releases. Its dataloader and its loss are not used for training.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from nemo_tapo.config.run_config import RunConfig, rl_fingerprint
 from nemo_tapo.interfaces import CheckpointStore, Recorder, Task
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.actor import NemoActor, Shape
-from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, newest
-from nemo_tapo.runtime.nemo_rl.colocation import Phases, told
+from nemo_tapo.runtime.nemo_rl.actor import BatchShape, NemoActor, PolicyAdapters, PolicyOrigin
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, find_newest_checkpoint
+from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler, ray_errors_as_runtime_failure
 from nemo_tapo.runtime.nemo_rl.config.translate import keeps_reference
-from nemo_tapo.runtime.nemo_rl.environment_task import environment_task
+from nemo_tapo.runtime.nemo_rl.environment_task import make_environment_task
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
-from nemo_tapo.runtime.nemo_rl.hf_export import Converter
-from nemo_tapo.runtime.nemo_rl.loss_setup import make_loss, ship_by_value
+from nemo_tapo.runtime.nemo_rl.hf_export import HFConverter
+from nemo_tapo.runtime.nemo_rl.loss_setup import make_logit_loss, ship_by_value
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.utils.signals import Stop
@@ -40,41 +41,45 @@ COMMANDS = ("train", "evaluate", "coldstart")
 
 
 class NemoRLRuntime:
-    """`interface.Runtime`. `start` makes it."""
+    """`interfaces.Runtime` on a cluster. Created by `start`."""
 
-    def __init__(self, master: Mapping[str, Any], cfg: RunConfig, parts: compat.Parts, tokenizer: Any) -> None:
-        """`master` as `prepared` gives it, `parts` as NeMo-RL's setup made them."""
+    def __init__(self, master: Mapping[str, Any], cfg: RunConfig, parts: compat.NemoParts, tokenizer: Any) -> None:
+        """Connect `parts`, which NeMo-RL's setup created from `master` (see `prepare_master_config`)."""
         policy, generation = master["policy"], master["policy"]["generation"]
         self._closed = False
-        self._parts, self._found = parts, newest(checkpoint_dir(master))
+        self._parts, self._checkpoint = parts, find_newest_checkpoint(get_checkpoint_dir(master))
         self._config, self._nemo_tokenizer, self._master = master, tokenizer, parts.master
         self._queries_per_step = cfg.rollout.queries_per_step
         self._must_save_by = master["checkpointing"].get("checkpoint_must_save_by")
-        self.tokenizer = HFTokenizer.over(tokenizer, policy["tokenizer"]["name"], cfg.model.enable_thinking)
-        batch = compat.load("BatchedDataDict")
+        self.tokenizer = HFTokenizer.from_loaded(tokenizer, policy["tokenizer"]["name"], cfg.model.enable_thinking)
+        make_batch = compat.load("BatchedDataDict")
         buffer = policy.get("refit_buffer_size_gb")
         refit = partial(compat.load("refit_policy_generation"), _refit_buffer_size_gb=buffer)
-        phases = Phases(parts.policy, parts.engine, bool(generation["colocated"]["enabled"]), refit)
-        self._phases = phases
+        scheduler = ColocationScheduler(parts.policy, parts.engine, bool(generation["colocated"]["enabled"]), refit)
+        self._scheduler = scheduler
         self.actor = NemoActor(
             policy=parts.policy,
-            phases=phases,
-            shape=shape_of(policy, parts.policy, self.tokenizer.pad_id),
-            loss=partial(
-                make_loss,
-                loss_fn=compat.section(parts.master, "loss_fn"),
-                temperature=generation["temperature"],
-                chunk=policy.get("logprob_chunk_size"),
+            scheduler=scheduler,
+            shape=make_batch_shape(policy, parts.policy, self.tokenizer.pad_id),
+            origin=PolicyOrigin(
+                model=Path(policy["model_name"]),
+                checkpoint=self._checkpoint.path if self._checkpoint else None,
+                has_reference=keeps_reference(cfg),
             ),
-            batch=batch,
-            model=Path(policy["model_name"]),
-            loaded=self._found.path if self._found else None,
-            has_reference=keeps_reference(cfg),
+            adapters=PolicyAdapters(
+                make_loss=partial(
+                    make_logit_loss,
+                    loss_fn=compat.get_section(parts.master, "loss_fn"),
+                    temperature=generation["temperature"],
+                    chunk=policy.get("logprob_chunk_size"),
+                ),
+                make_batch=make_batch,
+                export=HFConverter(get_checkpoint_dir(master), policy),
+            ),
             checkpointing=master["checkpointing"],
-            export=Converter(checkpoint_dir(master), policy),
         )
         self.generator = NemoGenerator(
-            parts.engine, phases, engine_settings(parts.master, generation), self.tokenizer, batch
+            parts.engine, scheduler, make_engine_settings(parts.master, generation), self.tokenizer, make_batch
         )
 
     @classmethod
@@ -86,48 +91,51 @@ class NemoRLRuntime:
         command: str = "train",
         policy_factory: Any = None,
     ) -> NemoRLRuntime:
-        """Joins or starts Ray, then NeMo-RL's cluster, engine and policy (from the newest checkpoint, if there is one).
+        """Join or start Ray, then start NeMo-RL's cluster, engine and policy (from the newest checkpoint, if any).
 
-        `master` is NeMo-RL's configuration, resolved; `cfg` what was derived from it. Raises ValueError for settings
-        that cannot run, before anything is started.
+        `master` is NeMo-RL's resolved configuration, `cfg` the configuration derived from it. Raises ValueError for
+        settings that cannot run, before anything is started.
         """
-        master = prepared(master, cfg, command)
-        found = newest(checkpoint_dir(master))
-        if found is not None and command == "train":
-            require_same_run(found, rl_fingerprint(cfg))  # the loop asks again; here no GPU is taken yet
+        master = prepare_master_config(master, cfg, command)
+        checkpoint = find_newest_checkpoint(get_checkpoint_dir(master))
+        if checkpoint is not None and command == "train":
+            require_same_run(checkpoint, rl_fingerprint(cfg))  # the loop checks again; here no GPU is in use yet
         status("joining Ray")
         join_ray()
         ship_by_value()
         tokenizer = compat.load("get_tokenizer")(master["policy"]["tokenizer"])
-        master["policy"]["generation"] = compat.configured_generation(master["policy"], tokenizer)
-        status("starting NeMo-RL" + (f" from {found.path}" if found else ""))
+        master["policy"]["generation"] = compat.configure_generation(master["policy"], tokenizer)
+        status("starting NeMo-RL" + (f" from {checkpoint.path}" if checkpoint else ""))
         config = compat.load("MasterConfig")(**master)
-        queries = StandIn(master["grpo"]["num_prompts_per_step"] * cfg.steps)
+        queries = PlaceholderDataset(master["grpo"]["num_prompts_per_step"] * cfg.steps)
         make = policy_factory or compat.load("Policy")
-        with told("a worker of NeMo-RL's setup"):
-            parts = compat.set_up(config, tokenizer, queries, partial(make_policy, make, keeps_reference(cfg)))
+        with ray_errors_as_runtime_failure("a worker of NeMo-RL's setup"):
+            parts = compat.run_setup(config, tokenizer, queries, partial(make_policy, make, keeps_reference(cfg)))
         return cls(master, cfg, parts, tokenizer)
 
     def checkpoints(self, folder: Path, keep: int) -> CheckpointStore:
-        """In checkpointing.checkpoint_dir, kept by NeMo-RL's rules: a job of this runtime trains once."""
+        """Return the store in checkpointing.checkpoint_dir, which NeMo-RL prunes by its own rules.
+
+        `folder` and `keep` are ignored: a job of this runtime trains once.
+        """
         parts = self._parts
         return NemoCheckpoints(
-            parts.checkpointer, parts.policy, self._master, parts.dataloader, self._queries_per_step, self._found
+            parts.checkpointer, parts.policy, self._master, parts.dataloader, self._queries_per_step, self._checkpoint
         )
 
     def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
-        """`recorder`, NeMo-RL's Logger, and its watch over checkpoint_must_save_by."""
+        """Return a recorder that also writes to NeMo-RL's Logger and watches checkpoint_must_save_by."""
         timeout = compat.load("TimeoutChecker")(timeout=self._must_save_by, fit_last_save_time=True)
-        return NemoRecorder(recorder, self._parts.logger, timeout, stop, self._phases.take_times)
+        return NemoRecorder(recorder, self._parts.logger, timeout, stop, self._scheduler.take_times)
 
     def task(self, cfg: RunConfig) -> Task:
-        """The task that `cfg.task` names; `nemo_rl` is NeMo-RL's own data and environments."""
+        """Return the task that `cfg.task` names; `nemo_rl` means NeMo-RL's own data and environments."""
         if cfg.task.name == "nemo_rl":
-            return environment_task(self._config, self._nemo_tokenizer, self.tokenizer)
+            return make_environment_task(self._config, self._nemo_tokenizer, self.tokenizer)
         return make_task(cfg.task, cfg.seed)
 
     def close(self) -> None:
-        """Ends engines and workers and gives their places back. A second call does nothing."""
+        """Stop engines and workers and release their placement groups. A second call does nothing."""
         parts = self._parts
         if self._closed:
             return
@@ -139,10 +147,14 @@ class NemoRLRuntime:
             finish()
 
 
-class StandIn:
-    """A data set of the right length for NeMo-RL's setup, which reckons the schedule's steps from it.
+class PlaceholderDataset:
+    """A data set without content for NeMo-RL's setup, which derives the number of steps from its length.
 
-    Queries reach the loop from data.QueryOrder.
+    The loop takes its queries from datasets/query_order.py.
+
+    >>> data = PlaceholderDataset(96)
+    >>> len(data), data[7]
+    (96, 7)
     """
 
     def __init__(self, length: int) -> None:
@@ -155,39 +167,49 @@ class StandIn:
         return index
 
 
-def prepared(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[str, Any]:
-    """A copy of NeMo-RL's configuration as `setup` is to see it. Raises ValueError for what cannot run."""
+def prepare_master_config(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[str, Any]:
+    """Return a copy of NeMo-RL's configuration, adapted for its `setup` and for `command`.
+
+    Raises ValueError for a command or for temperatures that cannot run.
+    """
     if command not in COMMANDS:
         raise ValueError(
             f"`nemo-tapo {command}` does not run on NeMo-RL, which builds one optimizer a job; "
             "train, evaluate and coldstart do."
         )
-    own = copy.deepcopy(dict(master))
-    generation = own["policy"]["generation"]
+    adapted = copy.deepcopy(dict(master))
+    generation = adapted["policy"]["generation"]
     if command != "train":
-        # NeMo-RL's setup takes a folder's newest checkpoint in place of policy.model_name: here there shall be none.
-        own.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
+        # NeMo-RL's setup prefers a folder's newest checkpoint to policy.model_name, so it gets a folder without any.
+        adapted.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
     if command == "evaluate":
-        wanted = cfg.evaluation
-        generation |= {"temperature": wanted.temperature, "top_p": wanted.top_p, "max_new_tokens": wanted.max_tokens}
+        sampling = cfg.evaluation
+        generation |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_tokens,
+        }
     else:
         generation["max_new_tokens"] = cfg.rollout.max_tokens
         if cfg.constructs if command == "train" else cfg.coldstart.writer == "model":
             require_one_temperature(cfg)
             generation["max_new_tokens"] = max(cfg.rollout.max_tokens, cfg.tapo.max_tokens)
     generation |= {f"val_{name}": generation[name] for name in ("temperature", "top_p", "top_k")}
-    own["grpo"] |= {"val_period": 0, "val_at_start": False, "val_at_end": False}  # `nemo-tapo evaluate` does that
-    own["data"] |= {"shuffle": False, "num_workers": 0, "use_multiple_dataloader": False}  # see StandIn
-    return own
+    adapted["grpo"] |= {"val_period": 0, "val_at_start": False, "val_at_end": False}  # `nemo-tapo evaluate` does that
+    adapted["data"] |= {"shuffle": False, "num_workers": 0, "use_multiple_dataloader": False}  # see PlaceholderDataset
+    return adapted
 
 
-def make_policy(make: Callable[..., Any], reference: bool, **given: Any) -> Any:
-    """NeMo-RL's Policy; it would keep a reference model for a penalty alone, not for a report."""
-    return make(**{**given, "init_reference_model": reference})
+def make_policy(make: Callable[..., Any], reference: bool, **arguments: Any) -> Any:
+    """Create NeMo-RL's Policy with or without a reference model.
+
+    NeMo-RL itself would keep a reference model only for a KL penalty, not for reporting the KL.
+    """
+    return make(**{**arguments, "init_reference_model": reference})
 
 
 def require_one_temperature(cfg: RunConfig) -> None:
-    """Raises ValueError if rollouts and synthesis are to be sampled differently: NeMo-RL's engine has one setting."""
+    """Raise ValueError if rollouts and synthesis have different temperatures: NeMo-RL's engine has only one."""
     if cfg.tapo.temperature != cfg.rollout.temperature:
         raise ValueError(
             f"tapo.temperature = {cfg.tapo.temperature:g} and policy.generation.temperature = "
@@ -195,16 +217,20 @@ def require_one_temperature(cfg: RunConfig) -> None:
         )
 
 
-def checkpoint_dir(master: Mapping[str, Any]) -> Path:
-    """Absolute, for the workers need not share this process's folder."""
+def get_checkpoint_dir(master: Mapping[str, Any]) -> Path:
+    """Return checkpointing.checkpoint_dir as an absolute path: workers may have another working directory.
+
+    >>> get_checkpoint_dir({"checkpointing": {"checkpoint_dir": "/results/run"}})
+    PosixPath('/results/run')
+    """
     return Path(os.path.abspath(master["checkpointing"]["checkpoint_dir"]))
 
 
-def shape_of(policy: Mapping[str, Any], made: Any, pad_id: int) -> Shape:
-    """What the batches of `policy` must look like; `made` is the Policy."""
-    ranks = made.sharding_annotations.get_axis_size("data_parallel")
+def make_batch_shape(policy: Mapping[str, Any], nemo_policy: Any, pad_id: int) -> BatchShape:
+    """Return the batch sizes that the `policy` section requires; `nemo_policy` is the Policy made from it."""
+    ranks = nemo_policy.sharding_annotations.get_axis_size("data_parallel")
     packs = policy["sequence_packing"]["enabled"] or policy["dynamic_batching"]["enabled"]
-    return Shape(
+    return BatchShape(
         train_rows=policy["train_global_batch_size"],
         row_multiple=ranks if packs else ranks * policy["logprob_batch_size"],
         width_multiple=policy["make_sequence_length_divisible_by"],
@@ -214,8 +240,8 @@ def shape_of(policy: Mapping[str, Any], made: Any, pad_id: int) -> Shape:
     )
 
 
-def engine_settings(master: Any, generation: Mapping[str, Any]) -> EngineSettings:
-    """policy.generation as the generator sees it."""
+def make_engine_settings(master: Any, generation: Mapping[str, Any]) -> EngineSettings:
+    """Return the settings of NemoGenerator from the policy.generation section."""
     return EngineSettings(
         max_model_len=generation["vllm_cfg"]["max_model_len"],
         max_new_tokens=generation["max_new_tokens"],
@@ -227,7 +253,7 @@ def engine_settings(master: Any, generation: Mapping[str, Any]) -> EngineSetting
 
 
 def join_ray() -> None:
-    """Ray as NeMo-RL wants it; one that runs in this process already is taken as it is."""
+    """Start or join Ray as NeMo-RL needs it, unless this process is already connected."""
     import ray
 
     if not ray.is_initialized():

@@ -1,7 +1,7 @@
-"""Supervised training on a cluster is NeMo-RL's own SFT: the cold start's data, and a configuration for its run_sft.py.
+"""Write the configuration with which NeMo-RL's run_sft.py trains on the cold start's data.
 
-NeMo-RL's loader of config files knows neither this package's folders nor `file.yaml@section`, so what it gets is one
-file with everything resolved in it.
+On a cluster NeMo-RL's own SFT does the supervised training. Its config loader knows neither this package's folders nor
+the notation `file.yaml@section`, so it gets one file in which everything is resolved.
 """
 
 from __future__ import annotations
@@ -15,51 +15,58 @@ import yaml
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.datasets.sft_examples import DATA, EXAMPLES, read
-from nemo_tapo.runtime.nemo_rl.config.checkout import compose
-from nemo_tapo.runtime.nemo_rl.config.validate import at
+from nemo_tapo.datasets.sft_examples import DATA_FILE, EXAMPLES_FILE, read_examples
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config
+from nemo_tapo.runtime.nemo_rl.config.validate import get_at_path
 from nemo_tapo.utils.files import replace_text
 
-CONFIG = "sft.yaml"
-ROOM = 16  # tokens that a chat template may add after the answer; NeMo-RL masks rows that reach its limit, silently
+SFT_CONFIG = "sft.yaml"
+TEMPLATE_MARGIN = (
+    16  # tokens a chat template may add after the answer; NeMo-RL silently masks rows that reach its limit
+)
 
 
 def is_sft(master: Mapping[str, Any]) -> bool:
-    """Whether a configuration is of NeMo-RL's SFT and not of a policy's training."""
+    """Return True for a configuration of NeMo-RL's SFT, False for one of RL.
+
+    >>> is_sft({"policy": {}, "sft": {}}), is_sft({"policy": {}, "grpo": {}})
+    (True, False)
+    """
     return "sft" in master and "grpo" not in master
 
 
 def check_recipe(cfg: RunConfig) -> None:
-    """Raises ValueError for a coldstart.sft_recipe that is none; asked before anything is sampled."""
+    """Raise ValueError for a coldstart.sft_recipe that NeMo-RL cannot train; called before anything is sampled."""
     if cfg.coldstart.sft_recipe is not None:
         longest = cfg.coldstart.max_length or cfg.model.max_length
-        completed(cfg, cfg.output, cfg.coldstart.examples_per_step, longest)
+        complete_recipe(cfg, cfg.output, cfg.coldstart.examples_per_step, longest)
 
 
-def next_step(cfg: RunConfig, output: Path) -> str:
-    """Writes sft.yaml beside the data, if there is a recipe for it; returns what to run next, for the user."""
-    examples = read(output / DATA)
-    there = f"{len(examples)} examples are in {output / EXAMPLES}"
+def prepare_next_step(cfg: RunConfig, output: Path) -> str:
+    """Write sft.yaml beside the data, if a recipe is set; return a text that tells the user what to run next."""
+    examples = read_examples(output / DATA_FILE)
+    there = f"{len(examples)} examples are in {output / EXAMPLES_FILE}"
     if cfg.coldstart.sft_recipe is None:
         return (
             f"{there}; train on them with NeMo-RL's examples/run_sft.py (data.train.dataset_name=ResponseDataset "
             "data.train.data_path=...), or name a recipe of it, tapo.coldstart.sft_recipe=FILE, and run this again."
         )
-    master = completed(cfg, output, len(examples), max(example.length for example in examples))
-    file = (output / CONFIG).absolute()
+    master = complete_recipe(cfg, output, len(examples), max(example.length for example in examples))
+    file = (output / SFT_CONFIG).absolute()
     replace_text(file, yaml.safe_dump(master, sort_keys=False))
     return (
         f"{there}. Next, in NeMo-RL's folder: uv run examples/run_sft.py --config {file}\n"
-        f"Its {at(master, 'sft.max_num_steps')} steps leave checkpoints in "
-        f"{at(master, 'checkpointing.checkpoint_dir')}; converted to a Hugging Face directory, the last one is the "
-        "policy.model_name of RL (docs/coldstart.md)."
+        f"Its {get_at_path(master, 'sft.max_num_steps')} steps leave checkpoints in "
+        f"{get_at_path(master, 'checkpointing.checkpoint_dir')}; converted to a Hugging Face directory, the last one "
+        "is the policy.model_name of RL (docs/coldstart.md)."
     )
 
 
-def completed(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict[str, Any]:
-    """The recipe with data, model, steps and schedule filled in, resolved.
+def complete_recipe(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict[str, Any]:
+    """Return the resolved recipe with data, model, steps and schedule filled in.
 
-    examples: how many there are; longest: tokens of the longest. Raises ValueError for a recipe that cannot train them.
+    `examples` is their number, `longest` the tokens of the longest one. Raises ValueError for a recipe that cannot
+    train on them.
     """
     c, recipe = cfg.coldstart, cfg.coldstart.sft_recipe
     assert recipe is not None
@@ -71,19 +78,19 @@ def completed(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict
             f"{c.examples_per_step}: NeMo-RL leaves an incomplete batch out, and would train on none."
         )
     steps = max(1, round(c.epochs * (examples // c.examples_per_step)))
-    given = {
+    values = {
         "policy.model_name": str(cfg.model.path),
         "policy.train_global_batch_size": c.examples_per_step,
-        "data.train.data_path": str((output / EXAMPLES).absolute()),
+        "data.train.data_path": str((output / EXAMPLES_FILE).absolute()),
         "checkpointing.checkpoint_dir": str((output / "sft").absolute()),
         "sft.seed": cfg.seed,
         "sft.max_num_steps": steps,
-        "sft.max_num_epochs": -int(-c.epochs // 1),  # whole ones; the steps end the last
+        "sft.max_num_epochs": -int(-c.epochs // 1),  # rounded up; max_num_steps ends the last epoch early
     }
-    master = compose(recipe, [f"{key}={json.dumps(value)}" for key, value in given.items()])
+    master = compose_config(recipe, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     if not is_sft(master):
         raise ValueError(f"coldstart.sft_recipe = {recipe} is no recipe of NeMo-RL's SFT: it has no section sft.")
-    if at(master, "policy.megatron_cfg.enabled"):
+    if get_at_path(master, "policy.megatron_cfg.enabled"):
         master["policy"]["megatron_cfg"]["optimizer"] |= {
             "lr": c.optimizer.lr,
             "min_lr": c.optimizer.lr * c.optimizer.min_lr_ratio,
@@ -95,25 +102,31 @@ def completed(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict
         }
     else:
         master["policy"]["optimizer"]["kwargs"]["lr"] = c.optimizer.lr
-        master["policy"]["scheduler"] = torch_schedulers(c.optimizer, steps)
-    limit = at(master, "policy.max_total_sequence_length")
-    if longest + ROOM > limit:
+        master["policy"]["scheduler"] = make_torch_schedulers(c.optimizer, steps)
+    limit = get_at_path(master, "policy.max_total_sequence_length")
+    if longest + TEMPLATE_MARGIN > limit:
         raise ValueError(
             f"{recipe}: policy.max_total_sequence_length = {limit} is too little for examples of {longest} tokens and "
-            f"{ROOM} that the chat template may add: NeMo-RL would leave them out without a word. Raise it, or lower "
-            "coldstart.max_length."
+            f"{TEMPLATE_MARGIN} that the chat template may add: NeMo-RL would leave them out without a word. Raise it, "
+            "or lower coldstart.max_length."
         )
     return master
 
 
-def torch_schedulers(optimizer: OptimizerConfig, steps: int) -> dict[str, Any] | list[dict[str, Any]]:
-    """`policy.scheduler` of NeMo-RL's DTensor workers: the rates of `equations.schedule`, from one warm-up step on."""
-    warmup, kinds = min(optimizer.warmup_steps, steps - 1), "torch.optim.lr_scheduler."
-    after = {"name": kinds + "ConstantLR", "kwargs": {"factor": 1.0, "total_iters": steps}}
+def make_torch_schedulers(optimizer: OptimizerConfig, steps: int) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return `policy.scheduler` for NeMo-RL's DTensor workers: the learning rates of `equations.schedule`.
+
+    They agree with it from one warm-up step on.
+
+    >>> make_torch_schedulers(OptimizerConfig(schedule="constant", warmup_steps=0), steps=10)
+    {'name': 'torch.optim.lr_scheduler.ConstantLR', 'kwargs': {'factor': 1.0, 'total_iters': 10}}
+    """
+    warmup, module = min(optimizer.warmup_steps, steps - 1), "torch.optim.lr_scheduler."
+    after = {"name": module + "ConstantLR", "kwargs": {"factor": 1.0, "total_iters": steps}}
     if optimizer.schedule == "cosine":
         lowest = optimizer.lr * optimizer.min_lr_ratio
-        after = {"name": kinds + "CosineAnnealingLR", "kwargs": {"T_max": steps - warmup, "eta_min": lowest}}
+        after = {"name": module + "CosineAnnealingLR", "kwargs": {"T_max": steps - warmup, "eta_min": lowest}}
     if warmup <= 1:
         return after
     rising = {"start_factor": 1 / warmup, "end_factor": 1.0, "total_iters": warmup - 1}
-    return [{"name": kinds + "LinearLR", "kwargs": rising}, after, {"milestones": [warmup - 1]}]
+    return [{"name": module + "LinearLR", "kwargs": rising}, after, {"milestones": [warmup - 1]}]

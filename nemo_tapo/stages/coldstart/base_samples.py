@@ -1,8 +1,8 @@
-"""Sampling from the base for the cold start: K graded responses a query, on disk as soon as a query has all of them.
+"""Sample from the base for the cold start: K graded responses per query, written when a query has all of them.
 
 <folder>/samples/
-    settings.json    what decides the samples: another model or other settings are refused
-    train.jsonl      one query a line with its rollouts, in the order of arrival
+    settings.json    the settings that determine the samples: another model or other settings are refused
+    train.jsonl      one query per line with its rollouts, in the order of arrival
 """
 
 from __future__ import annotations
@@ -15,49 +15,53 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sets import TRAIN
-from nemo_tapo.evaluation.benchmarks import digest
-from nemo_tapo.evaluation.model_files import identity
-from nemo_tapo.evaluation.sample_store import Store, cut_torn_line
+from nemo_tapo.evaluation.benchmarks import hash_json
+from nemo_tapo.evaluation.model_files import get_model_identity
+from nemo_tapo.evaluation.sample_store import SampleStore, cut_torn_line
 from nemo_tapo.types import Completion, Grade, Group, Query, Rollout
-from nemo_tapo.utils.concurrency import at_once
+from nemo_tapo.utils.concurrency import for_each_concurrently
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
 
 FOLDER = "samples"
-STEP = -1  # of the seeds: no step of RL has it
+SEED_STEP = -1  # step number in the seeds; no step of RL has it
 QUERIES_AT_ONCE = 128
 
 
-class Groups:
-    """The groups on disk, in the order of `queries` whatever order they came in, one at a time in memory."""
+class StoredGroups:
+    """The groups on disk, read one at a time, in the order of `queries` whatever their order in the file."""
 
     def __init__(self, path: Path, queries: Sequence[Query], samples: int) -> None:
-        """Cuts a half-written last line off. Raises ValueError for any other line that is no group of `samples`."""
+        """Cut off a half-written last line and index the file.
+
+        Raises ValueError for any other line that is not a group of `samples` rollouts.
+        """
         self.path, self.queries, self.samples = path, queries, samples
-        self.places: dict[str, int] = {}  # where a query's line begins
+        self.offsets: dict[str, int] = {}  # uid -> byte offset of the query's line
         cut_torn_line(path)
         begin = 0
-        for number, line in enumerate(_lines(path), 1):
-            self.places[self._row(line, number)["uid"]] = begin
+        for number, line in enumerate(_read_lines(path), 1):
+            self.offsets[self._parse_line(line, number)["uid"]] = begin
             begin += len(line)
 
     @property
     def missing(self) -> list[Query]:
-        """Queries that were not sampled yet."""
-        return [query for query in self.queries if query.uid not in self.places]
+        """The queries that have not been sampled yet."""
+        return [query for query in self.queries if query.uid not in self.offsets]
 
     def __iter__(self) -> Iterator[Group]:
-        """Every query's group; all of them must be there."""
+        """Yield every query's group. No query may be missing."""
         with self.path.open("rb") as file:
             for query in self.queries:
-                file.seek(self.places[query.uid])
-                yield group_of(query, json.loads(file.readline()))
+                file.seek(self.offsets[query.uid])
+                yield group_from_row(query, json.loads(file.readline()))
 
-    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parse_line(self, line: bytes, number: int) -> dict[str, Any]:
+        """Parse line `number`. Raises ValueError if it is not a query with its responses."""
         try:
             row = json.loads(line)
-            whole = isinstance(row["uid"], str) and len(group_of(Query("", "", ""), row).rollouts) == self.samples
+            whole = isinstance(row["uid"], str) and len(group_from_row(Query("", "", ""), row).rollouts) == self.samples
         except (ValueError, TypeError, KeyError):
             whole = False
         if not whole:
@@ -68,53 +72,55 @@ class Groups:
         return dict(row)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, or nothing if there is no file."""
     if path.is_file():
         with path.open("rb") as file:
             yield from file
 
 
-async def sample(session: Session, queries: Sequence[Query], folder: Path) -> Groups:
-    """K responses of the base to every query, those on disk not sampled again. Raises Stopped on request.
+async def sample_groups(session: Session, queries: Sequence[Query], folder: Path) -> StoredGroups:
+    """Sample K responses of the base to every query, except those already on disk. Raises Stopped on request.
 
-    The seeds are made of names, so a run that was stopped or killed ends with the samples of an undisturbed one.
+    Seeds are derived from names, so a resumed run gets the same samples as an uninterrupted one.
     """
     cfg = session.cfg
     samples = cfg.coldstart.samples_per_query
     rollout = cfg.rollout.model_copy(update={"samples_per_query": samples, "logprobs": "never"})
     algorithm = GRPO(cfg.model_copy(update={"rollout": rollout}), session.tools)
-    with Store(folder / FOLDER, {**settings_of(cfg), "data": data_digest(queries)}) as store:
+    with SampleStore(folder / FOLDER, {**get_sampling_settings(cfg), "data": hash_queries(queries)}) as store:
         path = store.path(TRAIN)
-        missing = Groups(path, queries, samples).missing
+        missing = StoredGroups(path, queries, samples).missing
         done = len(queries) - len(missing)
-        stage = session.progress.stage("sampling from the base", len(queries), "queries", done=done)
+        stage = session.progress.start_stage("sampling from the base", len(queries), "queries", done=done)
 
-        async def one(query: Query) -> None:
-            store.append(TRAIN, group_row(await algorithm.rollouts(query, STEP)))
+        async def sample_one(query: Query) -> None:
+            store.append_row(TRAIN, row_from_group(await algorithm.rollouts(query, SEED_STEP)))
             stage.advance()
 
-        await at_once(missing, one, QUERIES_AT_ONCE, session.stop)
+        await for_each_concurrently(missing, sample_one, QUERIES_AT_ONCE, session.stop)
     session.stop.check(f"{stage.done} of {stage.total} queries are in {path}")
-    return Groups(path, queries, samples)
+    return StoredGroups(path, queries, samples)
 
 
-def settings_of(cfg: RunConfig) -> dict[str, Any]:
-    """What decides the responses to a query."""
+def get_sampling_settings(cfg: RunConfig) -> dict[str, Any]:
+    """Return the settings that determine the responses to a query."""
     r = cfg.rollout
     return {
-        "model": identity(cfg.model.path),
+        "model": get_model_identity(cfg.model.path),
         "seed": cfg.seed,
         "rollout": {"temperature": r.temperature, "top_p": r.top_p, "max_tokens": r.max_tokens},
         "coldstart": {"samples_per_query": cfg.coldstart.samples_per_query},
     }
 
 
-def data_digest(queries: Sequence[Query]) -> str:
-    return digest([(q.uid, q.answer, q.prompt_ids) for q in queries])
+def hash_queries(queries: Sequence[Query]) -> str:
+    """Return a digest of the queries: uids, gold answers and prompt ids."""
+    return hash_json([(q.uid, q.answer, q.prompt_ids) for q in queries])
 
 
-def group_row(group: Group) -> dict[str, Any]:
-    """One line of JSON."""
+def row_from_group(group: Group) -> dict[str, Any]:
+    """Return a group as one JSON object for train.jsonl."""
     rollouts = [
         {
             "text": r.text,
@@ -129,8 +135,17 @@ def group_row(group: Group) -> dict[str, Any]:
     return {"uid": group.query.uid, "rollouts": rollouts}
 
 
-def group_of(query: Query, row: Mapping[str, Any]) -> Group:
-    """The inverse of `group_row`. Raises KeyError or TypeError for a row that is none."""
+def group_from_row(query: Query, row: Mapping[str, Any]) -> Group:
+    """Return the group of a row: the inverse of `row_from_group`.
+
+    Raises KeyError or TypeError if `row` is malformed.
+
+    >>> query = Query(uid="7", question="47+38=?", answer="85")
+    >>> rollout = Rollout(query, 0, Completion((5, 2), "85", truncated=False), Grade(1.0, "right", "85"))
+    >>> group = Group(query, (rollout,))
+    >>> group_from_row(query, row_from_group(group)) == group
+    True
+    """
     return Group(
         query,
         tuple(

@@ -1,6 +1,6 @@
-"""Cold-start data (section 3.2 of arXiv 2606.18844): the base's own wrong responses, corrected.
+"""Build the cold-start data (section 3.2 of arXiv 2606.18844): the base's own wrong responses, corrected.
 
-groups -> survey (pairs wrong with right) -> corrections -> mix
+groups -> candidates (each wrong response paired with a right one) -> corrections -> mix
 -> SFT format (query -> corrective or correct response) + IFT format (synthesis prompt -> analysis and reconstruction)
 """
 
@@ -11,53 +11,58 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nemo_tapo.algorithms.reflection import render
+from nemo_tapo.algorithms.reflection import render_prompt
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.datasets.sft_examples import Example, Source
+from nemo_tapo.datasets.sft_examples import ExampleSource, SftExample
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Construction, Group, Pair, Row
 from nemo_tapo.utils.seeding import rng
 
-MIXED, ALL_RIGHT, ALL_WRONG = FATES = ("right_and_wrong", "all_right", "all_wrong")
+MIXED, ALL_RIGHT, ALL_WRONG = QUERY_CLASSES = ("right_and_wrong", "all_right", "all_wrong")
 CORRECT, CORRECTIVE, SYNTHESIS = ORIGINS = ("correct", "corrective", "synthesis")
 
 
 @dataclass
-class Survey:
-    """What the groups hold, as far as the data needs it; the other responses are not kept in memory."""
+class Candidates:
+    """The pairs and right responses that may become examples, and counts of all responses.
 
-    draw: random.Random  # of the mix; goes on where the survey leaves it
+    Other responses are not kept in memory.
+    """
+
+    rng: random.Random  # used by collect_candidates, then by mix_examples
     pairs: list[Pair] = field(default_factory=list)
-    right: list[Example] = field(default_factory=list)  # one a query that was answered right
-    fates: Counter[str] = field(default_factory=Counter)  # of FATES, one a query
-    outcomes: Counter[str] = field(default_factory=Counter)  # the verifier's, one a response
-    correct: int = 0  # responses
-    truncated: int = 0  # responses
+    correct_examples: list[SftExample] = field(default_factory=list)  # one for each query with a right response
+    query_classes: Counter[str] = field(default_factory=Counter)  # queries by class, see QUERY_CLASSES
+    outcomes: Counter[str] = field(default_factory=Counter)  # responses by verifier outcome
+    correct_responses: int = 0
+    truncated_responses: int = 0
 
 
-def survey(groups: Iterable[Group], cfg: RunConfig) -> Survey:
-    """One pass over the groups, in query order."""
-    found = Survey(rng(cfg.seed, "coldstart mix"))
+def collect_candidates(groups: Iterable[Group], cfg: RunConfig) -> Candidates:
+    """Collect pairs, right responses and counts in one pass over the groups, which come in query order."""
+    candidates = Candidates(rng(cfg.seed, "coldstart mix"))
     for group in groups:
-        found.fates[fate(group)] += 1
-        found.outcomes.update(r.grade.outcome for r in group.rollouts)
-        found.correct += len(group.correct)
-        found.truncated += sum(r.completion.truncated for r in group.rollouts)
-        found.pairs += pairs_of(group, cfg.coldstart.corrections_per_query, cfg.seed)
+        candidates.query_classes[classify_query(group)] += 1
+        candidates.outcomes.update(r.grade.outcome for r in group.rollouts)
+        candidates.correct_responses += len(group.correct)
+        candidates.truncated_responses += sum(r.completion.truncated for r in group.rollouts)
+        candidates.pairs += make_pairs(group, cfg.coldstart.corrections_per_query, cfg.seed)
         if group.correct:
-            found.right.append(correct_example(group, found.draw.randrange(len(group.correct))))
-    return found
+            candidates.correct_examples.append(
+                make_correct_example(group, candidates.rng.randrange(len(group.correct)))
+            )
+    return candidates
 
 
-def fate(group: Group) -> str:
-    """Whether a query can be corrected: only one with right and wrong responses can."""
+def classify_query(group: Group) -> str:
+    """Return the query's class, one of QUERY_CLASSES. Only a query of class MIXED can be corrected."""
     if group.correct and group.incorrect:
         return MIXED
     return ALL_RIGHT if group.correct else ALL_WRONG
 
 
-def pairs_of(group: Group, most: int, seed: int) -> list[Pair]:
-    """Up to `most` wrong rollouts of a query, each with one of its right ones; none if either is lacking."""
+def make_pairs(group: Group, most: int, seed: int) -> list[Pair]:
+    """Pair up to `most` wrong rollouts of a query with right ones. Return no pair if the query has only one kind."""
     if not group.correct or not group.incorrect:
         return []
     draw = rng(seed, "coldstart pairs", group.query.uid)
@@ -66,29 +71,35 @@ def pairs_of(group: Group, most: int, seed: int) -> list[Pair]:
 
 
 @dataclass
-class Share:
-    """What became of the examples of one origin: made = duplicates + cut_off + too_long + left_over + taken."""
+class OriginCounts:
+    """The counts of the examples of one origin: made = duplicates + cut_off + too_long + left_over + taken.
+
+    >>> OriginCounts(wished=4, made=7, duplicates=1, too_long=2, taken=4)
+    OriginCounts(wished=4, made=7, duplicates=1, cut_off=0, too_long=2, left_over=0, taken=4)
+    """
 
     wished: int
     made: int = 0
     duplicates: int = 0  # the same tokens as another example; dropped if coldstart.drop_duplicates
-    cut_off: int = 0  # a right response that the length limit ended: it would teach not to end
-    too_long: int = 0  # beyond coldstart.max_length: never cut
+    cut_off: int = 0  # right responses that were truncated: they would teach the model not to stop
+    too_long: int = 0  # longer than coldstart.max_length; examples are never shortened
     left_over: int = 0  # more than wished
     taken: int = 0
 
 
 @dataclass(frozen=True)
-class Mix:
-    """The examples in the order of the file, and what became of the others."""
+class ExampleMix:
+    """The examples in the order of the file, and the counts of those left out."""
 
-    examples: list[Example]
-    shares: dict[str, Share]  # by origin
-    doubles_kept: int  # where duplicates are not dropped
+    examples: list[SftExample]
+    counts: dict[str, OriginCounts]  # by origin
+    duplicates_kept: int  # nonzero only if duplicates are not dropped
 
 
-def mix(found: Survey, corrected: Sequence[Construction], template: str, cfg: RunConfig, tokenizer: Tokenizer) -> Mix:
-    """The wished mix of SFT and IFT examples, or what there is of it, shuffled by the run's seed."""
+def mix_examples(
+    candidates: Candidates, corrected: Sequence[Construction], template: str, cfg: RunConfig, tokenizer: Tokenizer
+) -> ExampleMix:
+    """Mix SFT and IFT examples in the configured numbers, or as many as there are, shuffled by the run's seed."""
     settings = cfg.coldstart
     corrective = round(settings.sft_examples * settings.corrective_share)
     wished = {
@@ -97,12 +108,12 @@ def mix(found: Survey, corrected: Sequence[Construction], template: str, cfg: Ru
         SYNTHESIS: settings.ift_examples,
     }
     pools = {
-        CORRECT: found.right,
-        CORRECTIVE: [corrective_example(c) for c in corrected],
-        SYNTHESIS: [ift_example(c, template, tokenizer) for c in corrected],
+        CORRECT: candidates.correct_examples,
+        CORRECTIVE: [make_corrective_example(c) for c in corrected],
+        SYNTHESIS: [make_ift_example(c, template, tokenizer) for c in corrected],
     }
     longest = settings.max_length or cfg.model.max_length
-    shares = {origin: Share(wished[origin], len(pools[origin])) for origin in ORIGINS}
+    counts = {origin: OriginCounts(wished[origin], len(pools[origin])) for origin in ORIGINS}
     seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     doubles = 0
     for origin, pool in pools.items():
@@ -112,74 +123,87 @@ def mix(found: Survey, corrected: Sequence[Construction], template: str, cfg: Ru
             double = tokens in seen
             seen.add(tokens)
             if double and settings.drop_duplicates:
-                shares[origin].duplicates += 1
+                counts[origin].duplicates += 1
             elif example.response_ids[-1] != tokenizer.eos_id:
-                shares[origin].cut_off += 1
+                counts[origin].cut_off += 1
             elif example.length > longest:
-                shares[origin].too_long += 1
+                counts[origin].too_long += 1
             else:
                 doubles += double
                 usable.append(example)
         pools[origin] = usable
-    taken: dict[str, list[Example]] = {}
-    for origin in (CORRECTIVE, CORRECT, SYNTHESIS):  # the order of the draws
-        pool, share = pools[origin], shares[origin]
-        taken[origin] = found.draw.sample(pool, min(share.wished, len(pool)))
-        share.taken = len(taken[origin])
-        share.left_over = len(pool) - share.taken
+    taken: dict[str, list[SftExample]] = {}
+    for origin in (CORRECTIVE, CORRECT, SYNTHESIS):  # this order decides the random draws
+        pool, origin_counts = pools[origin], counts[origin]
+        taken[origin] = candidates.rng.sample(pool, min(origin_counts.wished, len(pool)))
+        origin_counts.taken = len(taken[origin])
+        origin_counts.left_over = len(pool) - origin_counts.taken
     mixed = [*taken[SYNTHESIS], *taken[CORRECTIVE], *taken[CORRECT]]
-    found.draw.shuffle(mixed)
-    return Mix(mixed, shares, doubles)
+    candidates.rng.shuffle(mixed)
+    return ExampleMix(mixed, counts, doubles)
 
 
-def ift_example(c: Construction, template: str, tokenizer: Tokenizer) -> Example:
-    """Synthesis prompt -> `<analysis>`, `<reconstruction>`: teaches the form and the analysis."""
-    prompt, wrong = render(template, c.pair), c.pair.wrong.text
-    lead = wrong[: len(wrong) - len(wrong.lstrip("\n"))]  # which the prompt does not show
+def make_ift_example(c: Construction, template: str, tokenizer: Tokenizer) -> SftExample:
+    """Make an IFT example, which teaches the format and the analysis.
+
+    It maps the synthesis prompt to `<analysis>` and `<reconstruction>`.
+    """
+    prompt, wrong = render_prompt(template, c.pair), c.pair.wrong.text
+    lead = wrong[: len(wrong) - len(wrong.lstrip("\n"))]  # leading newlines, which the prompt does not show
     shown = c.reconstruction.removeprefix(lead)
     answer = f"<analysis>{c.analysis}</analysis>\n<reconstruction>{shown}</reconstruction>"
     ids = (*tokenizer.encode(answer), tokenizer.eos_id)
-    return Example(f"ift-{c.pair.uid}", "ift", SYNTHESIS, prompt, answer, tokenizer.chat(prompt), ids, source_of(c))
+    return SftExample(
+        f"ift-{c.pair.uid}", "ift", SYNTHESIS, prompt, answer, tokenizer.chat(prompt), ids, make_source(c)
+    )
 
 
-def corrective_example(c: Construction) -> Example:
-    """Query -> the reconstruction as a plain answer, its kept prefix the rollout's own tokens."""
+def make_corrective_example(c: Construction) -> SftExample:
+    """Make an SFT example: query -> the reconstruction as a plain answer.
+
+    The kept prefix consists of the rollout's own token ids.
+    """
     query = c.pair.wrong.query
-    uid, source = f"sft-{c.pair.uid}", source_of(c)
-    return Example(uid, "sft", CORRECTIVE, query.user_text, c.reconstruction, query.prompt_ids, c.response_ids, source)
+    uid, source = f"sft-{c.pair.uid}", make_source(c)
+    return SftExample(
+        uid, "sft", CORRECTIVE, query.user_text, c.reconstruction, query.prompt_ids, c.response_ids, source
+    )
 
 
-def correct_example(group: Group, which: int) -> Example:
-    """Query -> one of the base's own right responses."""
+def make_correct_example(group: Group, which: int) -> SftExample:
+    """Make an SFT example: query -> the right response number `which` of the base itself."""
     rollout, query = group.correct[which], group.query
-    ids, source = rollout.completion.token_ids, Source(query.uid, rollout.uid)
-    return Example(f"sft-{rollout.uid}", "sft", CORRECT, query.user_text, rollout.text, query.prompt_ids, ids, source)
+    ids, source = rollout.completion.token_ids, ExampleSource(query.uid, rollout.uid)
+    return SftExample(
+        f"sft-{rollout.uid}", "sft", CORRECT, query.user_text, rollout.text, query.prompt_ids, ids, source
+    )
 
 
-def source_of(c: Construction) -> Source:
+def make_source(c: Construction) -> ExampleSource:
+    """Return where a construction's example comes from."""
     pair = c.pair
-    return Source(pair.wrong.query.uid, pair.wrong.uid, pair.reference.uid, c.kept_tokens, c.kept_share)
+    return ExampleSource(pair.wrong.query.uid, pair.wrong.uid, pair.reference.uid, c.kept_tokens, c.kept_share)
 
 
-class Epochs:
-    """Examples in batches, shuffled anew each epoch; `batch(step)` depends on (seed, step) alone."""
+class EpochBatches:
+    """The examples in batches, shuffled again in each epoch. `batch(step)` depends on (seed, step) alone."""
 
-    def __init__(self, built: Sequence[Example], per_step: int, epochs: float, seed: int) -> None:
-        """Raises ValueError if there is no example at all."""
-        if not built:
+    def __init__(self, examples: Sequence[SftExample], per_step: int, epochs: float, seed: int) -> None:
+        """Compute the number of steps. Raises ValueError if there is no example at all."""
+        if not examples:
             raise ValueError(
                 "there is no cold-start example: nothing was answered right, or coldstart.sft_examples and "
                 "ift_examples ask for none."
             )
-        self.built, self.seed = list(built), seed
-        self.per_step = min(per_step, len(built))
-        self.steps_per_epoch = len(built) // self.per_step
+        self.examples, self.seed = list(examples), seed
+        self.per_step = min(per_step, len(examples))
+        self.steps_per_epoch = len(examples) // self.per_step
         self.steps = max(1, round(epochs * self.steps_per_epoch))
 
     def batch(self, step: int) -> list[Row]:
-        """The rows of a step (0-based)."""
+        """Return the rows of a step (0-based)."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = list(range(len(self.built)))
+        order = list(range(len(self.examples)))
         rng(self.seed, "coldstart order", epoch).shuffle(order)
         chosen = order[position * self.per_step : (position + 1) * self.per_step]
-        return [self.built[i].row() for i in chosen]
+        return [self.examples[i].to_row() for i in chosen]

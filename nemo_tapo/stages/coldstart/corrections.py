@@ -1,8 +1,8 @@
-"""The corrections of the cold start: every answer on disk with its outcome as it comes, so that none is asked twice.
+"""Collect the corrections of the cold start. Each answer is written to disk at once, so no pair is asked for twice.
 
 <folder>/corrections/
-    settings.json       what decides them: the samples, the writer, the prompt
-    corrections.jsonl   one pair a line: its rollouts, the outcome, the answer as it was written
+    settings.json       the settings that determine them: the samples, the writer, the prompt
+    corrections.jsonl   one pair per line: its rollouts, the outcome, the unparsed answer
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.algorithms.reflection import construct
+from nemo_tapo.algorithms.reflection import make_construction
 from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.evaluation.benchmarks import digest
-from nemo_tapo.evaluation.sample_store import Store, cut_torn_line
+from nemo_tapo.evaluation.benchmarks import hash_json
+from nemo_tapo.evaluation.sample_store import SampleStore, cut_torn_line
 from nemo_tapo.stages.coldstart import base_samples
-from nemo_tapo.stages.coldstart.writers import UNANSWERED, Writer, identity_of
+from nemo_tapo.stages.coldstart.writers import UNANSWERED, Writer, get_writer_identity
 from nemo_tapo.types import Completion, Construction, Pair, Query
-from nemo_tapo.utils.concurrency import at_once
+from nemo_tapo.utils.concurrency import for_each_concurrently
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
@@ -34,50 +34,51 @@ FIELDS = {"uid", "wrong", "reference", "texts", "outcome", "kept_share", "answer
 
 @dataclass(frozen=True)
 class Corrections:
-    """What became of the pairs."""
+    """The accepted corrections, and the outcomes of all pairs."""
 
     accepted: tuple[Construction, ...]  # in the order of the pairs
-    outcomes: Counter[str]  # they sum up to the pairs
+    outcomes: Counter[str]  # pairs by outcome; the sum is the number of pairs
 
 
-async def correct(
+async def correct_pairs(
     session: Session, pairs: Sequence[Pair], writer: Writer, queries: Sequence[Query], folder: Path
 ) -> Corrections:
-    """A correction of every pair, those on disk not asked for again.
+    """Get a correction of every pair, except those already on disk.
 
-    An answer to a pair that is no longer there, as its query was sampled again, is passed over.
+    An answer on disk is ignored if its pair no longer exists because the query was sampled again.
 
-    Raises Stopped on request, ValueError for a damaged line, and what the writer raises; what was answered until then
-    is kept.
+    Raises Stopped on request, ValueError for a damaged line, and the writer's exceptions. Earlier answers are kept.
     """
     cfg, outcomes = session.cfg, dict[str, str]()
     accepted: dict[str, Construction] = {}
     synthesis = Synthesis(cfg, session.tools)
-    with Store(folder / FOLDER, {**settings_of(cfg), "data": base_samples.data_digest(queries)}) as store:
+    with SampleStore(
+        folder / FOLDER, {**get_correction_settings(cfg), "data": base_samples.hash_queries(queries)}
+    ) as store:
         path = store.path(NAME)
         by_uid = {pair.uid: pair for pair in pairs}
-        for row in read(path):
+        for row in read_corrections(path):
             pair = by_uid.get(row["uid"])
-            if pair is None or row["texts"] != texts_of(pair):
-                continue  # of a query that was sampled again and answered otherwise
+            if pair is None or row["texts"] != hash_texts(pair):
+                continue  # the query was sampled again, with other responses
             outcomes[pair.uid] = row["outcome"]
             if row["outcome"] == ACCEPTED:
                 answer = Completion((), row["answer"], False)
-                accepted[pair.uid] = construct(pair, answer, session.tools.tokenizer, synthesis.rules)
+                accepted[pair.uid] = make_construction(pair, answer, session.tools.tokenizer, synthesis.rules)
         missing = [pair for pair in pairs if pair.uid not in outcomes]
-        stage = session.progress.stage("correcting", len(pairs), "pairs", done=len(outcomes))
+        stage = session.progress.start_stage("correcting", len(pairs), "pairs", done=len(outcomes))
 
-        async def one(pair: Pair) -> None:
+        async def correct_one(pair: Pair) -> None:
             construction = await writer.correct(pair)
-            outcome = outcomes[pair.uid] = outcome_of(construction)
+            outcome = outcomes[pair.uid] = get_outcome(construction)
             if outcome == ACCEPTED:
                 accepted[pair.uid] = construction
             if outcome != UNANSWERED:
-                store.append(NAME, row_of(construction, outcome))
-            stage.note(f"{len(accepted)} of {len(outcomes)} accepted")
+                store.append_row(NAME, make_correction_row(construction, outcome))
+            stage.set_note(f"{len(accepted)} of {len(outcomes)} accepted")
             stage.advance()
 
-        await at_once(missing, one, writer.at_once, session.stop)
+        await for_each_concurrently(missing, correct_one, writer.at_once, session.stop)
     session.stop.check(f"{stage.done} of {stage.total} pairs are in {path}")
     return Corrections(
         tuple(accepted[pair.uid] for pair in pairs if pair.uid in accepted),
@@ -85,34 +86,34 @@ async def correct(
     )
 
 
-def outcome_of(construction: Construction) -> str:
-    """ "accepted", or why not: only what the verifier accepts is learned from (section 3.2)."""
+def get_outcome(construction: Construction) -> str:
+    """Return "accepted", or the reason why not. Only what the verifier accepts is trained on (section 3.2)."""
     if construction.dropped is not None:
         return construction.dropped
     return ACCEPTED if construction.reward > 0 else REFUSED
 
 
-def texts_of(pair: Pair) -> str:
-    """What the writer was shown, as a digest."""
-    return digest([pair.wrong.text, pair.reference.text])
+def hash_texts(pair: Pair) -> str:
+    """Return a digest of the two responses that the writer is shown."""
+    return hash_json([pair.wrong.text, pair.reference.text])
 
 
-def row_of(construction: Construction, outcome: str) -> dict[str, Any]:
-    """One line of JSON; what the answer holds is found again by parsing it."""
+def make_correction_row(construction: Construction, outcome: str) -> dict[str, Any]:
+    """Return the JSON object for corrections.jsonl. It holds the unparsed answer, which is parsed again when read."""
     pair = construction.pair
     return {
         "uid": pair.uid,
         "wrong": pair.wrong.uid,
         "reference": pair.reference.uid,
-        "texts": texts_of(pair),
+        "texts": hash_texts(pair),
         "outcome": outcome,
         "kept_share": construction.kept_share,
         "answer": construction.raw,
     }
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of corrections.jsonl, a half-written last one cut off. Raises ValueError for one that is damaged."""
+def read_corrections(path: Path) -> list[dict[str, Any]]:
+    """Read corrections.jsonl. A half-written last line is cut off. Raises ValueError for a damaged line."""
     cut_torn_line(path)
     if not path.is_file():
         return []
@@ -132,15 +133,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def settings_of(cfg: RunConfig) -> dict[str, Any]:
-    """What decides the pairs and the answers."""
-    t, before = cfg.tapo, base_samples.settings_of(cfg)
+def get_correction_settings(cfg: RunConfig) -> dict[str, Any]:
+    """Return the settings that determine the pairs and the answers."""
+    t, before = cfg.tapo, base_samples.get_sampling_settings(cfg)
     return {
         **before,
         "coldstart": {
             **before["coldstart"],
             "corrections_per_query": cfg.coldstart.corrections_per_query,
-            **identity_of(cfg),
+            **get_writer_identity(cfg),
         },
         "tapo": {
             "prompt": t.prompt,

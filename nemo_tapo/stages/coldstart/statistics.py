@@ -1,4 +1,4 @@
-"""What the cold start's data is: statistics.json and the same in words. Every count sums up to what it is a part of."""
+"""Statistics of the cold start's data: statistics.json and the same in words. Parts always add up to their total."""
 
 from __future__ import annotations
 
@@ -8,61 +8,72 @@ from typing import Any
 
 import numpy as np
 
-from nemo_tapo.datasets.screening import Overlaps
-from nemo_tapo.datasets.sft_examples import Example
-from nemo_tapo.stages.coldstart.build import FATES, Mix, Survey
+from nemo_tapo.datasets.screening import OverlapIndex
+from nemo_tapo.datasets.sft_examples import SftExample
+from nemo_tapo.stages.coldstart.build import QUERY_CLASSES, Candidates, ExampleMix
 from nemo_tapo.stages.coldstart.corrections import ACCEPTED, Corrections
 from nemo_tapo.types import Query
 
-SHOWN_OVERLAPS = 100
+MAX_SHOWN_OVERLAPS = 100
 
 
-def statistics(
-    found: Survey, corrections: Corrections, mixed: Mix, known: Mapping[str, str], settings: Mapping[str, Any]
+def compute_statistics(
+    candidates: Candidates,
+    corrections: Corrections,
+    mixed: ExampleMix,
+    known: Mapping[str, str],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of statistics.json. known: queries that are evaluation problems, see `overlaps`."""
-    responses, outcomes = found.outcomes.total(), dict(corrections.outcomes)
+    """Return the content of statistics.json. known: queries that are evaluation problems, see `find_overlaps`."""
+    responses, outcomes = candidates.outcomes.total(), dict(corrections.outcomes)
     pairs, accepted = sum(outcomes.values()), outcomes.pop(ACCEPTED, 0)
     examples = mixed.examples
     return {
-        "queries": {"sampled": found.fates.total(), **{fate: found.fates[fate] for fate in FATES}},
+        "queries": {
+            "sampled": candidates.query_classes.total(),
+            **{fate: candidates.query_classes[fate] for fate in QUERY_CLASSES},
+        },
         "responses": {
             "sampled": responses,
-            "accuracy": found.correct / max(responses, 1),
-            "truncated": found.truncated,
-            "outcomes": dict(sorted(found.outcomes.items())),
+            "accuracy": candidates.correct_responses / max(responses, 1),
+            "truncated": candidates.truncated_responses,
+            "outcomes": dict(sorted(candidates.outcomes.items())),
         },
         "corrections": {
             "pairs": pairs,
             "accepted": accepted,
             "rejected": dict(sorted(outcomes.items())),
-            "kept_share": spread([c.kept_share for c in corrections.accepted]),
+            "kept_share": summarize_values([c.kept_share for c in corrections.accepted]),
             "nothing_kept": sum(c.kept_chars == 0 for c in corrections.accepted),
         },
         "examples": {
             "taken": len(examples),
-            "short": sum(share.wished - share.taken for share in mixed.shares.values()),
-            "doubles_among_usable": mixed.doubles_kept,
-            **{origin: asdict(share) for origin, share in mixed.shares.items()},
+            "short": sum(share.wished - share.taken for share in mixed.counts.values()),
+            "doubles_among_usable": mixed.duplicates_kept,
+            **{origin: asdict(share) for origin, share in mixed.counts.items()},
         },
-        "tokens": {name: lengths([e for e in examples if e.format == name]) for name in ("sft", "ift")},
-        "in_evaluation_sets": in_evaluation_sets(examples, known),
+        "tokens": {name: summarize_lengths([e for e in examples if e.format == name]) for name in ("sft", "ift")},
+        "in_evaluation_sets": count_evaluation_examples(examples, known),
         "settings": dict(settings),
     }
 
 
-def lengths(examples: Sequence[Example]) -> dict[str, Any]:
-    """Of prompts, responses (with EOS) and whole rows, in tokens."""
+def summarize_lengths(examples: Sequence[SftExample]) -> dict[str, Any]:
+    """Summarise the lengths of prompts, responses (with EOS) and whole rows, in tokens."""
     return {
-        "prompt": spread([len(e.prompt_ids) for e in examples]),
-        "response": spread([len(e.response_ids) for e in examples]),
-        "row": spread([e.length for e in examples]),
+        "prompt": summarize_values([len(e.prompt_ids) for e in examples]),
+        "response": summarize_values([len(e.response_ids) for e in examples]),
+        "row": summarize_values([e.length for e in examples]),
         "total": sum(e.length for e in examples),
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean, median, 95th percentile and maximum; None of nothing."""
+def summarize_values(values: Sequence[float]) -> dict[str, float] | None:
+    """Return mean, median, 95th percentile and maximum, or None if there are no values.
+
+    >>> summarize_values([1, 2, 3])
+    {'mean': 2.0, 'p50': 2.0, 'p95': 2.9, 'max': 3}
+    """
     if not values:
         return None
     p50, p95 = np.percentile(values, (50, 95))
@@ -74,25 +85,28 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     }
 
 
-def overlaps(queries: Sequence[Query], benchmarks: Mapping[str, Sequence[Query]]) -> dict[str, str]:
-    """{uid of a query: the evaluation problem that it is}, by equal words or common 13-grams (datasets/screening.py)."""
-    index = Overlaps([(f"{name} {q.uid}", q.question) for name, problems in benchmarks.items() for q in problems])
+def find_overlaps(queries: Sequence[Query], benchmarks: Mapping[str, Sequence[Query]]) -> dict[str, str]:
+    """Return {uid of a query: the evaluation problem it equals}.
+
+    Two problems are equal if they have the same words or share a 13-gram (datasets/screening.py).
+    """
+    index = OverlapIndex([(f"{name} {q.uid}", q.question) for name, problems in benchmarks.items() for q in problems])
     return {q.uid: problem for q in queries if (problem := index.find(q.question)) is not None}
 
 
-def in_evaluation_sets(examples: Sequence[Example], known: Mapping[str, str]) -> dict[str, Any]:
-    """How many examples are about an evaluation problem, and which queries these are."""
+def count_evaluation_examples(examples: Sequence[SftExample], known: Mapping[str, str]) -> dict[str, Any]:
+    """Count the examples about an evaluation problem, and name their queries."""
     about = [e.source.query for e in examples if e.source.query in known]
     which = dict.fromkeys(about)
     return {
         "queries_sampled": len(known),
         "examples": len(about),
-        "which": {uid: known[uid] for uid in list(which)[:SHOWN_OVERLAPS]},
+        "which": {uid: known[uid] for uid in list(which)[:MAX_SHOWN_OVERLAPS]},
     }
 
 
-def in_words(s: Mapping[str, Any]) -> list[str]:
-    """Sentences for the user."""
+def describe_statistics(s: Mapping[str, Any]) -> list[str]:
+    """Return the statistics as sentences for the user."""
     q, c, e = s["queries"], s["corrections"], s["examples"]
     rejected = ", ".join(f"{n} {reason}" for reason, n in c["rejected"].items())
     lines = [

@@ -1,7 +1,7 @@
-"""Who writes the corrections of the cold start: the model itself, a served one, or a generated task's own oracle.
+"""Writers of the cold start's corrections: the model itself, a served model, or the oracle of a generated task.
 
-All three give the text of an answer to the synthesis prompt; what becomes of it is decided by RL's own code,
-`algorithms.tapo.Synthesis`: parsing, anchoring of the kept prefix, grading.
+All three answer the synthesis prompt with a text. The code of RL, `algorithms.synthesis.Synthesis`, then parses it,
+anchors the kept prefix and grades it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nemo_tapo.algorithms.reflection import render
+from nemo_tapo.algorithms.reflection import render_prompt
 from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
-from nemo_tapo.stages.coldstart.base_samples import STEP
+from nemo_tapo.stages.coldstart.base_samples import SEED_STEP
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Completion, Construction, Pair
 from nemo_tapo.utils.seeding import seed_from
@@ -22,37 +22,37 @@ from nemo_tapo.utils.seeding import seed_from
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
 
-# Why a pair got no answer, beside reflection.DROP_REASONS.
+# Reasons why a pair got no answer, in addition to reflection.DROP_REASONS.
 NO_ERROR, SERVER_REFUSED, UNANSWERED = "no_locatable_error", "refused_by_server", "unanswered"
 SECTION = "coldstart.endpoint"
-HOPELESS = 10  # requests refused, none accepted: it is not the pairs
+MAX_REFUSALS = 10  # if so many requests are refused and none is accepted, the pairs are not the cause
 
 
 class Writer(Protocol):
-    """Answers synthesis prompts. Many calls run at once, at most `at_once`."""
+    """A writer that answers synthesis prompts. At most `at_once` calls run at the same time."""
 
     at_once: int
 
     async def correct(self, pair: Pair) -> Construction:
-        """A graded construction, or one that was dropped for a reason of reflection.DROP_REASONS or of this module."""
+        """Return a graded construction, or one dropped for a reason of reflection.DROP_REASONS or of this module."""
 
 
 class ModelWriter:
-    """The model itself, through the runtime's engine: what RL does, before any training."""
+    """The model itself, through the runtime's engine, as in RL but before any training."""
 
     def __init__(self, synthesis: Synthesis, at_once: int) -> None:
         self.synthesis, self.at_once = synthesis, at_once
 
     async def correct(self, pair: Pair) -> Construction:
-        """Raises what Generator.generate raises."""
-        return await self.synthesis.construct(pair, STEP)
+        """Correct one pair. Raises what Generator.generate raises."""
+        return await self.synthesis.construct(pair, SEED_STEP)
 
 
 class EndpointWriter:
-    """Another model, by chat messages; the server applies its own template and has its own limit of length.
+    """Another model behind an endpoint. The server applies its chat template and its own length limit.
 
-    A request that the server refuses is a drop; one that it did not answer after all attempts is asked again by the
-    next run. Raises EndpointDown when nothing gets through, and EndpointRefused when everything is refused.
+    A pair whose request the server refuses is dropped. A request without an answer after all attempts is sent again by
+    the next run.
     """
 
     def __init__(self, synthesis: Synthesis, endpoint: Endpoint, cfg: RunConfig) -> None:
@@ -61,29 +61,34 @@ class EndpointWriter:
         self._accepted = self._refused = 0
 
     async def correct(self, pair: Pair) -> Construction:
-        prompt = render(self.synthesis.template, pair)
+        """Correct one pair.
+
+        Raises EndpointDown if the server cannot be reached, and EndpointRefused if every request is refused.
+        """
+        prompt = render_prompt(self.synthesis.template, pair)
         try:
             reply = await self.endpoint.chat(
                 [{"role": "user", "content": prompt}],
                 temperature=self.cfg.tapo.temperature,
                 max_tokens=self.cfg.tapo.max_tokens,
-                seed=seed_from(self.cfg.seed, "synthesis", STEP, pair.uid) % 2**31,  # some servers take no more bits
+                seed=seed_from(self.cfg.seed, "synthesis", SEED_STEP, pair.uid)
+                % 2**31,  # some servers accept no more bits
             )
         except EndpointDown:
             raise
         except EndpointRefused:
             self._refused += 1
-            if self._refused >= HOPELESS and not self._accepted:
+            if self._refused >= MAX_REFUSALS and not self._accepted:
                 raise
             return Construction(pair, SERVER_REFUSED)
         except EndpointError:
             return Construction(pair, UNANSWERED)
         self._accepted += 1
-        return await self.synthesis.judged(pair, Completion((), without_thinking(reply.text), reply.truncated))
+        return await self.synthesis.grade_answer(pair, Completion((), remove_thinking(reply.text), reply.truncated))
 
 
 class OracleWriter:
-    """The generated task's own oracle: it finds the first wrong line and knows the right ones."""
+    """The oracle of the generated task: it finds the first wrong line and knows the right ones."""
 
     at_once = 64
 
@@ -91,35 +96,40 @@ class OracleWriter:
         self.synthesis, self.seed = synthesis, seed
 
     async def correct(self, pair: Pair) -> Construction:
+        """Correct one pair, or drop it if the oracle finds no wrong line in the response."""
         problem, wrong = arithmetic.parse_question(pair.wrong.query.question), pair.wrong.text
         if self.synthesis.rules.full_reconstruction:
-            fixed = arithmetic.full_correction(problem, wrong)
+            fixed = arithmetic.write_full_correction(problem, wrong)
         else:
-            fixed = arithmetic.correction(problem, wrong, seed_from(self.seed, "wording", pair.uid))
+            fixed = arithmetic.write_correction(problem, wrong, seed_from(self.seed, "wording", pair.uid))
         if fixed is None:
             return Construction(pair, NO_ERROR)
-        return await self.synthesis.judged(pair, Completion((), fixed.text, False))
+        return await self.synthesis.grade_answer(pair, Completion((), fixed.text, False))
 
 
-def without_thinking(text: str) -> str:
-    """An answer without the reasoning that some servers leave before it, closed by </think>."""
+def remove_thinking(text: str) -> str:
+    """Return an answer without the reasoning, closed by </think>, that some servers leave in front of it.
+
+    >>> remove_thinking("The carry is missing.</think>47+38=85")
+    '47+38=85'
+    """
     return text.rpartition("</think>")[2]
 
 
 def check_writer(cfg: RunConfig) -> None:
-    """Raises ValueError for a writer that cannot be: asked before engines are started."""
+    """Raise ValueError if the configured writer cannot work. Called before engines are started."""
     if cfg.coldstart.writer == "oracle" and cfg.task.name != "arithmetic":
         raise ValueError(
             f"coldstart.writer = oracle, but the task {cfg.task.name} has no oracle that corrects responses: choose "
             "model (the base itself) or endpoint (another one, coldstart.endpoint.url)."
         )
     if cfg.coldstart.writer == "endpoint":
-        Endpoint(cfg.coldstart.endpoint, SECTION)  # for its refusals
+        Endpoint(cfg.coldstart.endpoint, SECTION)  # raises ValueError for bad settings
 
 
 @asynccontextmanager
 async def open_writer(session: Session) -> AsyncIterator[Writer]:
-    """The writer that the config names. An endpoint that is down is found out on entering."""
+    """Open the writer that the config names. An endpoint that is down raises on entering."""
     cfg, synthesis = session.cfg, Synthesis(session.cfg, session.tools)
     if cfg.coldstart.writer == "model":
         yield ModelWriter(synthesis, 2 * cfg.local.max_num_seqs)
@@ -130,8 +140,8 @@ async def open_writer(session: Session) -> AsyncIterator[Writer]:
             yield EndpointWriter(synthesis, endpoint, cfg)
 
 
-def identity_of(cfg: RunConfig) -> dict[str, Any]:
-    """What tells a writer from others, as far as the config knows."""
+def get_writer_identity(cfg: RunConfig) -> dict[str, Any]:
+    """Return the settings that identify the writer, as far as the config knows them."""
     c = cfg.coldstart
     served = {"model": c.endpoint.model, "extra_body": c.endpoint.extra_body} if c.writer == "endpoint" else {}
     return {"writer": c.writer, **served}

@@ -1,4 +1,4 @@
-"""The runs of a sweep's folder, read for its report: what each came to, what is missing and why."""
+"""Read the runs of a sweep's folder for its report: the result of each, what is missing and why."""
 
 from __future__ import annotations
 
@@ -9,149 +9,168 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.evaluation.accuracy import collect
+from nemo_tapo.evaluation.accuracy import collect_samples
 from nemo_tapo.evaluation.compare import require_comparable
-from nemo_tapo.evaluation.results import Evaluated
-from nemo_tapo.evaluation.sample_store import SETTINGS, differences, file_name, folder_of, read
+from nemo_tapo.evaluation.results import EvaluationResult
+from nemo_tapo.evaluation.sample_store import (
+    SETTINGS,
+    escape_file_name,
+    get_evaluation_folder,
+    list_differences,
+    read_samples,
+)
 from nemo_tapo.sweeps import state
-from nemo_tapo.sweeps.definition import SWEEPS, Row, Sweep, names, read_kept, read_sweep
+from nemo_tapo.sweeps.definition import SWEEPS_FOLDER, Sweep, SweepRow, list_sweep_names, read_saved_sweep, read_sweep
 from nemo_tapo.tracking.records import read_metrics
 from nemo_tapo.utils.jsonl import Record
 from nemo_tapo.utils.run_folder import CONFIG
 
-SEED = re.compile(r"seed-(0|[1-9][0-9]*)")  # a run's folder; seed-0.bak and the like are somebody's own
+SEED_FOLDER = re.compile(r"seed-(0|[1-9][0-9]*)")  # a run's folder; others, such as seed-0.bak, are the user's
 
 
 @dataclass(frozen=True)
-class Run:
-    """A row with a seed. `evaluated` is None exactly if `missing` says why it cannot be counted."""
+class SweepRun:
+    """A row with a seed. `evaluation` is None exactly if `missing` says why the run does not count."""
 
-    row: Row
+    row: SweepRow
     seed: int
     folder: Path
-    evaluated: Evaluated | None
+    evaluation: EvaluationResult | None
     missing: str = ""
-    metrics: tuple[Record, ...] = ()  # of the steps that were made
-    settings: Mapping[str, Any] = field(default_factory=dict)  # that decide its numbers, flat
+    metrics: tuple[Record, ...] = ()  # one record per step that was made
+    settings: Mapping[str, Any] = field(default_factory=dict)  # those that decide its numbers, as {dotted key: value}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A row with the runs that count."""
+class RowOutcome:
+    """A row with those of its runs that count."""
 
-    row: Row
-    runs: Mapping[int, Run]  # by seed, in order
+    row: SweepRow
+    runs: Mapping[int, SweepRun]  # {seed: run}, in order of the seeds
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds of these runs, in order."""
         return tuple(self.runs)
 
 
 @dataclass(frozen=True)
-class Found:
+class SweepResults:
     """A sweep and what its folder has of it."""
 
     sweep: Sweep
-    outcomes: tuple[Outcome, ...]  # a row each, in the table's order; rows without a run that counts too
-    left_out: tuple[Run, ...]  # runs that failed, are half-way, or were made differently
-    absent: tuple[tuple[Row, tuple[int, ...]], ...] = ()  # seeds that were asked for and have no folder
+    outcomes: tuple[RowOutcome, ...]  # one per row, in the table's order, also without a run that counts
+    excluded: tuple[SweepRun, ...]  # runs that failed, are unfinished, or were made differently
+    missing_seeds: tuple[tuple[SweepRow, tuple[int, ...]], ...] = ()  # seeds that were asked for but have no folder
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's output and not a run's."""
+def is_sweep_folder(folder: Path) -> bool:
+    """Return whether a folder is the output of a sweep and not of a single run."""
     return not (folder / CONFIG).is_file() and any(folder.glob("*/seed-*"))
 
 
-def sweeps_of(folder: Path, asked: Sequence[str] = ()) -> list[Sweep]:
-    """The sweeps to report: those asked for, else those that were run into the folder, else, where their runs were
-    started one by one, those of which the folder has two rows.
+def choose_sweeps(folder: Path, names_asked: Sequence[str] = ()) -> list[Sweep]:
+    """Return the sweeps to report: those asked for, or else those that were run into the folder.
 
-    Raises ValueError for a name that there is not, and if there is no such sweep.
+    A folder whose runs were started one by one names no sweep. Then these are the sweeps of which it has several rows.
+
+    Raises ValueError for an unknown name, and if there is no such sweep.
     """
-    kept, _ = kept_sweeps(folder)
-    found = [kept[name] if name in kept else read_sweep(name)[0] for name in asked or kept or names()]
-    if not asked and not kept:
-        found = [of for of in found if sum((folder / row.name).is_dir() for row in of.rows) > 1]
-    if not found:
-        raise ValueError(f"{folder} has rows of no sweep; of which is it? --table {' | '.join(names())}.")
-    return found
+    kept, _ = read_saved_sweeps(folder)
+    sweeps = [kept[name] if name in kept else read_sweep(name)[0] for name in names_asked or kept or list_sweep_names()]
+    if not names_asked and not kept:
+        sweeps = [sweep for sweep in sweeps if sum((folder / row.name).is_dir() for row in sweep.rows) > 1]
+    if not sweeps:
+        raise ValueError(f"{folder} has rows of no sweep; of which is it? --table {' | '.join(list_sweep_names())}.")
+    return sweeps
 
 
-def kept_sweeps(folder: Path) -> tuple[dict[str, Sweep], list[str]]:
-    """The sweeps that were run into the folder, by name; and a sentence for each of whose file is damaged."""
+def read_saved_sweeps(folder: Path) -> tuple[dict[str, Sweep], list[str]]:
+    """Return the sweeps that were run into the folder, by name, and one sentence for each damaged sweep file."""
     kept: dict[str, Sweep] = {}
     faults = []
-    for path in sorted((folder / SWEEPS).glob("*.yaml")):
+    for path in sorted((folder / SWEEPS_FOLDER).glob("*.yaml")):
         try:
-            kept[path.stem] = read_kept(path)
+            kept[path.stem] = read_saved_sweep(path)
         except ValueError as error:
             faults.append(str(error))
     return kept, faults
 
 
-def find(folder: Path, sweep: Sweep) -> Found:
-    """Everything that the folder has of a sweep's rows, whatever seeds there are."""
-    places = {row.name: seeds_of(folder / row.name) for row in sweep.rows}
-    runs = alike([read_run(place, row, seed) for row in sweep.rows for seed, place in places[row.name].items()])
+def read_sweep_results(folder: Path, sweep: Sweep) -> SweepResults:
+    """Read all runs of a sweep's rows in the folder, with whatever seeds there are."""
+    folders = {row.name: find_seed_folders(folder / row.name) for row in sweep.rows}
+    runs = exclude_different_runs(
+        [read_run(path, row, seed) for row in sweep.rows for seed, path in folders[row.name].items()]
+    )
     outcomes = tuple(
-        Outcome(row, {run.seed: run for run in runs if run.row.name == row.name and run.evaluated is not None})
+        RowOutcome(row, {run.seed: run for run in runs if run.row.name == row.name and run.evaluation is not None})
         for row in sweep.rows
     )
-    asked = ((row, tuple(seed for seed in row.seeds if seed not in places[row.name])) for row in sweep.rows)
-    absent = tuple((row, seeds) for row, seeds in asked if seeds)
-    return Found(sweep, outcomes, tuple(run for run in runs if run.evaluated is None), absent)
+    missing = ((row, tuple(seed for seed in row.seeds if seed not in folders[row.name])) for row in sweep.rows)
+    absent = tuple((row, seeds) for row, seeds in missing if seeds)
+    return SweepResults(sweep, outcomes, tuple(run for run in runs if run.evaluation is None), absent)
 
 
-def seeds_of(row: Path) -> dict[int, Path]:
-    """{seed: folder} of a row's folder, in order."""
-    found = {int(at[1]): place for place in row.glob("seed-*") if (at := SEED.fullmatch(place.name)) and place.is_dir()}
-    return dict(sorted(found.items()))
+def find_seed_folders(row: Path) -> dict[int, Path]:
+    """Return {seed: folder} of a row's folder, in order of the seeds."""
+    folders = {
+        int(match[1]): path
+        for path in row.glob("seed-*")
+        if (match := SEED_FOLDER.fullmatch(path.name)) and path.is_dir()
+    }
+    return dict(sorted(folders.items()))
 
 
-def read_run(folder: Path, row: Row, seed: int) -> Run:
-    """A run from its folder; damage is told in `missing`."""
+def read_run(folder: Path, row: SweepRow, seed: int) -> SweepRun:
+    """Read a run from its folder. Damaged files are reported in `missing`."""
     try:
         metrics = read_metrics(folder).rows
-        evaluated = _evaluated(folder, state.evaluation_of(row.train))
+        evaluated = _read_evaluation(folder, state.get_final_evaluation(row.train))
         if evaluated is not None:
-            return Run(row, seed, folder, evaluated, "", metrics, settings_of(folder, row.train))
-        failed = state.failure(folder)
-        why = f"failed with exit code {failed.code}: {failed.reason}" if failed else _how_far(folder, row, len(metrics))
+            return SweepRun(row, seed, folder, evaluated, "", metrics, read_run_settings(folder, row.train))
+        failure = state.read_failure(folder)
+        missing = (
+            f"failed with exit code {failure.code}: {failure.reason}"
+            if failure
+            else _describe_progress(folder, row, len(metrics))
+        )
     except (ValueError, OSError) as error:
-        return Run(row, seed, folder, None, str(error))
-    return Run(row, seed, folder, None, why, metrics)
+        return SweepRun(row, seed, folder, None, str(error))
+    return SweepRun(row, seed, folder, None, missing, metrics)
 
 
-def _evaluated(folder: Path, name: str) -> Evaluated | None:
-    """The evaluation in which a run ends, as large as evaluation.json says that it is: more may have been asked for
-    since, and not be there yet.
+def _read_evaluation(folder: Path, name: str) -> EvaluationResult | None:
+    """Read the evaluation with which a run ends, at the size that evaluation.json states.
+
+    More samples may have been asked for since then, and not all of them may be there yet.
     """
-    entry = state.evaluation(folder, name)
+    entry = state.read_evaluation(folder, name)
     if not entry:
         return None
-    samples = folder_of(folder, name)
+    samples = get_evaluation_folder(folder, name)
     if not (samples / SETTINGS).is_file():
         raise ValueError(f"{samples} has no {SETTINGS}: its samples are gone")
     size = {key: value for key in ("runs", "samples") if isinstance(value := entry.get("settings", {}).get(key), int)}
-    return _read(samples, tuple(size.items()), max(path.stat().st_mtime_ns for path in samples.glob("*.json*")))
+    return _read_samples(samples, tuple(size.items()), max(path.stat().st_mtime_ns for path in samples.glob("*.json*")))
 
 
-@lru_cache(maxsize=256)  # tables share rows
-def _read(samples: Path, size: tuple[tuple[str, int], ...], written: int) -> Evaluated:
+@lru_cache(maxsize=256)  # several tables may share a row
+def _read_samples(samples: Path, size: tuple[tuple[str, int], ...], written: int) -> EvaluationResult:
     path = samples / SETTINGS
-    settings = state.read_mapping(path, "nothing says how its samples were made") | dict(size)
-    if not _complete(settings):
+    settings = state.read_json_mapping(path, "nothing says how its samples were made") | dict(size)
+    if not _is_complete(settings):
         raise ValueError(f"{path} is damaged: nothing says how its samples were made")
     runs, n = settings["runs"], settings["samples"]
     graded = tuple(
-        collect(name, read(samples / f"{file_name(name)}.jsonl"), runs, n, of["problems"])
+        collect_samples(name, read_samples(samples / f"{escape_file_name(name)}.jsonl"), runs, n, of["problems"])
         for name, of in settings["benchmarks"].items()
     )
-    return Evaluated(samples, settings, graded)
+    return EvaluationResult(samples, settings, graded)
 
 
-def _complete(settings: Mapping[str, Any]) -> bool:
-    """Whether a settings.json has what a report reads of it."""
+def _is_complete(settings: Mapping[str, Any]) -> bool:
+    """Return whether a settings.json has everything that a report reads from it."""
     return (
         all(isinstance(settings.get(key), dict) for key in ("model", "evaluation", "benchmarks"))
         and all(isinstance(settings.get(key), int) for key in ("runs", "samples"))
@@ -159,8 +178,8 @@ def _complete(settings: Mapping[str, Any]) -> bool:
     )
 
 
-def _how_far(folder: Path, row: Row, steps: int) -> str:
-    cfg = state.stored(folder)
+def _describe_progress(folder: Path, row: SweepRow, steps: int) -> str:
+    cfg = state.read_stored_config(folder)
     if cfg is None:
         return "not started"
     if not row.train:
@@ -168,44 +187,55 @@ def _how_far(folder: Path, row: Row, steps: int) -> str:
     return f"half-way: {steps} of {cfg.steps} steps" + (", not evaluated to its end" if steps == cfg.steps else "")
 
 
-def alike(runs: Sequence[Run]) -> list[Run]:
-    """The same runs; those that were trained or evaluated otherwise than the first do not count, and say why."""
-    out: list[Run] = []
+def exclude_different_runs(runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """Return the runs; those that were trained or evaluated differently from the first do not count, and say why."""
+    checked: list[SweepRun] = []
     for run in runs:
-        first = next((other for other in out if other.evaluated is not None), None)
-        sibling = next((other for other in out if other.evaluated and other.row.name == run.row.name), None)
-        reason = _differs(first, run) or (_made_otherwise(sibling, run) if sibling else "") if first else ""
-        out.append(replace(run, evaluated=None, missing=reason) if reason and run.evaluated else run)
-    return out
+        first = next((other for other in checked if other.evaluation is not None), None)
+        sibling = next((other for other in checked if other.evaluation and other.row.name == run.row.name), None)
+        reason = (
+            _explain_incomparable(first, run) or (_explain_different_settings(sibling, run) if sibling else "")
+            if first
+            else ""
+        )
+        checked.append(replace(run, evaluation=None, missing=reason) if reason and run.evaluation else run)
+    return checked
 
 
-def _differs(first: Run, other: Run) -> str:
-    """In what two runs were evaluated."""
-    if first.evaluated is None or other.evaluated is None:
+def _explain_incomparable(first: SweepRun, other: SweepRun) -> str:
+    """Return why the evaluations of two runs cannot be compared; "" if they can."""
+    if first.evaluation is None or other.evaluation is None:
         return ""
     try:
-        require_comparable(first.evaluated, other.evaluated)
+        require_comparable(first.evaluation, other.evaluation)
     except ValueError as error:
-        return f"other than {first.evaluated.folder}: {error}"
+        return f"other than {first.evaluation.folder}: {error}"
     return ""
 
 
-def _made_otherwise(first: Run, other: Run) -> str:
-    """Seeds of a row have the same settings but for the seed, and those that are not trained the same weights."""
+def _explain_different_settings(first: SweepRun, other: SweepRun) -> str:
+    """Return how a run differs from another run of its row; "" if it does not.
+
+    The seeds of a row have the same settings except for the seed. In rows that are not trained they also have the same
+    weights.
+    """
     keys = sorted({*first.settings, *other.settings} - {"seed"})
     a, b = first.settings, other.settings
     changed = [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
     if changed:
         return f"other settings than {first.folder} ({', '.join(changed[:4])})"
-    if other.row.train or first.evaluated is None or other.evaluated is None:
+    if other.row.train or first.evaluation is None or other.evaluation is None:
         return ""
-    weights = differences(first.evaluated.settings, other.evaluated.settings, ["model"])
+    weights = list_differences(first.evaluation.settings, other.evaluation.settings, ["model"])
     return f"another model than {first.folder} ({', '.join(weights)})" if weights else ""
 
 
-def settings_of(folder: Path, train: bool) -> dict[str, Any]:
-    """What decides the numbers of a finished run, flat. Raises ValueError if its config.yaml is gone or damaged."""
-    cfg = state.stored(folder)
+def read_run_settings(folder: Path, train: bool) -> dict[str, Any]:
+    """Return the settings that decide the numbers of a finished run, as {dotted key: value}.
+
+    Raises ValueError if its config.yaml is missing or damaged.
+    """
+    cfg = state.read_stored_config(folder)
     if cfg is None:
         raise ValueError(f"{folder / CONFIG} is gone: nothing says with which settings it was made")
-    return state.deciding(cfg, train)
+    return state.select_deciding_settings(cfg, train)

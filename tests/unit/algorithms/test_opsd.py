@@ -12,28 +12,28 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.algorithms.base import Tools
-from nemo_tapo.algorithms.opsd import LEFT_OUT_REASONS, OPSD, PROMPT, privileged_prompt
+from nemo_tapo.algorithms.opsd import LEFT_OUT_REASONS, OPSD, PROMPT, fill_privileged_prompt
 from nemo_tapo.algorithms.registry import make_algorithm
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.batch import collate
-from nemo_tapo.config.load import load
+from nemo_tapo.config.load import load_config
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
-from nemo_tapo.datasets.read import read
+from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
+from nemo_tapo.datasets.read import read_dataset
 from nemo_tapo.equations.divergence import DivergenceRules
-from nemo_tapo.equations.teacher import teacher_batch, with_teacher_logprobs
+from nemo_tapo.equations.teacher import add_teacher_logprobs, make_teacher_batch
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import next_token_scores
 from nemo_tapo.losses.distillation import DivergenceLoss, SampledTokenLoss
 from nemo_tapo.metrics import Mean, reduce_parts
-from nemo_tapo.runtime.batch_sharding import deal, filled
-from nemo_tapo.runtime.local.hf_checkpoint import require_same_kind
+from nemo_tapo.runtime.batch_sharding import deal_rows, select_and_pad
+from nemo_tapo.runtime.local.hf_checkpoint import require_same_architecture
 from nemo_tapo.runtime.nemo_rl.config import cluster_run as nemo_config
 from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, to_numbers
 from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
-from nemo_tapo.stages.dry_run import plan
+from nemo_tapo.stages.dry_run import plan_command
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
 from nemo_tapo.types import Completion, Experience, Grade, Group, Kind, Query, Rollout, Row
@@ -54,7 +54,7 @@ def taught(**changes: Any) -> RunConfig:
 def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory, ScriptedRuntime]:
     runtime, memory = ScriptedRuntime(arithmetic_script), Memory()
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    usable, _ = with_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
+    usable, _ = add_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
     loop = LoopConfig(
         folder,
@@ -91,24 +91,24 @@ def algorithm(cfg: RunConfig) -> OPSD:
 
 def left_out(cfg: RunConfig, given: Group) -> list[str | None]:
     opsd = algorithm(cfg)
-    return [opsd.lesson(r, given, 0).left_out for r in given.rollouts]
+    return [opsd.make_lesson(r, given, 0).left_out for r in given.rollouts]
 
 
 def test_the_teacher_is_never_told_the_rollout_it_judges() -> None:
     opsd, given = algorithm(taught()), group(1, 0, 1, 0)
     for step in range(20):
-        told = [opsd.lesson(r, given, step).reference for r in given.rollouts]
+        told = [opsd.make_lesson(r, given, step).reference for r in given.rollouts]
         assert told[0] == "q/2" and told[2] == "q/0"
         assert set(told[1::2]) <= {"q/0", "q/2"}
-    chosen = {opsd.lesson(given.rollouts[1], given, step).reference for step in range(20)}
+    chosen = {opsd.make_lesson(given.rollouts[1], given, step).reference for step in range(20)}
     assert chosen == {"q/0", "q/2"}
 
 
 def test_the_choice_depends_on_seed_step_and_uid_alone() -> None:
     given = group(1, 1, 1, 1, 0)
-    told = [algorithm(taught()).lesson(given.rollouts[4], given, step) for step in range(8)]
-    assert told == [algorithm(taught()).lesson(given.rollouts[4], given, step) for step in range(8)]
-    other = [algorithm(taught(seed=1)).lesson(given.rollouts[4], given, step) for step in range(8)]
+    told = [algorithm(taught()).make_lesson(given.rollouts[4], given, step) for step in range(8)]
+    assert told == [algorithm(taught()).make_lesson(given.rollouts[4], given, step) for step in range(8)]
+    other = [algorithm(taught(seed=1)).make_lesson(given.rollouts[4], given, step) for step in range(8)]
     assert told != other
 
 
@@ -124,7 +124,7 @@ def test_why_a_rollout_is_left_out() -> None:
 
 
 def test_the_privileged_prompt() -> None:
-    text = privileged_prompt(PROMPT, "Is {reference} a {question}?", "{question} \\boxed{2}\n")
+    text = fill_privileged_prompt(PROMPT, "Is {reference} a {question}?", "{question} \\boxed{2}\n")
     assert "Problem: Is {reference} a {question}?\n" in text  # what is put in is not looked at again
     assert "Begin ===\n{question} \\boxed{2}\n=== Reference Solution End" in text
     assert text.endswith("\\boxed{}.")
@@ -133,7 +133,7 @@ def test_the_privileged_prompt() -> None:
 def test_rows_are_grpos_with_a_teachers_prompt() -> None:
     cfg = taught(opsd__prompt="{question}|{reference}")
     opsd, given = algorithm(cfg), group(1, 0, 0)
-    lessons = tuple(opsd.lesson(r, given, 0) for r in given.rollouts)
+    lessons = tuple(opsd.make_lesson(r, given, 0) for r in given.rollouts)
     experience = Experience(groups=(given,), lessons=lessons)
     rows = opsd.rows(experience)
     assert [row.uid for row in rows] == ["q/1", "q/2"]
@@ -161,7 +161,7 @@ def test_the_teachers_rows_travel_with_the_students() -> None:
     second = batch.select([1])
     assert second.input_ids.tolist() == [[5, 5, 6]]
     assert second.teacher_input_ids is not None and second.teacher_input_ids.shape == (1, 6)
-    parts = [filled(batch, share, 2) for share in deal(batch.input_lengths.tolist(), 3)]
+    parts = [select_and_pad(batch, share, 2) for share in deal_rows(batch.input_lengths.tolist(), 3)]
     for part in parts:
         assert part.teacher_input_ids is not None and part.teacher_input_lengths is not None
         assert part.teacher_input_ids.shape[0] == part.rows == 2
@@ -171,10 +171,10 @@ def test_the_teachers_rows_travel_with_the_students() -> None:
 
 def test_scores_of_the_teachers_rows_come_to_the_students_columns() -> None:
     batch = collate([replace(two_rows()[0], masked_tokens=1), two_rows()[1]], 0)
-    asked = teacher_batch(batch)
+    asked = make_teacher_batch(batch)
     assert asked.token_mask.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1]]
     scores = torch.arange(12.0).reshape(2, 6)
-    known = with_teacher_logprobs(batch, scores)
+    known = add_teacher_logprobs(batch, scores)
     assert known.teacher_logprobs is not None
     assert known.teacher_logprobs.tolist() == [[0, 0, 4, 5], [0, 0, 11, 0]]
     assert known.teacher_input_ids is None and known.teacher_input_lengths is None
@@ -276,7 +276,7 @@ def test_queries_rollouts_and_seeds_are_grpos(tmp_path: Path) -> None:
     opsd, a = run(taught(), tmp_path / "opsd")
     grpo, b = run(settings(algorithm="grpo"), tmp_path / "grpo")
     assert [e.groups for e in opsd.experience] == [e.groups for e in grpo.experience]
-    assert a.generator.asked == b.generator.asked
+    assert a.generator.request_uids == b.generator.request_uids
 
 
 def test_a_copy_of_the_student_teaches_nothing_and_another_model_does(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_step_without_a_right_rollout_teaches_nothing(tmp_path: Path) -> None:
     wrong, runtime = taught(steps=1), ScriptedRuntime(lambda prompt, request: "no idea")
     task = ArithmeticTask(wrong.task.arithmetic, 0)
     opsd = make_algorithm(wrong, Tools(runtime.generator, runtime.tokenizer, task))
-    usable, _ = with_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
+    usable, _ = add_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
     memory, before = Memory(), weights(runtime).clone()
     loop = LoopConfig(tmp_path, 1, wrong.optimizer, wrong.loss)
     asyncio.run(train(loop, opsd, runtime, lambda step: usable, memory, Stop()))
@@ -332,8 +332,8 @@ def test_a_step_without_a_right_rollout_teaches_nothing(tmp_path: Path) -> None:
 
 def test_presets_are_those_of_the_paper_and_change_nothing_else() -> None:
     """As a group on any configuration (the values: arXiv 2601.18734, versions 1 and 3)."""
-    base = load(CONFIGS / "grpo-tiny-1n0g.yaml")
-    found = {name: load(CONFIGS / "grpo-tiny-1n0g.yaml", [f"+opsd={name}"]) for name in PRESETS}
+    base = load_config(CONFIGS / "grpo-tiny-1n0g.yaml")
+    found = {name: load_config(CONFIGS / "grpo-tiny-1n0g.yaml", [f"+opsd={name}"]) for name in PRESETS}
     v1, v3, sampled = (found[name].opsd for name in PRESETS)
     assert (v1.divergence, v1.beta, v1.entry_clip, v1.teacher) == ("jsd", 0.5, None, "frozen")
     assert (v3.divergence, v3.beta, v3.entry_clip, v3.teacher) == ("jsd", 0.0, 0.05, "frozen")
@@ -347,17 +347,23 @@ def test_presets_are_those_of_the_paper_and_change_nothing_else() -> None:
 
 
 def test_the_tiny_run_takes_another_preset() -> None:
-    assert load(CONFIGS / "opsd-tiny-1n0g.yaml").opsd.beta == 0.5
-    other = load(CONFIGS / "opsd-tiny-1n0g.yaml", ["opsd=opsd-v3", "opsd.entry_clip=0.2"]).opsd
-    assert (other.beta, other.entry_clip, other.prompt) == (0.0, 0.2, load(CONFIGS / "opsd-tiny-1n0g.yaml").opsd.prompt)
+    assert load_config(CONFIGS / "opsd-tiny-1n0g.yaml").opsd.beta == 0.5
+    other = load_config(CONFIGS / "opsd-tiny-1n0g.yaml", ["opsd=opsd-v3", "opsd.entry_clip=0.2"]).opsd
+    assert (other.beta, other.entry_clip, other.prompt) == (
+        0.0,
+        0.2,
+        load_config(CONFIGS / "opsd-tiny-1n0g.yaml").opsd.prompt,
+    )
 
 
 def test_the_plan_says_who_teaches_what() -> None:
     tiny = CONFIGS / "opsd-tiny-1n0g.yaml"
-    lines = "\n".join(plan(load(tiny, ["opsd=opsd-v3"]), "train"))
+    lines = "\n".join(plan_command(load_config(tiny, ["opsd=opsd-v3"]), "train"))
     told = "the initial policy, told a correct rollout of the same group"
     assert f"teacher: {told}; divergence of beta 0, each entry at most 0.05 nats" in lines
-    sampled = plan(load(tiny, ["opsd=opsd-sampled", "opsd.privileged=solution", "opsd.teacher=live"]), "train")
+    sampled = plan_command(
+        load_config(tiny, ["opsd=opsd-sampled", "opsd.privileged=solution", "opsd.teacher=live"]), "train"
+    )
     assert "teacher: the present policy, told the data's solution; the sampled token alone" in sampled
 
 
@@ -383,11 +389,11 @@ def test_solutions_are_read_from_the_data(tmp_path: Path) -> None:
         {"problem": "1+2?", "answer": "3", "worked": None},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = read(DatasetConfig(path=file, solution="worked"), "train", "task.mathematics.train")
-    assert [e.solution for e in loaded.examples] == ["One and one are 2.", ""]
-    assert [e.solution for e in read(DatasetConfig(path=file), "train", "x").examples] == ["", ""]
+    loaded = read_dataset(DatasetConfig(path=file, solution="worked"), "train", "task.mathematics.train")
+    assert [e.solution for e in loaded.rows] == ["One and one are 2.", ""]
+    assert [e.solution for e in read_dataset(DatasetConfig(path=file), "train", "x").rows] == ["", ""]
     with pytest.raises(ValueError, match=r"train\.solution: no row .* has a field 'work'; .* did you mean 'worked'"):
-        read(DatasetConfig(path=file, solution="work"), "train", "task.mathematics.train")
+        read_dataset(DatasetConfig(path=file, solution="work"), "train", "task.mathematics.train")
     cfg = {"algorithm": "opsd", "opsd": {"privileged": "solution"}}
     data = {"name": "mathematics", "mathematics": {"train": {"path": str(file), "solution": "worked"}}}
     assert validate({**cfg, "task": data}).opsd.privileged == "solution"
@@ -412,18 +418,18 @@ def altered(folder: Path, file: str, change: Any) -> Path:
 
 
 def test_a_teacher_of_another_kind_is_a_sentence_before_anything_starts(tmp_path: Path) -> None:
-    require_same_kind(MODEL, MODEL.parent / "tiny-base")
+    require_same_architecture(MODEL, MODEL.parent / "tiny-base")
     layers = altered(tmp_path / "layers", "config.json", lambda c: c.update(num_hidden_layers=2))
     with pytest.raises(ValueError, match=r"another architecture than .*: shape is .*layers=2"):
-        require_same_kind(MODEL, layers)
+        require_same_architecture(MODEL, layers)
     rope = altered(tmp_path / "rope", "config.json", lambda c: c.update(rms_norm_eps=0.1))
     with pytest.raises(ValueError, match=r"norm_eps is 0\.1"):
-        require_same_kind(MODEL, rope)
+        require_same_architecture(MODEL, rope)
     vocabulary = altered(tmp_path / "words", "tokenizer.json", lambda t: t["model"]["merges"].pop())
     with pytest.raises(ValueError, match=r"the tokenizer of .*words is not that of"):
-        require_same_kind(MODEL, vocabulary)
+        require_same_architecture(MODEL, vocabulary)
     with pytest.raises(ValueError, match="is not a model directory"):
-        require_same_kind(MODEL, tmp_path)
+        require_same_architecture(MODEL, tmp_path)
 
 
 # ---- NeMo-RL -----------------------------------------------------------------------------------------------------
@@ -439,7 +445,7 @@ SAMPLED = ("tapo.algorithm=opsd", "+tapo.opsd.divergence=sampled")
 
 @pytest.mark.usefixtures("without_source")
 def test_the_sampled_token_runs_on_nemo_rl_with_its_reference_as_the_teacher(tmp_path: Path) -> None:
-    run = nemo_config.load(cluster_file(tmp_path), SAMPLED)
+    run = nemo_config.load_cluster_run(cluster_file(tmp_path), SAMPLED)
     assert run.cfg.opsd.divergence == "sampled"
     assert run.setup.reference  # a frozen copy is kept, and counted
     assert run.setup.update_rows == run.setup.originals == 256
@@ -461,4 +467,4 @@ def test_the_sampled_token_runs_on_nemo_rl_with_its_reference_as_the_teacher(tmp
 )
 def test_what_nemo_rl_cannot_do_is_a_sentence(tmp_path: Path, overrides: list[str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        nemo_config.load(cluster_file(tmp_path), overrides)
+        nemo_config.load_cluster_run(cluster_file(tmp_path), overrides)

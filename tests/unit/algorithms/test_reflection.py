@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
-from nemo_tapo.algorithms.reflection import ReflectionRules, anchor, construct, parse, render
+from nemo_tapo.algorithms.reflection import (
+    ReflectionRules,
+    anchor_prefix,
+    make_construction,
+    parse_answer,
+    render_prompt,
+)
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.tasks import prompts
 from nemo_tapo.types import Completion, Grade, Pair, Query, Rollout
@@ -26,7 +32,7 @@ def pair(wrong: str = "4+8=2\n\\boxed{2}", right: str = "4+8=12\n\\boxed{12}") -
 
 
 def test_parses_both_parts_and_strips_one_newline_of_layout() -> None:
-    parsed = parse(GOOD, False, ("reference",))
+    parsed = parse_answer(GOOD, False, ("reference",))
     assert parsed.dropped is None
     assert parsed.analysis == "Line 1: no carry."
     assert parsed.reconstruction == "4+8=2\nWait, 4+8=12\n\\boxed{12}"
@@ -56,19 +62,21 @@ A, R = "<analysis>a</analysis>", "<reconstruction>r</reconstruction>"
 )
 def test_every_fault_has_its_reason(text: str, truncated: bool, reason: str) -> None:
     assert reason in reflection.DROP_REASONS
-    assert parse(text, truncated, ("reference", "correct solution")).dropped == reason
+    assert parse_answer(text, truncated, ("reference", "correct solution")).dropped == reason
 
 
 def test_leak_words_are_configurable_and_only_concern_the_reconstruction() -> None:
     text = "<analysis>the reference differs</analysis><reconstruction>fine</reconstruction>"
-    assert parse(text, False, ("reference",)).dropped is None
-    assert parse(text, False, ("fine",)).dropped == "leak"
+    assert parse_answer(text, False, ("reference",)).dropped is None
+    assert parse_answer(text, False, ("fine",)).dropped == "leak"
 
 
 @given(st.text(max_size=200), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_parser_never_raises_and_a_parsed_reconstruction_is_clean(text: str, truncated: bool) -> None:
-    parsed = parse("<analysis>" + text + "</analysis><reconstruction>" + text + "</reconstruction>", truncated, ())
+    parsed = parse_answer(
+        "<analysis>" + text + "</analysis><reconstruction>" + text + "</reconstruction>", truncated, ()
+    )
     if parsed.dropped is None:
         assert parsed.reconstruction.strip()
         assert "<reconstruction>" not in parsed.reconstruction
@@ -76,7 +84,7 @@ def test_parser_never_raises_and_a_parsed_reconstruction_is_clean(text: str, tru
 
 def test_prefix_is_the_rollouts_own_tokens() -> None:
     p = pair()
-    made = construct(p, Completion((), GOOD, False), TOKENIZER, ReflectionRules())
+    made = make_construction(p, Completion((), GOOD, False), TOKENIZER, ReflectionRules())
     kept = "4+8=2\n"
     assert made.kept_chars == len(kept)
     assert made.kept_tokens == len(kept)  # one character a token here
@@ -107,7 +115,7 @@ class PairTokenizer(CharacterTokenizer):
 def test_anchor_keeps_whole_tokens_within_the_common_prefix(wrong: str, made: str, odd: bool) -> None:
     tokenizer = PairTokenizer()
     wrong_ids = (ord(wrong[0]), *tokenizer.encode(wrong[1:])) if odd else tokenizer.encode(wrong)  # not canonical
-    ids, kept, chars = anchor(made, wrong, (*wrong_ids, tokenizer.eos_id), tokenizer)
+    ids, kept, chars = anchor_prefix(made, wrong, (*wrong_ids, tokenizer.eos_id), tokenizer)
     assert tokenizer.decode(ids) == made
     assert ids[:kept] == wrong_ids[:kept]
     assert tokenizer.decode(ids[:kept]) == made[:chars] == wrong[:chars]
@@ -118,20 +126,20 @@ def test_anchor_keeps_whole_tokens_within_the_common_prefix(wrong: str, made: st
 def test_words_of_the_wrong_response_itself_leak_nothing() -> None:
     wrong = "the reference angle is 30\n\\boxed{30}"
     text = f"<analysis>a</analysis><reconstruction>{wrong}\nWait, \\boxed{{60}}</reconstruction>"
-    assert construct(pair(wrong), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped is None
-    assert construct(pair("other"), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped == "leak"
+    assert make_construction(pair(wrong), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped is None
+    assert make_construction(pair("other"), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped == "leak"
 
 
 def test_newlines_before_the_wrong_response_are_part_of_the_kept_prefix() -> None:
     p = pair("\n\n4+8=2\n\\boxed{2}")
-    made = construct(p, Completion((), GOOD, False), TOKENIZER, ReflectionRules())
+    made = make_construction(p, Completion((), GOOD, False), TOKENIZER, ReflectionRules())
     assert made.reconstruction.startswith("\n\n4+8=2\nWait")
     assert made.response_ids[:8] == p.wrong.completion.token_ids[:8]
     assert made.kept_chars == 8
 
 
 def test_full_reconstruction_anchors_nothing() -> None:
-    made = construct(pair(), Completion((), GOOD, False), TOKENIZER, ReflectionRules(full_reconstruction=True))
+    made = make_construction(pair(), Completion((), GOOD, False), TOKENIZER, ReflectionRules(full_reconstruction=True))
     assert made.dropped is None
     assert (made.kept_tokens, made.kept_chars) == (0, 0)
     assert made.response_ids == (*TOKENIZER.encode(made.reconstruction), TOKENIZER.eos_id)
@@ -139,13 +147,18 @@ def test_full_reconstruction_anchors_nothing() -> None:
 
 def test_minimum_share_and_row_length() -> None:
     completion = Completion((), GOOD, False)
-    assert construct(pair(), completion, TOKENIZER, ReflectionRules(min_kept_share=0.5)).dropped == "too_little_kept"
-    assert construct(pair(), completion, TOKENIZER, ReflectionRules(min_kept_share=0.4)).dropped is None
-    assert construct(pair(), completion, TOKENIZER, ReflectionRules(max_row_tokens=20)).dropped == "row_too_long"
+    assert (
+        make_construction(pair(), completion, TOKENIZER, ReflectionRules(min_kept_share=0.5)).dropped
+        == "too_little_kept"
+    )
+    assert make_construction(pair(), completion, TOKENIZER, ReflectionRules(min_kept_share=0.4)).dropped is None
+    assert (
+        make_construction(pair(), completion, TOKENIZER, ReflectionRules(max_row_tokens=20)).dropped == "row_too_long"
+    )
 
 
 def test_prompt_is_filled_with_texts_that_hold_braces() -> None:
-    text = render(prompts.PROMPT, pair())
+    text = render_prompt(prompts.SYNTHESIS_PROMPT, pair())
     assert "4+8=?" in text
     assert "\\boxed{2}" in text
     assert "\\boxed{12}" in text
@@ -158,4 +171,4 @@ def test_prompt_is_filled_with_texts_that_hold_braces() -> None:
 )
 def test_bad_template_is_a_sentence(template: str) -> None:
     with pytest.raises(ValueError, match=r"tapo\.prompt"):
-        render(template, pair())
+        render_prompt(template, pair())

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.algorithms.base import Tools
-from nemo_tapo.algorithms.reflection import tokens_before_last_step
+from nemo_tapo.algorithms.reflection import count_tokens_before_last_step
 from nemo_tapo.algorithms.registry import make_algorithm
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import RunConfig, validate
-from nemo_tapo.datasets.query_order import QueryOrder, with_prompts
+from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.interfaces import Algorithm
 from nemo_tapo.losses.likelihood import LikelihoodLoss
@@ -46,7 +46,7 @@ def made(cfg: RunConfig) -> tuple[Algorithm, Experience, list[Row], Batch]:
     """The algorithm, its first step's experience, rows and batch."""
     runtime = ScriptedRuntime(arithmetic_script)
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    queries, _ = with_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
+    queries, _ = add_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
     order = QueryOrder(queries, cfg.rollout.queries_per_step, cfg.seed)
     experience = asyncio.run(algorithm.experience(0, order.queries(0)))
@@ -179,7 +179,7 @@ def test_prefix_loss_changes_the_mask_of_the_kept_prefix(paper: Any, part: str) 
 def test_the_last_step_of_a_kept_prefix_by_hand() -> None:
     ids = TOKENIZER.encode("3+4=7\n7+5=11\n")
     for kept, silent in (("3+4=7\n7+5=11\n", 6), ("3+4=7\n7+5", 6), ("3+4=7\n", 0), ("3+", 0), ("", 0), ("\n\n", 0)):
-        assert tokens_before_last_step(kept, ids[: len(kept)], TOKENIZER) == silent, kept
+        assert count_tokens_before_last_step(kept, ids[: len(kept)], TOKENIZER) == silent, kept
 
 
 def test_ift_weight_adds_rows_and_leaves_the_others_as_they_are(paper: Any) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.config.load import load
-from nemo_tapo.config.run_config import RunConfig, as_yaml, validate
+from nemo_tapo.config.load import load_config
+from nemo_tapo.config.run_config import RunConfig, to_yaml, validate
 
 
 def test_paper_settings_are_the_defaults() -> None:
@@ -24,9 +24,9 @@ def test_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown key 'tapo\.n_poss'; did you mean 'tapo\.n_pos'\?"):
         validate({"tapo": {"n_poss": 2}})
     with pytest.raises(ValueError, match=r"'tapo\.lamda'; did you mean 'tapo\.lambda'"):
-        load(None, ["tapo.lamda=1"])
+        load_config(None, ["tapo.lamda=1"])
     with pytest.raises(ValueError, match=r"did you mean 'tapo\.m_max'"):
-        load(None, ["m_max=4"])
+        load_config(None, ["m_max=4"])
 
 
 def test_too_few_samples_for_the_thresholds() -> None:
@@ -58,37 +58,37 @@ def test_too_few_samples_for_the_thresholds() -> None:
 )
 def test_a_bad_value_or_an_idle_one_is_a_sentence(overrides: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        load(None, overrides.split())
+        load_config(None, overrides.split())
 
 
 def test_idle_settings_of_other_algorithms_do_not_matter() -> None:
-    load(None, ["algorithm=grpo", "tapo.decoupled=false", "tapo.uniform_group=reward"])
-    load(None, ["algorithm=opsd", "opsd.privileged=solution", "rollout.samples_per_query=1"])
-    load(None, ["loss.updates_per_batch=32", "loss.kl_coef=0.1", "tapo.ift_weight=0.1", "tapo.lambda=0"])
-    load(None, ["rollout.queries_per_step=10", "loss.updates_per_batch=3"])  # of 4, 3 and 3 queries
+    load_config(None, ["algorithm=grpo", "tapo.decoupled=false", "tapo.uniform_group=reward"])
+    load_config(None, ["algorithm=opsd", "opsd.privileged=solution", "rollout.samples_per_query=1"])
+    load_config(None, ["loss.updates_per_batch=32", "loss.kl_coef=0.1", "tapo.ift_weight=0.1", "tapo.lambda=0"])
+    load_config(None, ["rollout.queries_per_step=10", "loss.updates_per_batch=3"])  # of 4, 3 and 3 queries
 
 
 def test_files_inherit_and_overrides_win(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("steps: 7\ntapo: {n_pos: 1, lambda: 0.5}\n")
     (tmp_path / "child.yaml").write_text("defaults: [base, _self_]\ntapo: {m_max: 3}\n")
-    cfg = load(tmp_path / "child.yaml", ["tapo.n_pos=2", "seed=9"])
+    cfg = load_config(tmp_path / "child.yaml", ["tapo.n_pos=2", "seed=9"])
     assert (cfg.steps, cfg.tapo.n_pos, cfg.tapo.m_max, cfg.tapo.weight, cfg.seed) == (7, 2, 3, 0.5, 9)
 
 
 def test_missing_file_names_a_neighbour(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text("steps: 1\n")
     with pytest.raises(ValueError, match=r"no config file .*demmo\.yaml; did you mean .*demo\.yaml\?"):
-        load(tmp_path / "demmo.yaml")
+        load_config(tmp_path / "demmo.yaml")
 
 
 def test_printed_config_reads_back(tmp_path: Path) -> None:
-    cfg = load(None, ["tapo.decoupled=false", "seed=3"])
-    (tmp_path / "again.yaml").write_text(as_yaml(cfg))
-    assert load(tmp_path / "again.yaml") == cfg
+    cfg = load_config(None, ["tapo.decoupled=false", "seed=3"])
+    (tmp_path / "again.yaml").write_text(to_yaml(cfg))
+    assert load_config(tmp_path / "again.yaml") == cfg
 
 
 def test_fingerprint_ignores_speed_and_place() -> None:
     names = ("task", "tapo", "rollout", "loss", "optimizer")
-    one = load(None, ["local.tp=2", "pipeline=barrier", "output=x"]).fingerprint(*names)
+    one = load_config(None, ["local.tp=2", "pipeline=barrier", "output=x"]).fingerprint(*names)
     assert one == RunConfig().fingerprint(*names)
-    assert one != load(None, ["tapo.negatives=false"]).fingerprint(*names)
+    assert one != load_config(None, ["tapo.negatives=false"]).fingerprint(*names)

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.config.load import load
+from nemo_tapo.config.load import load_config
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.datasets import files
-from nemo_tapo.datasets.read import Loaded, read
+from nemo_tapo.datasets import row_files
+from nemo_tapo.datasets.read import LoadedDataset, read_dataset
 from tests.helpers.data_files import data_file
 
 KEY = "task.mathematics.train"
 ROWS = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(5)]
 
 
-def loaded(path: Path, **settings: Any) -> Loaded:
-    return read(DatasetConfig(path=path, **settings), "train", KEY)
+def loaded(path: Path, **settings: Any) -> LoadedDataset:
+    return read_dataset(DatasetConfig(path=path, **settings), "train", KEY)
 
 
 def write(path: Path, *lines: str | bytes) -> Path:
@@ -39,8 +39,8 @@ def sentence(path: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
-def same_rows(found: Loaded) -> bool:
-    return [(e.question, e.answer) for e in found.examples] == [(r["problem"], r["answer"]) for r in ROWS]
+def same_rows(found: LoadedDataset) -> bool:
+    return [(e.question, e.answer) for e in found.rows] == [(r["problem"], r["answer"]) for r in ROWS]
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         found = loaded(path)
         assert same_rows(found), path
-        assert [e.uid for e in found.examples] == [f"train-{i}" for i in range(5)]
+        assert [e.uid for e in found.rows] == [f"train-{i}" for i in range(5)]
         assert found.provenance.rows == 5
         assert found.provenance.source == str(path)
 
@@ -82,7 +82,7 @@ def test_broken_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
         '{"problem": "negative", "answer": -3}',
     )
     found = loaded(path)
-    assert [(e.uid, e.answer) for e in found.examples] == [
+    assert [(e.uid, e.answer) for e in found.rows] == [
         ("train-0", "2"), ("train-15", "72"), ("train-16", "0.5"), ("train-17", "-3"),
     ]  # fmt: skip
     reasons = Counter(row.reason for row in found.provenance.set_aside)
@@ -90,16 +90,16 @@ def test_broken_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
         "not_json": 2, "not_an_object": 1, "answer_missing": 3, "question_missing": 2, "question_not_text": 1,
         "answer_not_text": 3, "question_not_unicode": 1, "question_too_long": 1,
     }  # fmt: skip
-    assert found.provenance.rows == 18 == len(found.examples) + sum(reasons.values())
+    assert found.provenance.rows == 18 == len(found.rows) + sum(reasons.values())
     torn = next(row for row in found.provenance.set_aside if row.reason == "not_json")
     assert (torn.uid, torn.detail[:6]) == ("train-1", "line 2")
 
 
 def test_a_line_of_many_megabytes_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(row_files, "LONGEST_LINE", 1000)
     path = write(tmp_path / "a.jsonl", json.dumps(ROWS[0]), '{"problem": "' + "x" * 5000 + '"}', json.dumps(ROWS[1]))
     found = loaded(path)
-    assert [e.answer for e in found.examples] == ["0", "2"]
+    assert [e.answer for e in found.rows] == ["0", "2"]
     assert [row.reason for row in found.provenance.set_aside] == ["line_too_long"]
 
 
@@ -112,8 +112,8 @@ def test_fields_and_uids_are_those_of_the_config(tmp_path: Path) -> None:
         '{"q": "1+4?", "a": "#### 5"}',
     )
     found = loaded(path, question="q", answer="a", uid="name", answer_after="####")
-    assert [(e.uid, e.question, e.answer) for e in found.examples] == [("7", "1+1?", "4")]
-    assert found.examples[0].row["level"] == "hard"
+    assert [(e.uid, e.question, e.answer) for e in found.rows] == [("7", "1+1?", "4")]
+    assert found.rows[0].raw["level"] == "hard"
     assert [(row.uid, row.reason) for row in found.provenance.set_aside] == [
         ("b", "answer_without_marker"), ("c", "answer_missing"), ("train-3", "uid_missing"),
     ]  # fmt: skip
@@ -167,7 +167,7 @@ def test_exactly_one_source() -> None:
 def test_settings_of_named_and_optional_sets_on_the_command_line() -> None:
     """Sections that may be absent, sections under names of the user's own, and dicts of anything."""
     name = "task.mathematics.benchmarks.mine"
-    cfg = load(
+    cfg = load_config(
         None, [f"{KEY}.path=a.jsonl", f"{name}.path=b.jsonl", f"{name}.rows=30", "judge.endpoint.extra_body.x=1"]
     )
     mathematics = cfg.task.mathematics
@@ -181,12 +181,12 @@ def test_settings_of_named_and_optional_sets_on_the_command_line() -> None:
         ("judge.endpoint.extra_bdy=1", "judge.endpoint.extra_body"),
     ):
         with pytest.raises(ValueError, match=f"did you mean '{right}'"):
-            load(None, [wrong])
+            load_config(None, [wrong])
 
 
 @pytest.mark.parametrize("name", ["math-eval", "math-filter", "math-local-file"])
 def test_ready_configs_pin_commits_and_rows(name: str) -> None:
-    cfg = load(Path(__file__).parents[3] / "examples" / "configs" / f"{name}.yaml")
+    cfg = load_config(Path(__file__).parents[3] / "examples" / "configs" / f"{name}.yaml")
     m = cfg.task.mathematics
     sets = {**m.benchmarks, **({"train": m.train} if m.train else {})}
     assert cfg.task.name == "mathematics"
@@ -202,18 +202,18 @@ def test_ready_configs_pin_commits_and_rows(name: str) -> None:
 
 def test_a_ready_set_is_added_on_the_command_line() -> None:
     config = Path(__file__).parents[3] / "examples" / "configs" / "math-eval.yaml"
-    cfg: RunConfig = load(config, ["+data@task.mathematics.benchmarks.gsm8k=gsm8k"])
+    cfg: RunConfig = load_config(config, ["+data@task.mathematics.benchmarks.gsm8k=gsm8k"])
     assert cfg.task.mathematics.benchmarks["gsm8k"].answer_after == "####"
     with pytest.raises(ValueError, match="gsm9k"):
-        load(config, ["+data@task.mathematics.benchmarks.gsm8k=gsm9k"])
+        load_config(config, ["+data@task.mathematics.benchmarks.gsm8k=gsm9k"])
 
 
 def test_real_files() -> None:
     """Thirty problems of AIME 2024; HMMT without geometry 4 is not the benchmark; GSM8K as published, after ####."""
-    assert len(loaded(data_file("aime24.jsonl"), rows=30, uid="id").examples) == 30
+    assert len(loaded(data_file("aime24.jsonl"), rows=30, uid="id").rows) == 30
     assert "has 29 rows, not 30" in sentence(data_file("hmmt_feb25.jsonl"), rows=30)
     path = data_file("gsm8k_test_700.jsonl")
-    from_text = [e.answer for e in loaded(path, answer="solution", answer_after="####").examples]
+    from_text = [e.answer for e in loaded(path, answer="solution", answer_after="####").rows]
     assert from_text == [json.loads(line)["answer"] for line in path.read_text().splitlines()]
 
 
@@ -222,7 +222,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, nemo_tapo.datasets.hub, nemo_tapo.tasks.mathematics, nemo_tapo.stages.filter_queries\n"
         "from nemo_tapo.config.sections import DatasetConfig\n"
-        f"nemo_tapo.datasets.read.read(DatasetConfig(path=pathlib.Path({str(path)!r})), 'train', 'key')\n"
+        f"nemo_tapo.datasets.read.read_dataset(DatasetConfig(path=pathlib.Path({str(path)!r})), 'train', 'key')\n"
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)

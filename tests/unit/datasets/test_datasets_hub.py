@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.datasets.read import Loaded, read
+from nemo_tapo.datasets.read import LoadedDataset, read_dataset
 
 pytest.importorskip("datasets")
 KEY = "task.mathematics.benchmarks.aime25"
@@ -37,9 +37,9 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-def aime(hub: Path | str, **settings: Any) -> Loaded:
+def aime(hub: Path | str, **settings: Any) -> LoadedDataset:
     chosen = {"configs": PARTS, "split": "test", "question": "question", **settings}
-    return read(DatasetConfig(hub=str(hub), **chosen), "aime25", KEY)
+    return read_dataset(DatasetConfig(hub=str(hub), **chosen), "aime25", KEY)
 
 
 def sentence(hub: Path | str, **settings: Any) -> str:
@@ -51,9 +51,9 @@ def sentence(hub: Path | str, **settings: Any) -> str:
 
 def test_both_configurations_in_order(tmp_path: Path) -> None:
     found = aime(repository(tmp_path / "AIME2025"), rows=30, licence="MIT")
-    assert [e.uid for e in found.examples] == [f"aime25-{i}" for i in range(30)]
-    assert found.examples[14].question.startswith("AIME2025-I, problem 14")
-    assert found.examples[15].question.startswith("AIME2025-II, problem 0")
+    assert [e.uid for e in found.rows] == [f"aime25-{i}" for i in range(30)]
+    assert found.rows[14].question.startswith("AIME2025-I, problem 14")
+    assert found.rows[15].question.startswith("AIME2025-II, problem 0")
     assert found.provenance.source == f"{tmp_path / 'AIME2025'}, AIME2025-I + AIME2025-II, test"
 
 
@@ -64,7 +64,7 @@ def test_one_configuration_alone_is_half_the_benchmark(tmp_path: Path) -> None:
         f"{KEY}: {folder}, AIME2025-I, test has 15 rows, not 30. Left out of {KEY}.configs: AIME2025-II; a part of a "
         f"benchmark is not the benchmark. If that is meant, set {KEY}.rows=15."
     )
-    assert len(aime(folder, configs=("AIME2025-I",), rows=15).examples) == 15
+    assert len(aime(folder, configs=("AIME2025-I",), rows=15).rows) == 15
 
 
 def test_none_or_wrong_ones_named(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_one_unnamed_configuration_and_parquet(tmp_path: Path) -> None:
     rows = [{"problem_idx": i, "problem": f"Compute {i}/7.", "answer": f"\\frac{{{i}}}{{7}}"} for i in range(30)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
     found = aime(folder, configs=(), split="train", question="problem", uid="problem_idx")
-    assert [(e.uid, e.answer) for e in found.examples] == [(str(i), f"\\frac{{{i}}}{{7}}") for i in range(30)]
+    assert [(e.uid, e.answer) for e in found.rows] == [(str(i), f"\\frac{{{i}}}{{7}}") for i in range(30)]
 
 
 def test_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
@@ -163,11 +163,11 @@ def elsewhere(home: Path, endpoint: str, *settings: dict[str, Any], offline: boo
     program = """
 import json, sys
 from nemo_tapo.config.sections import DatasetConfig
-from nemo_tapo.datasets.read import read
+from nemo_tapo.datasets.read import read_dataset
 for settings in json.loads(sys.argv[1]):
     try:
-        found = read(DatasetConfig(**settings), "aime25", "KEY")
-        print(len(found.examples), found.provenance.source, *found.provenance.notes)
+        found = read_dataset(DatasetConfig(**settings), "aime25", "KEY")
+        print(len(found.rows), found.provenance.source, *found.provenance.notes)
     except ValueError as error:
         print(error)
 """

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.datasets.read import Example
-from nemo_tapo.datasets.screening import Overlaps, drop_benchmark_problems, drop_duplicates, drop_ungradable, words
+from nemo_tapo.datasets.read import DataRow
+from nemo_tapo.datasets.screening import (
+    OverlapIndex,
+    drop_benchmark_problems,
+    drop_duplicates,
+    drop_ungradable,
+    split_words,
+)
 from tests.helpers.data_files import data_file
 
 # A real one (AIME 2024, of the copy in the data folder) and what copies of it look like.
@@ -21,14 +27,14 @@ WALK = (
 )
 
 
-def rows(*texts: str, answer: str = "1") -> list[Example]:
-    return [Example(f"t{i}", text, answer, {}) for i, text in enumerate(texts)]
+def rows(*texts: str, answer: str = "1") -> list[DataRow]:
+    return [DataRow(f"t{i}", text, answer, {}) for i, text in enumerate(texts)]
 
 
 def test_duplicates_keep_the_first_and_other_answers_have_their_own_reason() -> None:
     a, b, c, d = "What is 1+1?", "What  is\n1+1? ", "What is 1+2?", "what is 1+1?"
-    examples = [Example("a", a, "2", {}), Example("b", b, "2", {}), Example("c", c, "3", {}), Example("d", d, "2", {}),
-                Example("e", a, "two", {})]  # fmt: skip
+    examples = [DataRow("a", a, "2", {}), DataRow("b", b, "2", {}), DataRow("c", c, "3", {}), DataRow("d", d, "2", {}),
+                DataRow("e", a, "two", {})]  # fmt: skip
     kept, aside = drop_duplicates(examples)
     assert [e.uid for e in kept] == ["a", "c", "d"]
     assert [(s.uid, s.reason, s.detail) for s in aside] == [
@@ -43,7 +49,7 @@ def test_gold_answers_are_asked_for_once_each() -> None:
         asked.extend(answers)
         return ["does not parse" if answer == "??" else None for answer in answers]
 
-    examples = [Example(str(i), f"q{i}", answer, {}) for i, answer in enumerate(["1", "??", "1", "??", "2"])]
+    examples = [DataRow(str(i), f"q{i}", answer, {}) for i, answer in enumerate(["1", "??", "1", "??", "2"])]
     kept, aside = drop_ungradable(examples, faults)  # type: ignore[arg-type]
     assert asked == ["1", "??", "2"]
     assert [e.uid for e in kept] == ["0", "2", "4"]
@@ -70,14 +76,14 @@ def test_copies_of_a_benchmark_problem_are_found(copy: str) -> None:
 
 
 def test_short_problems_have_to_be_equal_and_operators_count() -> None:
-    overlaps = Overlaps([("b", "Compute $17 + 25 - 3$.")])
+    overlaps = OverlapIndex([("b", "Compute $17 + 25 - 3$.")])
     assert overlaps.find("compute 17+25-3") == "b, word for word"
     assert overlaps.find("Compute $17 + 25 + 3$.") is None
     assert overlaps.find("Compute $17 + 25 - 3$ and then its square root.") is None
 
 
 def test_words_leave_layout_out() -> None:
-    assert words("Let $x\\,=\\,\\dfrac{1}{2}$;  find $x^{2}$.") == (
+    assert split_words("Let $x\\,=\\,\\dfrac{1}{2}$;  find $x^{2}$.") == (
         "let",
         "x",
         "=",
@@ -89,8 +95,8 @@ def test_words_leave_layout_out() -> None:
         "^",
         "2",
     )
-    assert words("\\left( a \u2212 b \\right)\\quad ![figure](https://x.org/a.png)") == ("a", "-", "b")
-    assert words("\\leftarrow \\textbf{no}") == ("leftarrow", "no")
+    assert split_words("\\left( a \u2212 b \\right)\\quad ![figure](https://x.org/a.png)") == ("a", "-", "b")
+    assert split_words("\\leftarrow \\textbf{no}") == ("leftarrow", "no")
 
 
 def test_different_problems_of_real_sets_are_told_apart() -> None:
@@ -100,16 +106,16 @@ def test_different_problems_of_real_sets_are_told_apart() -> None:
     problems = {n: [json.loads(line)["problem"] for line in lines(data_file(f"{n}.jsonl"))] for n in names}
     one_gram = 0
     for name in ("aime24", "aime25", "hmmt_feb25"):
-        overlaps = Overlaps([(str(i), text) for i, text in enumerate(problems[name])])
+        overlaps = OverlapIndex([(str(i), text) for i, text in enumerate(problems[name])])
         assert all(overlaps.find(text) == f"{i}, word for word" for i, text in enumerate(problems[name]))
         strangers = [text for other in names if other != name for text in problems[other]]
         assert [text for text in strangers if overlaps.find(text)] == []
-        one_gram += sum(any(gram in overlaps.holders for gram in thirteen(text)) for text in strangers)
+        one_gram += sum(any(gram in overlaps.indices_by_ngram for gram in thirteen(text)) for text in strangers)
     assert one_gram >= 10  # the rule that was not taken
 
 
 def thirteen(text: str) -> list[tuple[str, ...]]:
-    said = words(text)
+    said = split_words(text)
     return [said[i : i + 13] for i in range(len(said) - 12)]
 
 

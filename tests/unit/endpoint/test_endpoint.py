@@ -14,8 +14,15 @@ import httpx
 import pytest
 
 from nemo_tapo.config.sections import EndpointConfig
-from nemo_tapo.endpoint.client import LONGEST_PAUSE, Endpoint, EndpointDown, EndpointError, EndpointRefused, _pause
-from nemo_tapo.endpoint.protocol import Reply, base_url, retry_after
+from nemo_tapo.endpoint.client import (
+    LONGEST_PAUSE,
+    Endpoint,
+    EndpointDown,
+    EndpointError,
+    EndpointRefused,
+    _compute_pause,
+)
+from nemo_tapo.endpoint.protocol import ChatReply, normalise_base_url, parse_retry_after
 from tests.helpers.endpoint_servers import (
     Answer,
     ScriptedServer,
@@ -51,7 +58,7 @@ def one(server: ScriptedServer | str, **settings: Any) -> Any:
 
 def test_a_reply_and_what_was_asked_for() -> None:
     with scripted([completion("4", tokens=3)]) as server:
-        assert one(server) == Reply("4", 3, False)
+        assert one(server) == ChatReply("4", 3, False)
     assert server.requests == [
         {"model": "tiny", "messages": ASK, "temperature": 0.5, "top_p": 1.0, "max_tokens": 9, "seed": 0}
     ]
@@ -60,13 +67,13 @@ def test_a_reply_and_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("answer", "reply"),
     [
-        (completion("cut of", finish="length"), Reply("cut of", 7, True)),
-        (completion(None, reasoning_content="still thinking", finish="length"), Reply("", 7, True)),
-        (as_json({"choices": [{"message": {"content": "4"}}]}), Reply("4", 0, False)),  # no usage, no finish_reason
-        (as_json({"choices": [{"message": {"content": "4"}}], "usage": None}), Reply("4", 0, False)),
+        (completion("cut of", finish="length"), ChatReply("cut of", 7, True)),
+        (completion(None, reasoning_content="still thinking", finish="length"), ChatReply("", 7, True)),
+        (as_json({"choices": [{"message": {"content": "4"}}]}), ChatReply("4", 0, False)),  # no usage, no finish_reason
+        (as_json({"choices": [{"message": {"content": "4"}}], "usage": None}), ChatReply("4", 0, False)),
     ],
 )
-def test_replies_of_other_shapes(answer: Answer, reply: Reply) -> None:
+def test_replies_of_other_shapes(answer: Answer, reply: ChatReply) -> None:
     with scripted([answer]) as server:
         assert one(server) == reply
 
@@ -134,23 +141,23 @@ def test_retry_after_is_waited_for() -> None:
 
 def test_retry_after_is_read_as_number_or_date_and_bounded() -> None:
     def wanted(value: str) -> float:
-        return retry_after(httpx.Response(429, headers={"Retry-After": value}))
+        return parse_retry_after(httpx.Response(429, headers={"Retry-After": value}))
 
     assert wanted("7") == 7
     later = wanted(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
     assert 20 < later <= 30
-    assert wanted("soon") == 0 and retry_after(httpx.Response(429)) == 0
+    assert wanted("soon") == 0 and parse_retry_after(httpx.Response(429)) == 0
     for value in ("100000", "inf", "1e400"):
-        assert _pause(1.0, 1, wanted(value)) == LONGEST_PAUSE
+        assert _compute_pause(1.0, 1, wanted(value)) == LONGEST_PAUSE
     for value in ("nan", "-5"):
-        assert 0 < _pause(1.0, 1, wanted(value)) < 2
+        assert 0 < _compute_pause(1.0, 1, wanted(value)) < 2
 
 
 def test_pauses_double_and_are_bounded() -> None:
     for attempt in range(1, 6):
         middle = 2 ** (attempt - 1)
-        assert all(0.75 * middle <= _pause(1.0, attempt, 0) <= 1.25 * middle for _ in range(50))
-    assert _pause(1.0, 5000, 0) == LONGEST_PAUSE
+        assert all(0.75 * middle <= _compute_pause(1.0, attempt, 0) <= 1.25 * middle for _ in range(50))
+    assert _compute_pause(1.0, 5000, 0) == LONGEST_PAUSE
 
 
 def test_a_refused_request_is_not_repeated() -> None:
@@ -217,8 +224,8 @@ def test_a_key_that_is_not_set_is_told_before_any_request(monkeypatch: pytest.Mo
     "url", ["http://h:8000", "http://h:8000/", "http://h:8000/v1", "http://h:8000/v1/", " http://h:8000/v1\n"]
 )
 def test_urls_as_people_write_them(url: str) -> None:
-    assert base_url(url, "e") == "http://h:8000/v1"
-    assert base_url("https://h/openai/v1/chat/completions", "e") == "https://h/openai/v1"
+    assert normalise_base_url(url, "e") == "http://h:8000/v1"
+    assert normalise_base_url("https://h/openai/v1/chat/completions", "e") == "https://h/openai/v1"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,7 @@ def test_urls_as_people_write_them(url: str) -> None:
 )
 def test_urls_that_are_none(url: str | None, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as failure:
-        base_url(url, "e")
+        normalise_base_url(url, "e")
     assert "secret" not in str(failure.value)
 
 
@@ -292,7 +299,7 @@ def test_extra_body_overrides_and_null_leaves_a_field_out() -> None:
 
 
 def test_half_a_surrogate_pair_can_be_sent() -> None:
-    async def ask(url: str) -> Reply:
+    async def ask(url: str) -> ChatReply:
         async with Endpoint(EndpointConfig(url=url, **QUICK)) as endpoint:
             return await endpoint.chat([{"role": "user", "content": "\ud800"}], temperature=0, max_tokens=1)
 
@@ -318,8 +325,8 @@ def test_a_server_that_dies_stops_everything_after_a_few_requests() -> None:
 
     with scripted(script) as server:
         replies, _ = run(chats(server, n=1000, concurrency=4, attempts=3))
-    assert sum(isinstance(r, Reply) for r in replies) == 10
-    assert all(isinstance(r, EndpointError) for r in replies if not isinstance(r, Reply))
+    assert sum(isinstance(r, ChatReply) for r in replies) == 10
+    assert all(isinstance(r, EndpointError) for r in replies if not isinstance(r, ChatReply))
     assert sum(isinstance(r, EndpointDown) for r in replies) >= 980
     assert len(server.requests) < 40  # not 990 times three
     assert "has answered nothing for" in str(replies[-1])
@@ -338,13 +345,13 @@ def test_a_short_outage_is_ridden_out() -> None:
 
     with scripted(script) as server:
         replies, _ = run(chats(server, n=8, concurrency=8, attempts=6))
-    assert all(isinstance(r, Reply) for r in replies)
+    assert all(isinstance(r, ChatReply) for r in replies)
 
 
 def test_time_without_requests_and_a_long_wait_asked_for_are_no_silence() -> None:
     """Both are longer than three timeouts of 0.3 s; neither is a server that does not answer."""
 
-    async def go(url: str) -> Reply:
+    async def go(url: str) -> ChatReply:
         async with Endpoint(EndpointConfig(url=url, timeout=0.3, pause=0.01)) as endpoint:
             await asyncio.sleep(1.0)
             return await endpoint.chat(ASK, temperature=0, max_tokens=1)

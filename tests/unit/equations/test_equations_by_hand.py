@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from nemo_tapo.batch import collate, loss_coefficients, micro_batches
+from nemo_tapo.batch import collate, compute_loss_coefficients, micro_batches
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
-from nemo_tapo.equations.selection import Zone, select_pairs, zone
+from nemo_tapo.equations.selection import Zone, classify_zone, select_pairs
 from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
@@ -51,7 +51,7 @@ def test_the_zones_of_table_5(n_pos: int, n_neg: int, eligible: list[int]) -> No
     for correct in range(9):
         group = group_of([1.0] * correct + [0.0] * (8 - correct))
         expected = Zone.ELIGIBLE if correct in eligible else Zone.BEYOND if correct < n_pos else Zone.MASTERED
-        assert zone(group, n_pos, n_neg) is expected
+        assert classify_zone(group, n_pos, n_neg) is expected
         # m_max = 3; with n_neg = 2 and c = 6 only two incorrect ones are there
         pairs = select_pairs(group, n_pos, n_neg, 3, seed=0, step=0)
         assert len(pairs) == (min(3, 8 - correct) if correct in eligible else 0)
@@ -225,11 +225,11 @@ def test_loss_coefficients() -> None:
         row(Kind.ORIGINAL, (1, 1, 1, 1)),
     ]
     # row mean: 1/(2 rows * 2 tokens), 0.5/(1 row * 5 tokens), 1/(2 rows * 4 tokens)
-    assert loss_coefficients(rows, 0.5, False) == pytest.approx([0.25, 0.1, 0.125])
+    assert compute_loss_coefficients(rows, 0.5, False) == pytest.approx([0.25, 0.1, 0.125])
     # token mean: 1/6 on all original tokens, 0.5/5 on the constructed ones
-    assert loss_coefficients(rows, 0.5, True) == pytest.approx([1 / 6, 0.1, 1 / 6])
+    assert compute_loss_coefficients(rows, 0.5, True) == pytest.approx([1 / 6, 0.1, 1 / 6])
     # the original rows' numbers do not depend on what was constructed
-    assert loss_coefficients([rows[0], rows[2]], 0.5, False) == pytest.approx([0.25, 0.125])
+    assert compute_loss_coefficients([rows[0], rows[2]], 0.5, False) == pytest.approx([0.25, 0.125])
 
 
 def test_micro_batches_by_length() -> None:

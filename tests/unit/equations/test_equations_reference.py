@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_tapo.algorithms.tapo import TAPO
-from nemo_tapo.batch import collate, loss_coefficients, micro_batches
+from nemo_tapo.batch import collate, compute_loss_coefficients, micro_batches
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
-from nemo_tapo.equations.selection import select_pairs, zone
+from nemo_tapo.equations.selection import classify_zone, select_pairs
 from nemo_tapo.equations.suppression import suppression_weights
 from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
@@ -81,7 +81,7 @@ def group_of(rewards: list[float], uid: str = "q") -> Group:
 def test_selection(rewards: list[float], n_pos: int, n_neg: int, m_max: int, seed: int, step: int) -> None:
     assume(n_pos + n_neg <= len(rewards))  # otherwise an error of the configuration
     group = group_of(rewards)
-    assert zone(group, n_pos, n_neg).value == reference.zone(rewards, n_pos, n_neg)
+    assert classify_zone(group, n_pos, n_neg).value == reference.zone(rewards, n_pos, n_neg)
     pairs = select_pairs(group, n_pos, n_neg, m_max, seed, step)
     assert len(pairs) == reference.pair_count(rewards, n_pos, n_neg, m_max)
     assert [p.index for p in pairs] == list(range(len(pairs)))
@@ -696,7 +696,7 @@ def test_without_old_log_probabilities_it_is_reinforce(seed: int, kinds: list[bo
     logp = torch.log_softmax(leaf, -1)
     total = torch.zeros((), dtype=torch.float64)
     plain = 0.0
-    coefficients = loss_coefficients(case.rows, case.loss.weight, False)
+    coefficients = compute_loss_coefficients(case.rows, case.loss.weight, False)
     for i, row in enumerate(case.rows):
         for t, token in enumerate(row.response_ids):
             at = len(row.prompt_ids) + t

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.evaluation.benchmarks import evaluate, settings_of
-from nemo_tapo.evaluation.results import read_evaluated
-from nemo_tapo.evaluation.sample_store import Store, folder_of, read
+from nemo_tapo.evaluation.benchmarks import evaluate, get_sampling_settings
+from nemo_tapo.evaluation.results import read_evaluation
+from nemo_tapo.evaluation.sample_store import SampleStore, get_evaluation_folder, read_samples
 from nemo_tapo.evaluation.samplers import Response
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.utils.signals import Stop
-from tests.helpers.evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled
+from tests.helpers.evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled, target
 
 # ------------------------------------------------------------------------------------------------ on disk
 
@@ -33,7 +33,7 @@ def test_every_sample_is_there_once_and_right_by_its_own_text(tmp_path: Path) ->
     rows = [json.loads(line) for line in lines(cfg)]
     keys = {(r["uid"], r["run"], r["index"]) for r in rows}
     assert keys == {(q.uid, run, index) for q in problems() for run in range(2) for index in range(5)}
-    assert len(rows) == len(runtime.generator.asked) == 60
+    assert len(rows) == len(runtime.generator.request_uids) == 60
     answers = {q.uid: q.answer for q in problems()}
     assert all(r["reward"] == float(f"\\boxed{{{answers[r['uid']]}}}" in r["text"]) for r in rows)
     assert evaluated.graded[0].right.sum() == sum(r["reward"] for r in rows)
@@ -48,19 +48,19 @@ def test_killed_anywhere_it_goes_on_to_the_same_samples(tmp_path: Path) -> None:
     """Whole lines of an earlier process stay, its torn last one goes, nothing is asked for twice."""
     whole = config(tmp_path / "whole")
     sampled(whole)
-    data = (folder_of(whole.output, "x") / "arithmetic.jsonl").read_bytes()
-    settings = (folder_of(whole.output, "x") / "settings.json").read_bytes()
+    data = (get_evaluation_folder(whole.output, "x") / "arithmetic.jsonl").read_bytes()
+    settings = (get_evaluation_folder(whole.output, "x") / "settings.json").read_bytes()
     rng = random.Random(0)
     for cut in [0, 1, len(data) - 1, len(data), *(rng.randrange(len(data)) for _ in range(6))]:
         cfg = config(tmp_path / f"cut-{cut}")
-        folder = folder_of(cfg.output, "x")
+        folder = get_evaluation_folder(cfg.output, "x")
         folder.mkdir(parents=True)
         (folder / "settings.json").write_bytes(settings)
         (folder / "arithmetic.jsonl").write_bytes(data[:cut])
         evaluated, runtime = sampled(cfg)
-        assert len(runtime.generator.asked) == 60 - data[:cut].count(b"\n")
+        assert len(runtime.generator.request_uids) == 60 - data[:cut].count(b"\n")
         assert lines(cfg) == lines(whole)
-        assert evaluated.summary == read_evaluated(folder_of(whole.output, "x")).summary
+        assert evaluated.summary == read_evaluation(get_evaluation_folder(whole.output, "x")).summary
 
 
 def test_more_runs_and_samples_can_be_asked_for_later(tmp_path: Path) -> None:
@@ -68,12 +68,12 @@ def test_more_runs_and_samples_can_be_asked_for_later(tmp_path: Path) -> None:
     sampled(cfg)
     more = config(tmp_path / "a", runs=3, samples=5)
     evaluated, runtime = sampled(more)
-    assert len(runtime.generator.asked) == 6 * 15 - 6 * 2
+    assert len(runtime.generator.request_uids) == 6 * 15 - 6 * 2
     whole = config(tmp_path / "b", runs=3, samples=5)
     assert evaluated.summary == sampled(whole)[0].summary
     assert lines(more) == lines(whole)
     fewer, runtime = sampled(cfg)  # and fewer again: of the first ones, nothing sampled
-    assert not runtime.generator.asked
+    assert not runtime.generator.request_uids
     assert fewer.graded[0].classes.shape == (6, 1, 2)
 
 
@@ -93,32 +93,36 @@ def test_samples_of_other_settings_are_refused(tmp_path: Path, change: dict[str,
 def test_samples_of_another_model_or_data_or_seed_are_refused(tmp_path: Path) -> None:
     cfg, benchmarks = config(tmp_path), {"arithmetic": problems()}
     sampled(cfg)
-    folder = folder_of(tmp_path, "x")
+    folder = get_evaluation_folder(tmp_path, "x")
     others = {
-        "model.weights": settings_of(cfg, {"weights": "others"}, benchmarks),
-        "seed: 0 -> 1": settings_of(cfg.model_copy(update={"seed": 1}), MODEL, benchmarks),
-        "arithmetic.problems: 6 -> 5": settings_of(cfg, MODEL, {"arithmetic": problems(5)}),
-        "arithmetic.data": settings_of(cfg, MODEL, {"arithmetic": [replace(q, answer="1") for q in problems()]}),
-        "arithmetic.prompts": settings_of(cfg, MODEL, {"arithmetic": [replace(q, prompt_ids=()) for q in problems()]}),
-        "other.data": settings_of(cfg, MODEL, {**benchmarks, "other": problems()}),
+        "model.weights": get_sampling_settings(cfg, {"weights": "others"}, benchmarks),
+        "seed: 0 -> 1": get_sampling_settings(cfg.model_copy(update={"seed": 1}), MODEL, benchmarks),
+        "arithmetic.problems: 6 -> 5": get_sampling_settings(cfg, MODEL, {"arithmetic": problems(5)}),
+        "arithmetic.data": get_sampling_settings(
+            cfg, MODEL, {"arithmetic": [replace(q, answer="1") for q in problems()]}
+        ),
+        "arithmetic.prompts": get_sampling_settings(
+            cfg, MODEL, {"arithmetic": [replace(q, prompt_ids=()) for q in problems()]}
+        ),
+        "other.data": get_sampling_settings(cfg, MODEL, {**benchmarks, "other": problems()}),
     }
     for sentence, settings in others.items():
         with pytest.raises(ValueError, match=f"holds samples of other settings .*{sentence}"):
-            Store(folder, settings)
-    Store(folder, settings_of(cfg, MODEL, benchmarks))
+            SampleStore(folder, settings)
+    SampleStore(folder, get_sampling_settings(cfg, MODEL, benchmarks))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     sampled(cfg)
-    path = folder_of(tmp_path, "x") / "arithmetic.jsonl"
+    path = get_evaluation_folder(tmp_path, "x") / "arithmetic.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"run"', b'"ruin"', 1))
     with pytest.raises(ValueError, match=r"arithmetic\.jsonl: line 1 is no sample"):
         sampled(cfg)
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    with Store(tmp_path / "x", {}) as store:
+    with SampleStore(tmp_path / "x", {}) as store:
         store.path("b").symlink_to("/dev/full")
         with pytest.raises(DiskFull, match=r"no room on the disk for .*b\.jsonl; the samples in it are kept"):
             store.add(a_sample("p", 0, 0))
@@ -129,9 +133,9 @@ def test_a_write_that_fails_costs_its_own_sample_alone(tmp_path: Path) -> None:
     code = f"""
 import resource, signal
 from pathlib import Path
-from nemo_tapo.evaluation.sample_store import Sample, Store
+from nemo_tapo.evaluation.sample_store import Sample, SampleStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with Store(Path({str(tmp_path)!r}) / "x", {{}}) as store:
+with SampleStore(Path({str(tmp_path)!r}) / "x", {{}}) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
     for index in range(100):
         store.add(Sample("b", "u", 0, index, "x" * 100, 1, False, "wrong", 0.0, None))
@@ -140,9 +144,9 @@ with Store(Path({str(tmp_path)!r}) / "x", {{}}) as store:
     assert "File too large" in done.stderr
     file = tmp_path / "x" / "b.jsonl"
     assert file.stat().st_size == 5000
-    kept = list(read(file))
+    kept = list(read_samples(file))
     assert 10 < len(kept) < 50
-    assert Store(tmp_path / "x", {}).done("b") == {sample.key for sample in kept}
+    assert SampleStore(tmp_path / "x", {}).read_keys("b") == {sample.key for sample in kept}
     assert file.read_bytes().endswith(b"\n")
 
 
@@ -159,7 +163,7 @@ def test_names_that_are_no_file_names(tmp_path: Path) -> None:
 
 def test_no_more_requests_than_allowed_are_under_way(tmp_path: Path) -> None:
     slow = Slow(7, 0, lambda: None)
-    work = evaluate(config(tmp_path), "x", MODEL, {"b": problems()}, slow, grade, Progress(), Stop())
+    work = evaluate(config(tmp_path), target(), slow, grade, Progress(), Stop())
     asyncio.run(work)
     assert (slow.most, slow.asked) == (7, 60)
 
@@ -176,11 +180,11 @@ def test_a_request_to_stop_is_heard_and_nothing_is_lost(tmp_path: Path) -> None:
 
     stalls = Stalls(4, 30, lambda: stop.request(signal.SIGTERM))
     with pytest.raises(Stopped, match=r"\d+ of 1200 samples are in"):
-        asyncio.run(evaluate(cfg, "x", MODEL, {"b": problems()}, stalls, grade, Progress(), stop))
+        asyncio.run(evaluate(cfg, target(), stalls, grade, Progress(), stop))
     kept = len(lines(cfg, "x", "b"))
     assert 20 < kept < 40
     rest = Slow(4, 0, lambda: None)
-    asyncio.run(evaluate(cfg, "x", MODEL, {"b": problems()}, rest, grade, Progress(), Stop()))
+    asyncio.run(evaluate(cfg, target(), rest, grade, Progress(), Stop()))
     assert rest.asked == 1200 - kept
 
 
@@ -190,7 +194,7 @@ def test_a_lost_engine_ends_it_with_its_name_and_keeps_what_is_there(tmp_path: P
 
     cfg = config(tmp_path)
     with pytest.raises(RuntimeFailure, match="process 7"):
-        asyncio.run(evaluate(cfg, "x", MODEL, {"b": problems()}, Slow(4, 30, die), grade, Progress(), Stop()))
+        asyncio.run(evaluate(cfg, target(), Slow(4, 30, die), grade, Progress(), Stop()))
     assert 20 < len(lines(cfg, "x", "b")) < 31
 
 

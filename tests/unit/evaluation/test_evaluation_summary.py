@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.evaluation.accuracy import change, collect, meaning, summarise
+from nemo_tapo.evaluation.accuracy import canonicalise_answer, collect_samples, measure_change, summarise
 from nemo_tapo.evaluation.benchmarks import evaluate
-from nemo_tapo.evaluation.compare import compare
-from nemo_tapo.evaluation.results import markdown, read_evaluated
-from nemo_tapo.evaluation.sample_store import folder_of
-from nemo_tapo.evaluation.tables import as_text
+from nemo_tapo.evaluation.compare import compare_evaluations
+from nemo_tapo.evaluation.results import format_markdown, read_evaluation
+from nemo_tapo.evaluation.sample_store import get_evaluation_folder
+from nemo_tapo.evaluation.tables import format_tables
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Grade, Query
 from nemo_tapo.utils.signals import Stop
-from tests.helpers.evaluation_samples import MODEL, Slow, a_sample, config, problems, sampled
+from tests.helpers.evaluation_samples import Slow, a_sample, config, problems, sampled, target
 
 
 def test_a_summary_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_a_summary_by_hand() -> None:
         a_sample("q", 0, 0, outcome="no_answer", answer=None, truncated=True), a_sample("q", 0, 1),
         a_sample("q", 1, 0), a_sample("q", 1, 1, outcome="error"),
     ]  # fmt: skip
-    found = summarise(collect("b", rows, runs=2, n=2, problems=2))
+    found = summarise(collect_samples("b", rows, runs=2, n=2, problems=2))
     assert found["pass@1"] == found["avg@2"] == 0.25
     assert found["pass@2"] == 0.5
     assert found["first@1"] == 0.25  # right at once: p in run 0, not in run 1; q never
@@ -45,15 +45,15 @@ def test_a_summary_by_hand() -> None:
 
 def test_lengths_that_a_server_does_not_tell_are_not_zero() -> None:
     rows = [a_sample("p", 0, 0, tokens=0), a_sample("p", 0, 1, tokens=0)]
-    assert summarise(collect("b", rows, 1, 2, 1))["response_length/mean"] is None
-    assert "mean tokens" in as_text({"x": {"benchmarks": {"b": summarise(collect("b", rows, 1, 2, 1))}}})
+    assert summarise(collect_samples("b", rows, 1, 2, 1))["response_length/mean"] is None
+    assert "mean tokens" in format_tables({"x": {"benchmarks": {"b": summarise(collect_samples("b", rows, 1, 2, 1))}}})
 
 
 def test_missing_samples_are_an_error_and_repeated_ones_count_once() -> None:
     rows = [a_sample("p", 0, 0), a_sample("p", 0, 1, 1.0)]
     with pytest.raises(ValueError, match="b: 2 of 2 problems x 1 runs x 2 samples"):
-        collect("b", rows, 1, 2, 2)
-    again = collect("b", [*rows, a_sample("p", 0, 1, 0.0), a_sample("p", 1, 0), a_sample("p", 0, 2)], 1, 2, 1)
+        collect_samples("b", rows, 1, 2, 2)
+    again = collect_samples("b", [*rows, a_sample("p", 0, 1, 0.0), a_sample("p", 1, 0), a_sample("p", 0, 2)], 1, 2, 1)
     assert again.right.tolist() == [[[False, True]]]
 
 
@@ -65,20 +65,20 @@ def test_missing_samples_are_an_error_and_repeated_ones_count_once() -> None:
     ],
 )  # fmt: skip
 def test_equal_answers_vote_together(one: str, other: str, same: bool) -> None:
-    assert (meaning(one) == meaning(other)) is same
+    assert (canonicalise_answer(one) == canonicalise_answer(other)) is same
 
 
 def test_a_vote_joins_answers_that_are_the_same() -> None:
     """5, 5.0 and 05 outvote two right ones; all ways of writing the right one are one answer."""
     wrong = [a_sample("p", 0, i, answer=a) for i, a in enumerate(["5", "5.0", "05"])]
     right = [a_sample("p", 0, 3 + i, 1.0, answer=a) for i, a in enumerate(["1/2", "0.5"])]
-    assert summarise(collect("b", wrong + right, 1, 5, 1))["maj@5"] == 0.0
+    assert summarise(collect_samples("b", wrong + right, 1, 5, 1))["maj@5"] == 0.0
     more = [replace(wrong[0], outcome="right", reward=1.0, answer="\\frac12"), *wrong[1:], *right]
-    assert summarise(collect("b", more, 1, 5, 1))["maj@5"] == 1.0
+    assert summarise(collect_samples("b", more, 1, 5, 1))["maj@5"] == 1.0
 
 
 def grid(rewards: dict[str, list[list[float]]], benchmark: str = "b") -> Any:
-    """{uid: [runs][samples]} as Graded."""
+    """{uid: [runs][samples]} as GradedSamples."""
     rows = [
         replace(a_sample(uid, run, i, reward), benchmark=benchmark)
         for uid, runs in rewards.items()
@@ -86,13 +86,13 @@ def grid(rewards: dict[str, list[list[float]]], benchmark: str = "b") -> Any:
         for i, reward in enumerate(samples)
     ]
     first = next(iter(rewards.values()))
-    return collect(benchmark, rows, len(first), len(first[0]), len(rewards))
+    return collect_samples(benchmark, rows, len(first), len(first[0]), len(rewards))
 
 
 def test_a_paired_difference_by_hand() -> None:
     before = grid({"p": [[0, 0]], "q": [[1, 0]], "r": [[1, 1]]})
     after = grid({"r": [[1, 0]], "p": [[1, 1]], "q": [[0, 1]]})  # problems are matched by name, not by place
-    found = change([before], [after])["benchmarks"]["b"]
+    found = measure_change([before], [after])["benchmarks"]["b"]
     assert found["pass@1"] == pytest.approx((1 + 0 - 0.5) / 3)
     assert found["first@1"] == pytest.approx((1 - 1 + 0) / 3)
     assert found["pass@2"] == pytest.approx((1 + 0 + 0) / 3)
@@ -100,7 +100,7 @@ def test_a_paired_difference_by_hand() -> None:
     low, high = found["pass@1/interval95"]
     assert low == pytest.approx(-0.5, abs=0.17)
     assert high == pytest.approx(1.0, abs=0.17)
-    nothing = change([before], [before])["benchmarks"]["b"]
+    nothing = measure_change([before], [before])["benchmarks"]["b"]
     assert nothing["pass@1/interval95"] == [0.0, 0.0]
     assert nothing["problems"] == {"better": 0, "worse": 0, "equal": 3}
 
@@ -108,9 +108,9 @@ def test_a_paired_difference_by_hand() -> None:
 def test_a_difference_needs_the_same_problems() -> None:
     one, two = grid({"p": [[0, 0]], "q": [[1, 0]], "s": [[1, 0]]}), grid({"p": [[0, 0]], "r": [[1, 0]]})
     with pytest.raises(ValueError, match="b: 2 only in the first, 1 only in the second"):
-        change([one], [two])
+        measure_change([one], [two])
     with pytest.raises(ValueError, match="the benchmarks differ: b and c"):
-        change([one], [grid({"p": [[0, 0]]}, "c")])
+        measure_change([one], [grid({"p": [[0, 0]]}, "c")])
 
 
 def test_several_benchmarks_have_an_average_in_which_each_counts_the_same(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_several_benchmarks_have_an_average_in_which_each_counts_the_same(tmp_pa
 def test_markdown_rows_are_those_of_table_1(tmp_path: Path) -> None:
     evaluated, _ = sampled(config(tmp_path), benchmarks={"aime|24": problems(3), "b": problems(4)})
     settings = {"samples": 5, "runs": 2, "temperature": 0.6, "top_p": 0.9, "max_tokens": 300, "seed": 0}
-    text = markdown({"my model": {"settings": settings, **evaluated.summary}})
+    text = format_markdown({"my model": {"settings": settings, **evaluated.summary}})
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert table[0] == "| Method | Pass@1 | Pass@2 | Pass@3 | Pass@4 | Pass@5 |"
     assert table[2] == "| **aime\\|24** |" + " |" * 5
@@ -151,8 +151,10 @@ def test_compare_prints_both_and_their_difference(tmp_path: Path) -> None:
     sampled(config(tmp_path / "a"))
     other = config(tmp_path / "b", runs=3).model_copy(update={"seed": 5})
     sampled(other)
-    text = compare(tmp_path / "a", tmp_path / "b", width=120)
-    one, two = (read_evaluated(folder_of(tmp_path / run, "x")).summary["benchmarks"]["arithmetic"] for run in "ab")
+    text = compare_evaluations(tmp_path / "a", tmp_path / "b", width=120)
+    one, two = (
+        read_evaluation(get_evaluation_folder(tmp_path / run, "x")).summary["benchmarks"]["arithmetic"] for run in "ab"
+    )
     row = next(line for line in text.splitlines() if line.startswith("pass@1"))
     assert f"{one['pass@1']:.1%}" in row
     assert f"{two['pass@1']:.1%}" in row
@@ -171,12 +173,12 @@ def test_a_clear_difference_is_called_one(tmp_path: Path) -> None:
             return Grade(reward, "right" if reward else "wrong", "1")
 
         cfg = config(tmp_path / name)
-        work = evaluate(cfg, "x", MODEL, {"b": problems()}, Slow(3, 0, lambda: None), verify, Progress(), Stop())
+        work = evaluate(cfg, target(), Slow(3, 0, lambda: None), verify, Progress(), Stop())
         asyncio.run(work)
-    text = compare(tmp_path / "a", tmp_path / "b", width=120)
+    text = compare_evaluations(tmp_path / "a", tmp_path / "b", width=120)
     assert "the interval of the difference excludes 0 for pass@1, pass@2" in text
     assert "6 / 0" in text
-    assert "every interval of a difference holds 0" in compare(tmp_path / "a", tmp_path / "a", width=120)
+    assert "every interval of a difference holds 0" in compare_evaluations(tmp_path / "a", tmp_path / "a", width=120)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_clear_difference_is_called_one(tmp_path: Path) -> None:
 def test_other_settings_cannot_be_compared(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
     a, b = two_runs(tmp_path, **settings)
     with pytest.raises(ValueError, match=sentence):
-        compare(a, b)
+        compare_evaluations(a, b)
 
 
 def test_other_problems_cannot_be_compared(tmp_path: Path) -> None:
@@ -197,19 +199,19 @@ def test_other_problems_cannot_be_compared(tmp_path: Path) -> None:
     sampled(config(tmp_path / "b"), benchmarks={"arithmetic": problems(4)})
     sampled(config(tmp_path / "c"), benchmarks={"arithmetic": [replace(q, question="1+1=?") for q in problems()]})
     with pytest.raises(ValueError, match="arithmetic: 2 only in the first, 0 only in the second"):
-        compare(tmp_path / "a", tmp_path / "b")
+        compare_evaluations(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="arithmetic: the problems have the same names but other questions"):
-        compare(tmp_path / "a", tmp_path / "c")
+        compare_evaluations(tmp_path / "a", tmp_path / "c")
 
 
 def test_which_evaluation_a_folder_means(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no evaluation"):
-        compare(tmp_path, tmp_path)
+        compare_evaluations(tmp_path, tmp_path)
     cfg = config(tmp_path)
     for name in ("one", "two"):
         sampled(cfg, name)
     with pytest.raises(ValueError, match="holds several evaluations; name one of"):
-        compare(tmp_path, tmp_path)
-    assert "one" in compare(tmp_path / "evaluation" / "one", tmp_path / "evaluation" / "two")
+        compare_evaluations(tmp_path, tmp_path)
+    assert "one" in compare_evaluations(tmp_path / "evaluation" / "one", tmp_path / "evaluation" / "two")
     sampled(cfg, "after")
-    assert "after" in compare(tmp_path, tmp_path / "evaluation" / "one")
+    assert "after" in compare_evaluations(tmp_path, tmp_path / "evaluation" / "one")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.algorithms.reflection import ReflectionRules, construct, render
+from nemo_tapo.algorithms.reflection import ReflectionRules, make_construction, render_prompt
 from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.equations.selection import select_pairs
-from nemo_tapo.grading.boxed import last_boxed
+from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.grading.verifier import Verifier
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.tasks import prompts
@@ -73,7 +73,7 @@ def test_agrees_with_the_published_grades_but_for_the_one_that_is_wrong(
 
 def test_extracts_what_the_authors_extracted(rows: list[dict[str, Any]]) -> None:
     """Theirs has the blanks taken out and short fractions written in full."""
-    ours = [(last_boxed(r) or "").replace(" ", "") for row in rows for r in row["responses"]]
+    ours = [(find_last_boxed(r) or "").replace(" ", "") for row in rows for r in row["responses"]]
     theirs = [e.replace(" ", "") for row in rows for e in row["extracted"]]
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) > 450
 
@@ -84,7 +84,7 @@ def test_extracts_what_the_authors_extracted(rows: list[dict[str, Any]]) -> None
 def test_guards_and_faults_spare_every_real_answer(verifier: Verifier, name: str) -> None:
     rows = data_rows(name)
     golds = [str(row["answer"]) for row in rows]
-    assert verifier.gold_faults(golds) == [None] * len(golds)
+    assert verifier.find_gold_faults(golds) == [None] * len(golds)
     answers = [e for row in rows for e in row.get("extracted", [])] + golds
 
     async def script() -> list[Grade]:  # against a gold answer that nothing equals by its text
@@ -113,12 +113,12 @@ def any_pairs(groups: list[Group]) -> list[Pair]:
     return [Pair(wrong, g.correct[0], i) for g in groups if g.correct for i, wrong in enumerate(g.incorrect)]
 
 
-@pytest.mark.parametrize("template", [prompts.PROMPT, prompts.FULL_PROMPT], ids=["anchored", "full"])
+@pytest.mark.parametrize("template", [prompts.SYNTHESIS_PROMPT, prompts.FULL_PROMPT], ids=["anchored", "full"])
 def test_prompts_hold_both_responses_and_the_problem_to_the_letter(groups: list[Group], template: str) -> None:
     pairs = any_pairs(groups)
     assert len(pairs) >= 10
     for pair in pairs:
-        prompt = render(template, pair)
+        prompt = render_prompt(template, pair)
         wrong, reference = pair.wrong.text.strip("\n"), pair.reference.text.strip("\n")
         for text in (pair.wrong.query.question, wrong, reference):
             assert text in prompt
@@ -135,7 +135,7 @@ def test_a_true_prefix_of_a_real_response_is_kept_to_the_letter(groups: list[Gro
         turn = "\x01Wait, let me check that again.\n"  # its first character is not the response's next one
         gold = pair.wrong.query.answer
         answer = f"<analysis>line 3 {{}} \\frac{{</analysis>\n<reconstruction>\n{wrong[:cut]}{turn}\\boxed{{{gold}}}\n"
-        made = construct(pair, completion(answer + "</reconstruction>"), TOKENIZER, ReflectionRules())
+        made = make_construction(pair, completion(answer + "</reconstruction>"), TOKENIZER, ReflectionRules())
         lead = len(wrong) - len(wrong.lstrip("\n"))
         assert made.dropped is None
         assert made.reconstruction[lead:] == wrong[lead:cut] + turn + f"\\boxed{{{gold}}}"

@@ -14,12 +14,20 @@ import pytest
 from nemo_tapo.cli import main
 from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.judge import oracle
-from nemo_tapo.judge.agreement import agreement, kappa, read_labels
-from nemo_tapo.judge.rate_table import markdown, place, rows_of
-from nemo_tapo.judge.rates import Counts, Difference, Marked, Rate, counts, difference, rate_of
-from nemo_tapo.judge.responses import Answered, boundary
+from nemo_tapo.judge.agreement import compute_kappa, measure_agreement, read_labels
+from nemo_tapo.judge.rate_table import find_paper_column, format_markdown_table, make_rows
+from nemo_tapo.judge.rates import (
+    Counts,
+    Difference,
+    JudgedResponse,
+    Rate,
+    count_by_problem,
+    estimate_difference,
+    estimate_rate,
+)
+from nemo_tapo.judge.responses import ModelResponses, find_boundary
 from nemo_tapo.judge.verdict import Verdict
-from nemo_tapo.tasks.arithmetic import correction, held_out, written
+from nemo_tapo.tasks.arithmetic import get_held_out_problems, write_correction, write_solution
 from tests.helpers.endpoint_servers import Answer, completion, free_port, scripted
 
 DIRECT = Verdict(False, False, False, False, True)
@@ -34,31 +42,31 @@ EFFECTIVE = Verdict(True, True, True, True, True)
 
 def test_dsr_and_err_of_a_case_worked_by_hand() -> None:
     marked = [
-        Marked("p", True, DIRECT),  # DSR: 1 of 4 right ones
-        Marked("p", False, DIRECT),  # wrong: in neither
-        Marked("p", True, DOUBTED),  # right, not direct; no correction: not in ERR
-        Marked("q", True, EFFECTIVE),  # ERR: 1 of 4
-        Marked("q", False, EFFECTIVE),  # right diagnosis, wrong answer
-        Marked("q", True, LOCATED),
-        Marked("q", False, CORRECTED),
+        JudgedResponse("p", True, DIRECT),  # DSR: 1 of 4 right ones
+        JudgedResponse("p", False, DIRECT),  # wrong: in neither
+        JudgedResponse("p", True, DOUBTED),  # right, not direct; no correction: not in ERR
+        JudgedResponse("q", True, EFFECTIVE),  # ERR: 1 of 4
+        JudgedResponse("q", False, EFFECTIVE),  # right diagnosis, wrong answer
+        JudgedResponse("q", True, LOCATED),
+        JudgedResponse("q", False, CORRECTED),
     ]
-    assert counts(marked, "DSR") == {"p": (1, 2), "q": (0, 2)}
-    assert counts(marked, "ERR") == {"p": (0, 0), "q": (1, 4)}
-    assert rate_of(counts(marked, "DSR"), "x").value == 1 / 4
-    assert rate_of(counts(marked, "ERR"), "x").value == 1 / 4
+    assert count_by_problem(marked, "DSR") == {"p": (1, 2), "q": (0, 2)}
+    assert count_by_problem(marked, "ERR") == {"p": (0, 0), "q": (1, 4)}
+    assert estimate_rate(count_by_problem(marked, "DSR"), "x").value == 1 / 4
+    assert estimate_rate(count_by_problem(marked, "ERR"), "x").value == 1 / 4
 
 
 def test_right_is_what_the_verifier_says_not_the_judge() -> None:
     thinks_right = Verdict(True, True, True, True, answer_right=True)
     thinks_wrong = Verdict(False, False, False, False, answer_right=False)
-    assert counts([Marked("p", False, thinks_right)], "ERR") == {"p": (0, 1)}
-    assert counts([Marked("p", True, thinks_wrong)], "DSR") == {"p": (1, 1)}
+    assert count_by_problem([JudgedResponse("p", False, thinks_right)], "ERR") == {"p": (0, 1)}
+    assert count_by_problem([JudgedResponse("p", True, thinks_wrong)], "DSR") == {"p": (1, 1)}
 
 
 def test_a_rate_over_nothing_is_not_defined() -> None:
-    assert rate_of({}, "x") == rate_of({"p": (0, 0), "q": (0, 0)}, "x") == Rate(None, 0, 0, None)
-    assert difference({"p": (0, 0)}, {"p": (1, 2)}, "x") == Difference(None, None)
-    assert rate_of({"p": (0, 3)}, "x") == Rate(0.0, 0, 3, None)  # a 0 that is one; one problem has no spread
+    assert estimate_rate({}, "x") == estimate_rate({"p": (0, 0), "q": (0, 0)}, "x") == Rate(None, 0, 0, None)
+    assert estimate_difference({"p": (0, 0)}, {"p": (1, 2)}, "x") == Difference(None, None)
+    assert estimate_rate({"p": (0, 3)}, "x") == Rate(0.0, 0, 3, None)  # a 0 that is one; one problem has no spread
 
 
 def test_the_interval_is_that_of_a_plain_bootstrap_over_problems() -> None:
@@ -72,23 +80,23 @@ def test_the_interval_is_that_of_a_plain_bootstrap_over_problems() -> None:
         chosen = [by_problem[str(rng.randrange(25))] for _ in range(25)]
         drawn.append(sum(n for n, _ in chosen) / sum(d for _, d in chosen))
     cuts = statistics.quantiles(drawn, n=40)
-    interval = rate_of(by_problem, "x").interval95
+    interval = estimate_rate(by_problem, "x").interval95
     assert interval is not None
     assert interval == pytest.approx((cuts[0], cuts[-1]), abs=0.015)
 
 
 def test_problems_without_responses_of_the_kind_are_drawn_too() -> None:
     """One problem of two counts: a quarter of the draws hold none and are left out, the rest say 1/2."""
-    assert rate_of({"p": (1, 2), "q": (0, 0)}, "x") == Rate(0.5, 1, 2, (0.5, 0.5))
+    assert estimate_rate({"p": (1, 2), "q": (0, 0)}, "x") == Rate(0.5, 1, 2, (0.5, 0.5))
 
 
 def test_a_difference_is_paired() -> None:
     spread: Counts = {"a": (0, 5), "b": (5, 5), "c": (2, 5), "d": (5, 5), "e": (0, 5)}
-    alone = rate_of(spread, "x").interval95
+    alone = estimate_rate(spread, "x").interval95
     assert alone is not None and alone[1] - alone[0] > 0.4
-    assert difference(spread, spread, "x") == Difference(0.0, (0.0, 0.0))
+    assert estimate_difference(spread, spread, "x") == Difference(0.0, (0.0, 0.0))
     better = {uid: (min(n + 1, d) if n < d else n, d) for uid, (n, d) in spread.items()}  # +1 for a, c, e
-    found = difference(spread, better, "x")
+    found = estimate_difference(spread, better, "x")
     assert found.value == pytest.approx(3 / 25) and found.interval95 is not None
     assert 0 <= found.interval95[0] < 3 / 25 < found.interval95[1] <= 1 / 5
 
@@ -96,7 +104,7 @@ def test_a_difference_is_paired() -> None:
 # -------------------------------------------------------------------------------- boundary subset
 
 
-def answered(name: str, sets: dict[str, dict[str, list[int]]]) -> Answered:
+def answered(name: str, sets: dict[str, dict[str, list[int]]]) -> ModelResponses:
     """{benchmark: {uid: rewards}}"""
     samples = tuple(
         Sample(benchmark, uid, 0, i, "", 1, False, "right" if reward else "wrong", float(reward), None)
@@ -104,7 +112,7 @@ def answered(name: str, sets: dict[str, dict[str, list[int]]]) -> Answered:
         for uid, rewards in of.items()
         for i, reward in enumerate(rewards)
     )
-    return Answered(name, Path(), {}, samples)
+    return ModelResponses(name, Path(), {}, samples)
 
 
 def test_the_boundary_subset_is_where_both_models_are_sometimes_right() -> None:
@@ -112,13 +120,13 @@ def test_the_boundary_subset_is_where_both_models_are_sometimes_right() -> None:
     second = {"a": [1, 0], "b": [0, 1], "c": [0, 1], "d": [1, 1], "e": [0, 0], "f": [1, 1]}
     a = answered("A", {"aime": first, "hmmt": {"a": [0, 0], "b": [0, 1]}})
     b = answered("B", {"aime": second, "hmmt": {"a": [0, 1], "b": [1, 0]}})
-    kept, fates = boundary([a, b])
+    kept, fates = find_boundary([a, b])
     assert kept == {("aime", "a"), ("hmmt", "b")}  # "b" of hmmt is not that of aime
     assert fates == {
         "aime": {"kept": 1, "A always right": 2, "A never right": 1, "B always right": 1, "B never right": 1},
         "hmmt": {"kept": 1, "A never right": 1},
     }
-    assert boundary([a])[0] == {("aime", "a"), ("aime", "d"), ("aime", "e"), ("hmmt", "b")}
+    assert find_boundary([a])[0] == {("aime", "a"), ("aime", "d"), ("aime", "e"), ("hmmt", "b")}
 
 
 # -------------------------------------------------------------------------------- the oracle
@@ -156,21 +164,23 @@ QUESTION = "47\na: +38\nb: -19"  # 47+38=85, 85-19=66
     ],
 )
 def test_the_oracle_on_cases_worked_by_hand(response: str, labels: str) -> None:
-    v = oracle.verdict(QUESTION, response)
+    v = oracle.judge_response(QUESTION, response)
     found = (v.reflection, v.correction, v.located, v.diagnosis, v.answer_right)
     assert "".join(str(int(label)) for label in found) == labels
 
 
 def test_the_task_s_own_corrections_are_effective() -> None:
     rng, seen = random.Random(3), 0
-    for problem in held_out(60):
-        wrong = written(problem, rng, mistake_rate=0.9)
-        fixed = correction(problem, wrong, seed=rng.randrange(99))
+    for problem in get_held_out_problems(60):
+        wrong = write_solution(problem, rng, mistake_rate=0.9)
+        fixed = write_correction(problem, wrong, seed=rng.randrange(99))
         if fixed is None:
-            assert oracle.verdict(problem.question, wrong) == Verdict(False, False, False, False, True, "no reflection")
+            assert oracle.judge_response(problem.question, wrong) == Verdict(
+                False, False, False, False, True, "no reflection"
+            )
             continue
         seen += 1
-        v = oracle.verdict(problem.question, fixed.reconstruction)
+        v = oracle.judge_response(problem.question, fixed.reconstruction)
         assert v.located and v.diagnosis and v.answer_right
     assert seen > 30
 
@@ -193,17 +203,17 @@ def test_the_task_s_own_corrections_are_effective() -> None:
     ],
 )
 def test_kappa_by_hand(cells: tuple[int, int, int, int], expected: float | None) -> None:
-    assert kappa(*cells) == (None if expected is None else pytest.approx(expected))
+    assert compute_kappa(*cells) == (None if expected is None else pytest.approx(expected))
 
 
 def test_agreement_counts_and_interval() -> None:
     pairs = [(True, True)] * 20 + [(False, False)] * 15 + [(True, False)] * 5 + [(False, True)] * 10
-    found = agreement(pairs, "x")
+    found = measure_agreement(pairs, "x")
     assert (found.both, found.neither, found.human_only, found.judge_only) == (20, 15, 5, 10)
     assert found.responses == 50 and found.interval95 is not None
     # Large-sample standard error (Cohen 1960): sqrt(p_o (1 - p_o) / n) / (1 - p_e) = 0.1296
     assert found.interval95 == pytest.approx((0.4 - 1.96 * 0.1296, 0.4 + 1.96 * 0.1296), abs=0.05)
-    same = agreement([(True, True)] * 9, "x")
+    same = measure_agreement([(True, True)] * 9, "x")
     assert same.kappa is None and same.interval95 is None and same.both == 9
 
 
@@ -234,16 +244,15 @@ def test_a_label_file_that_lacks_something(row: dict[str, Any], sentence: str, t
 
 
 def test_the_paper_stands_beside_its_own_benchmarks() -> None:
-    assert [place(name) for name in ("AIME 2024", "aime24", "aime_2025", "HMMT February 2025", "hmmt_feb25")] == [
-        0, 0, 1, 2, 2
-    ]  # fmt: skip
-    assert place("arithmetic") is place("gsm8k") is place("aime") is None
+    names = ("AIME 2024", "aime24", "aime_2025", "HMMT February 2025", "hmmt_feb25")
+    assert [find_paper_column(name) for name in names] == [0, 0, 1, 2, 2]
+    assert find_paper_column("arithmetic") is find_paper_column("gsm8k") is find_paper_column("aime") is None
     nothing = {"value": None, "numerator": 0, "denominator": 0, "interval95": None}
     some = {"value": 0.5, "numerator": 3, "denominator": 6, "interval95": (0.25, 0.75)}
     of_one = {"DSR": some, "ERR": nothing}
     differences = {"DSR": {"value": -0.125, "interval95": (-0.25, 0.0)}, "ERR": {"value": None, "interval95": None}}
     bench = {"models": {"A": of_one, "B": of_one}, "difference": differences}
-    header, body = rows_of({"models": ["A", "B"], "benchmarks": {"aime24": bench, "gsm8k": bench}})
+    header, body = make_rows({"models": ["A", "B"], "benchmarks": {"aime24": bench, "gsm8k": bench}})
     assert header == ["Method", "DSR, aime24", "DSR, gsm8k", "ERR, aime24", "ERR, gsm8k"]
     dsr, err = "50.0 (25.0 to 75.0), 3/6", "not defined (0/0)"
     assert body[:2] == [[name, dsr, dsr, err, err] for name in "AB"]
@@ -253,7 +262,7 @@ def test_the_paper_stands_beside_its_own_benchmarks() -> None:
         ["paper: Cold-start + TAPO", "47.5", "", "63.4", ""],
         ["paper: Δ", "+13.5", "", "+11.4", ""],
     ]
-    assert markdown(["a|b", "c"], [["1", "2"]]) == "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |\n"
+    assert format_markdown_table(["a|b", "c"], [["1", "2"]]) == "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |\n"
 
 
 # -------------------------------------------------------------------------------- the command
@@ -269,7 +278,7 @@ def write_evaluation(folder: Path, texts: dict[str, list[tuple[str, float]]]) ->
         for i, (text, reward) in enumerate(samples)
     ]
     (folder / "arithmetic.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = [[f"test-{i}", p.question, p.answer] for i, p in enumerate(held_out(len(texts)))]
+    data = [[f"test-{i}", p.question, p.answer] for i, p in enumerate(get_held_out_problems(len(texts)))]
     digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()
     settings = {"runs": 1, "samples": 3, "benchmarks": {"arithmetic": {"problems": len(texts), "data": digest}}}
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -278,7 +287,7 @@ def write_evaluation(folder: Path, texts: dict[str, list[tuple[str, float]]]) ->
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """Two evaluations of three held-out problems: test-0 and test-1 on the boundary, test-2 always right."""
-    problems = held_out(3)
+    problems = get_held_out_problems(3)
     right = ["\n".join(p.lines) for p in problems]
     box = "\\boxed{0}"
     doubted = [f"{p.lines[0]}\nWait, let me look again.\n" + "\n".join(p.lines[1:]) for p in problems]
@@ -407,7 +416,9 @@ def test_other_problems_than_those_that_were_answered_are_refused(
 ) -> None:
     """Too few, another prompt, another gold answer: a judge would be shown a question that was not asked."""
     file = tmp_path / "problems.jsonl"
-    rows = [{"id": f"test-{i}", "problem": p.question, "answer": p.answer} for i, p in enumerate(held_out(3))]
+    rows = [
+        {"id": f"test-{i}", "problem": p.question, "answer": p.answer} for i, p in enumerate(get_held_out_problems(3))
+    ]
     folder = str(run_folder / "evaluation" / "before")
 
     def code(rows: list[dict[str, str]], prompt: str) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
-from nemo_tapo.runtime.nemo_rl.config.checkout import compose, find_source
-from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source
+from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl_config
 from tests.helpers.cluster_files import cluster_file
 from tests.helpers.command import nemo_tapo
 
@@ -20,7 +20,7 @@ def without_nemo_rl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(folder: Path, *overrides: str) -> ClusterRun:
-    return cluster_run.load(cluster_file(folder), overrides)
+    return cluster_run.load_cluster_run(cluster_file(folder), overrides)
 
 
 def test_every_derived_setting(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_reporting_the_kl_keeps_a_reference_and_counts_its_memory(tmp_path: Path
 
 
 def test_nemo_rls_own_keys_are_kept(tmp_path: Path) -> None:
-    raw = compose(cluster_file(tmp_path))
+    raw = compose_config(cluster_file(tmp_path))
     master = load(tmp_path).master
     raw["policy"]["train_global_batch_size"] = 384
     assert master == raw
@@ -202,7 +202,7 @@ def test_a_model_that_does_not_allow_the_division(tmp_path: Path) -> None:
         (["policy.generation.vllm_cfg.max_model_len=65536"], "more than the model's 40960 positions"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            describe_run.checked(path, overrides)
+            describe_run.load_checked_run(path, overrides)
 
 
 def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -212,18 +212,18 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         "policy.generation.vllm_cfg.tensor_parallel_size=4",
     ]
     with pytest.raises(ValueError, match=r"training needs about .* H100 has 79.1: the largest part is optimizer"):
-        describe_run.checked(cluster_file(tmp_path), overrides)
-    describe_run.checked(cluster_file(tmp_path), [*overrides, "tapo.plan.gpu=H200"])
+        describe_run.load_checked_run(cluster_file(tmp_path), overrides)
+    describe_run.load_checked_run(cluster_file(tmp_path), [*overrides, "tapo.plan.gpu=H200"])
 
 
 def test_a_model_of_unknown_shape_is_planned_without_estimate(tmp_path: Path) -> None:
-    run = describe_run.checked(cluster_file(tmp_path), ["policy.model_name=acme/Big"])
+    run = describe_run.load_checked_run(cluster_file(tmp_path), ["policy.model_name=acme/Big"])
     assert "no estimate of memory and time: the shape of model acme/Big is not known" in describe_run.describe(run)
 
 
 def test_environment_is_asked_for_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    run = describe_run.checked(cluster_file(tmp_path))
+    run = describe_run.load_checked_run(cluster_file(tmp_path))
     with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST is not set"):
         describe_run.require_environment(run)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
@@ -238,11 +238,11 @@ def test_notes_say_what_is_read_otherwise(tmp_path: Path) -> None:
 
 
 def test_files_are_told_apart(tmp_path: Path) -> None:
-    assert is_nemo_rl(cluster_file(tmp_path))
-    assert not is_nemo_rl(Path(__file__).parents[3] / "examples" / "configs" / "tapo-tiny-1n0g.yaml")
-    assert not is_nemo_rl(None)
+    assert is_nemo_rl_config(cluster_file(tmp_path))
+    assert not is_nemo_rl_config(Path(__file__).parents[3] / "examples" / "configs" / "tapo-tiny-1n0g.yaml")
+    assert not is_nemo_rl_config(None)
     (tmp_path / "child.yaml").write_text("defaults: run.yaml\ntapo: {n_pos: 1}\n")
-    assert is_nemo_rl(tmp_path / "child.yaml")
+    assert is_nemo_rl_config(tmp_path / "child.yaml")
 
 
 def test_files_inherit_with_nemo_rls_rules(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_files_inherit_with_nemo_rls_rules(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "defaults: [a.yaml, b.yaml@tapo.inner]\nx: {p: 7}\ny: {_override_: true, r: 3}\nz: 4\n"
     )
-    assert compose(tmp_path / "c.yaml") == {
+    assert compose_config(tmp_path / "c.yaml") == {
         "x": {"p": 7, "q": 2},
         "y": {"r": 3},
         "z": 4,
@@ -259,7 +259,7 @@ def test_files_inherit_with_nemo_rls_rules(tmp_path: Path) -> None:
         "tapo": {"inner": {"p": 5}},
     }
     with pytest.raises(ValueError, match="Missing mandatory value: z"):
-        compose(tmp_path / "a.yaml")
+        compose_config(tmp_path / "a.yaml")
 
 
 def test_a_parent_that_is_nowhere_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,13 +267,13 @@ def test_a_parent_that_is_nowhere_says_what_to_set(tmp_path: Path, monkeypatch: 
     path.write_text("defaults: grpo_math_8B_megatron.yaml\n")
     if find_source() is None:
         with pytest.raises(ValueError, match=r"inherits grpo_math_8B_megatron.yaml.* set NEMO_RL_SRC"):
-            compose(path)
+            compose_config(path)
     monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path))
     with pytest.raises(ValueError, match="is no NeMo-RL checkout"):
-        compose(path)
+        compose_config(path)
     (tmp_path / "examples" / "configs").mkdir(parents=True)
     (tmp_path / "examples" / "configs" / "grpo_math_8B_megatron.yaml").write_text("a: 1\n")
-    assert compose(path) == {"a": 1}
+    assert compose_config(path) == {"a": 1}
 
 
 def test_keys_that_no_class_and_no_example_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +296,9 @@ def test_keys_that_no_class_and_no_example_has(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path / "src"))
     fine = {"grpo": {"num_prompts": 1, "inherited": 2, "only_in_an_example": 3}, "env": {"anything": {"goes": 1}}}
     fine["generation"] = {"backend": "vllm", "vllm_cfg": {"length": 1, "kwargs": {"what": {"ever": 1}}}}
-    assert list(cluster_run.unknown_keys(fine, find_source())) == []
+    assert list(cluster_run.find_unknown_keys(fine, find_source())) == []
     wrong = {"grpo": {"num_prompt": 1}, "generation": {"vllm_cfg": {"lenght": 1}}, "sft": 1}
-    told = list(cluster_run.unknown_keys(wrong, find_source()))
+    told = list(cluster_run.find_unknown_keys(wrong, find_source()))
     assert told[0] == "unknown key 'grpo.num_prompt': nothing reads it; did you mean 'grpo.num_prompts'?"
     assert "'generation.vllm_cfg.lenght'" in told[1] and "'generation.vllm_cfg.length'" in told[1]
     assert "unknown key 'sft'" in told[2]
@@ -333,9 +333,9 @@ def test_the_plan_command_refuses_with_exit_code_2(tmp_path: Path) -> None:
 def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
     run = load(tmp_path, "tapo.n_pos=3")
     (tmp_path / "saved.yaml").write_text(describe_run.as_yaml(run))
-    again = cluster_run.load(tmp_path / "saved.yaml")
+    again = cluster_run.load_cluster_run(tmp_path / "saved.yaml")
     assert (again.master, again.cfg) == (run.master, run.cfg)
-    assert is_nemo_rl(tmp_path / "saved.yaml")
+    assert is_nemo_rl_config(tmp_path / "saved.yaml")
 
 
 def test_local_plan_is_what_dry_run_prints() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.planning import memory, plan_text, step_time
-from nemo_tapo.planning.cluster_setup import Assumptions, GiB, Setup, update_rows
-from nemo_tapo.planning.model_shape import QWEN3, ModelShape, shape_of
+from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup, GiB, update_rows
+from nemo_tapo.planning.model_shape import QWEN3, ModelShape, get_model_shape
 
 ASSUMED = Assumptions()
-SETUP = Setup(
+SETUP = ClusterSetup(
     nodes=1, gpus_per_node=8, train_gpus=8, engine_gpus=8, megatron=True, tp=2, pp=1, cp=1, ep=1, etp=1,
     sequence_parallel=True, recompute=frozenset(), micro_batch_tokens=1000, logit_chunk=100, fp32_logits=False,
     fp32_gradients=False, distributed_optimizer=True, precision_aware=True, offloaded_optimizer=0.0, colocated=True,
@@ -59,16 +59,16 @@ def test_parameters_of_a_real_model_directory() -> None:
             for dimension in tensor["shape"]:
                 size *= dimension
             counted += size
-    assert shape_of(str(folder)).parameters == counted
+    assert get_model_shape(str(folder)).parameters == counted
 
 
 def test_unknown_models_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model acme/Big is not known.*Qwen3-8B"):
-        shape_of("acme/Big")
+        get_model_shape("acme/Big")
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ValueError, match="no estimate is made for model_type 'mamba'"):
-        shape_of(str(tmp_path))
-    assert shape_of("Qwen/Qwen3-8B-Base") == QWEN3["Qwen3-8B"]
+        get_model_shape(str(tmp_path))
+    assert get_model_shape("Qwen/Qwen3-8B-Base") == QWEN3["Qwen3-8B"]
 
 
 def test_training_memory_by_hand() -> None:
@@ -76,8 +76,8 @@ def test_training_memory_by_hand() -> None:
     shape = ModelShape(layers=4, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=16, vocab=100, qk_norm=False)
     # attention 8*8 + 2*8*4 + 8*8 = 192, ffn 3*8*16 = 384, norms 16 a layer; two vocabulary matrices of 800
     rank = (4 * (192 + 384) + 2 * 800) / 2 + 4 * 16
-    assert memory.held(shape, SETUP, 0).all == rank == 2016
-    phase = memory.training(shape, SETUP, ASSUMED)
+    assert memory.count_rank_parameters(shape, SETUP, 0).total == rank == 2016
+    phase = memory.training_phase(shape, SETUP, ASSUMED)
     assert phase.classes["weights (bf16)"] == 2 * 2016
     assert phase.classes["gradients"] == 2 * 2016
     assert phase.classes["optimizer (fp32 master, two moments)"] == 12 * 2016 / 4
@@ -103,28 +103,34 @@ def test_training_memory_by_hand() -> None:
 )
 def test_each_setting_moves_its_class(change: dict[str, object], name: str, factor: float) -> None:
     shape = QWEN3["Qwen3-8B"]
-    before = _stage_zero(shape, SETUP)[name] if "pp" in change else memory.training(shape, SETUP, ASSUMED).classes[name]
+    before = (
+        _stage_zero(shape, SETUP)[name]
+        if "pp" in change
+        else memory.training_phase(shape, SETUP, ASSUMED).classes[name]
+    )
     changed = replace(SETUP, **change)  # type: ignore[arg-type]
     after = (
-        _stage_zero(shape, changed)[name] if "pp" in change else memory.training(shape, changed, ASSUMED).classes[name]
+        _stage_zero(shape, changed)[name]
+        if "pp" in change
+        else memory.training_phase(shape, changed, ASSUMED).classes[name]
     )
     assert after / before == pytest.approx(factor)
 
 
-def _stage_zero(shape: ModelShape, setup: Setup) -> dict[str, float]:
-    return memory.on_stage(shape, setup, ASSUMED, 0).classes
+def _stage_zero(shape: ModelShape, setup: ClusterSetup) -> dict[str, float]:
+    return memory.stage_training_phase(shape, setup, ASSUMED, 0).classes
 
 
 def test_full_recomputation_keeps_the_layers_inputs() -> None:
     shape = QWEN3["Qwen3-8B"]
-    kept = memory.activations(shape, replace(SETUP, recompute=frozenset({"full"})))
-    one_layer = memory.layer_activations(shape, SETUP) * 1000
+    kept = memory.activation_bytes(shape, replace(SETUP, recompute=frozenset({"full"})))
+    one_layer = memory.layer_activation_bytes(shape, SETUP) * 1000
     assert kept == pytest.approx(1000 * 36 * 2 * 4096 / 2 + one_layer)
 
 
 def test_experts_are_divided_by_expert_parallelism() -> None:
     shape = QWEN3["Qwen3-30B-A3B"]
-    alone, parallel = (memory.held(shape, replace(SETUP, ep=ep), 0) for ep in (1, 8))
+    alone, parallel = (memory.count_rank_parameters(shape, replace(SETUP, ep=ep), 0) for ep in (1, 8))
     assert alone.expert / parallel.expert == 8
     assert alone.dense == parallel.dense
     assert (alone.expert_ranks, parallel.expert_ranks) == (8, 1)
@@ -132,15 +138,17 @@ def test_experts_are_divided_by_expert_parallelism() -> None:
 
 def test_the_class_that_breaks_a_plan_is_named() -> None:
     big = replace(SETUP, tp=8, engine_tp=4, micro_batch_tokens=10240)
-    fault = list(plan_text.faults(QWEN3["Qwen3-32B"], big, ASSUMED))
+    fault = list(plan_text.find_faults(QWEN3["Qwen3-32B"], big, ASSUMED))
     assert len(fault) == 1
     assert fault[0].startswith("training needs about")
     assert "the largest part is optimizer (fp32 master, two moments) with 45.8." in fault[0]  # 12 bytes x 32.76e9 / 8
-    assert not list(plan_text.faults(QWEN3["Qwen3-32B"], replace(big, nodes=8, train_gpus=64, engine_gpus=64), ASSUMED))
+    assert not list(
+        plan_text.find_faults(QWEN3["Qwen3-32B"], replace(big, nodes=8, train_gpus=64, engine_gpus=64), ASSUMED)
+    )
 
 
 def test_an_engine_without_room_for_one_completion_is_refused() -> None:
-    faults = list(plan_text.faults(QWEN3["Qwen3-32B"], replace(SETUP, tp=8), ASSUMED))
+    faults = list(plan_text.find_faults(QWEN3["Qwen3-32B"], replace(SETUP, tp=8), ASSUMED))
     assert any("the KV cache holds" in fault and "engine's weights take 61.0 GiB" in fault for fault in faults)
 
 
@@ -149,14 +157,14 @@ def test_kv_cache_by_hand() -> None:
     shape = QWEN3["Qwen3-8B"]
     assert shape.kv_bytes_per_token == 147_456
     room = 0.6 * 79.1 * GiB - 2 * 8_190_735_360 - 4 * GiB
-    assert memory.cached_tokens(shape, SETUP, ASSUMED) == int(room / 147_456)
+    assert memory.kv_cache_tokens(shape, SETUP, ASSUMED) == int(room / 147_456)
 
 
 def test_checkpoint_and_host_by_hand() -> None:
     shape = QWEN3["Qwen3-8B"]
     assert memory.checkpoint_bytes(shape, SETUP) == 14 * 8_190_735_360
     assert memory.checkpoint_bytes(shape, replace(SETUP, saves_optimizer=False)) == 2 * 8_190_735_360
-    host = memory.host(shape, replace(SETUP, tp=1))
+    host = memory.host_bytes(shape, replace(SETUP, tp=1))
     assert host["engine's weights, put aside"] == 8 * 2 * 8_190_735_360
     # each of 8 ranks its weights, and the node together one optimizer
     assert host["policy's weights and optimizer, put aside"] == pytest.approx((8 * 2 + 12) * 8_190_735_360, rel=1e-3)
@@ -196,7 +204,7 @@ BENCHMARK = replace(
     ],
     ids=["Llama-3.1-8B", "Qwen3-30B-A3B"],
 )
-def test_times_are_of_the_published_size(shape: ModelShape, setup: Setup, mean: int, seconds: float) -> None:
+def test_times_are_of_the_published_size(shape: ModelShape, setup: ClusterSetup, mean: int, seconds: float) -> None:
     estimate = sum(step_time.step_seconds(shape, setup, Assumptions(response_share=mean / 4096)).values())
     assert seconds / 1.5 < estimate < seconds * 1.5
 

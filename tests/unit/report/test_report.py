@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_tapo.evaluation.tables import tables
+from nemo_tapo.evaluation.tables import make_tables
 from nemo_tapo.report import summary
 from nemo_tapo.report.html import write_page
-from nemo_tapo.report.plots import construction_figure, figure3, rolling
-from nemo_tapo.report.terminal import show
+from nemo_tapo.report.plots import compute_rolling_stats, draw_construction_figure, draw_figure3
+from nemo_tapo.report.terminal import print_run
 from nemo_tapo.tracking.records import (
     MetricsWriter,
     TrajectoryWriter,
-    outcome,
+    decode_token_pieces,
+    find_turn_end,
+    get_outcome,
+    make_skipped_record,
+    make_trajectory_record,
     read_metrics,
     read_trajectories,
-    skipped_record,
-    token_pieces,
-    trajectory_record,
-    turn_end,
 )
 from nemo_tapo.types import Group, Query
 from nemo_tapo.utils import jsonl
@@ -72,7 +72,7 @@ def test_worked_example_record() -> None:
     assert "".join(record["tokens"]) == text
     assert len(record["tokens"]) == len(record["weights"])
     assert record["weights"][record["tokens"].index(" carry")] == 0.05
-    assert (record["group"], record["uid"], outcome(record)) == ("7_reflected", "7_reflected/0", "corrected")
+    assert (record["group"], record["uid"], get_outcome(record)) == ("7_reflected", "7_reflected/0", "corrected")
     assert record["raw"] == ""
     assert record["extracted"] == "85"
     assert record["advantage"] == 0.577
@@ -87,21 +87,21 @@ def test_dropped_record_keeps_the_raw_answer() -> None:
     assert record["advantage"] is None
     assert record["outcome"] is None
     assert record["reward"] == 0.0
-    assert outcome(record) == "dropped:truncated"
+    assert get_outcome(record) == "dropped:truncated"
 
 
 def test_weights_must_match_tokens() -> None:
     with pytest.raises(AssertionError, match="3 tokens but 1 weights"):
-        trajectory_record(samples.example_construction(), ["a", "b", "c"], [1.0], 0.0)
+        make_trajectory_record(samples.example_construction(), ["a", "b", "c"], [1.0], 0.0)
 
 
 def test_skipped_record() -> None:
     query = Query("7", "47+38=?", "85")
     rollouts = tuple(samples.rollout(query, k, f"answer {k}", float(k == 2)) for k in range(4))
-    record = skipped_record(Group(query, rollouts), "beyond")
+    record = make_skipped_record(Group(query, rollouts), "beyond")
     assert record["rewards"] == [0.0, 0.0, 1.0, 0.0]
-    assert (record["right"], record["wrong"], outcome(record)) == ("answer 2", "answer 0", "skipped:beyond")
-    assert skipped_record(Group(query, rollouts[:2]), "beyond")["right"] is None
+    assert (record["right"], record["wrong"], get_outcome(record)) == ("answer 2", "answer 0", "skipped:beyond")
+    assert make_skipped_record(Group(query, rollouts[:2]), "beyond")["right"] is None
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,16 @@ def test_skipped_record() -> None:
 )
 def test_turn_ends_with_its_sentence_or_line(text: str, turn: str) -> None:
     kept = 5 if text.startswith("KEEP\n") else 4
-    assert text[kept : turn_end(text, kept)] == turn
+    assert text[kept : find_turn_end(text, kept)] == turn
 
 
 def test_nothing_kept_means_no_turn() -> None:
-    assert turn_end("A whole new solution. 1+1=2", 0) == 0
+    assert find_turn_end("A whole new solution. 1+1=2", 0) == 0
 
 
 def test_token_pieces_join_to_the_text() -> None:
     data = "a\u00e9\U0001f600b".encode()
-    pieces = token_pieces(list(data), lambda ids: bytes(ids).decode("utf-8", "replace"))
+    pieces = decode_token_pieces(list(data), lambda ids: bytes(ids).decode("utf-8", "replace"))
     assert pieces == ["a", "", "\u00e9", "", "", "", "\U0001f600", "b"]
 
 
@@ -206,7 +206,7 @@ def test_any_text_can_be_stored(tmp_path: Path) -> None:
     appender = jsonl.Appender(tmp_path / "x.jsonl")
     appender.append([{"step": 0, "text": "line\nbreak \u2028 \ud800 \u00e9"}])
     appender.close()
-    assert jsonl.read(tmp_path / "x.jsonl").rows[0]["text"] == "line\nbreak \u2028 ? \u00e9"
+    assert jsonl.read_lines(tmp_path / "x.jsonl").rows[0]["text"] == "line\nbreak \u2028 ? \u00e9"
 
 
 def test_limit_keeps_every_outcome_and_counts_the_rest(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_limit_keeps_every_outcome_and_counts_the_rest(tmp_path: Path) -> None:
     assert writer.truncate_after(3) == 1
     writer.close()
     lines = read_trajectories(tmp_path)
-    assert [outcome(row) for row in lines.rows] == ["corrected", "dropped:leak"]
+    assert [get_outcome(row) for row in lines.rows] == ["corrected", "dropped:leak"]
     assert lines.notes == ("trajectories.jsonl: 4 more records were over the limit a step and not stored.",)
     with pytest.raises(ValueError, match="limit_per_step is -1"):
         TrajectoryWriter(tmp_path, -1)
@@ -227,19 +227,19 @@ def test_limit_keeps_every_outcome_and_counts_the_rest(tmp_path: Path) -> None:
 
 
 def test_summary_of_a_run(run_folder: Path) -> None:
-    run = summary.load(run_folder)
-    assert ("lambda", "1.0") in summary.highlights(run.config)
+    run = summary.load_run(run_folder)
+    assert ("lambda", "1.0") in summary.list_highlights(run.config)
     assert (
         "task",
         "arithmetic",
-    ) in summary.highlights(run.config)
-    counts = {label: int(number.replace(",", "")) for label, number, _ in summary.totals(run.metrics)}
+    ) in summary.list_highlights(run.config)
+    counts = {label: int(number.replace(",", "")) for label, number, _ in summary.compute_totals(run.metrics)}
     dropped = sum(number for label, number in counts.items() if label.startswith("pairs dropped"))
     assert counts["pairs of a wrong and a right response"] == counts["pairs that gave a trajectory"] + dropped
 
 
 def test_tables_of_before_and_after() -> None:
-    measured, synthesis = tables(samples.EVALUATION)
+    measured, synthesis = make_tables(samples.EVALUATION)
     assert (measured.title, measured.head) == ("arithmetic", ["before RL", "after RL", "change, points"])
     rows = {row[0]: tuple(row[1:]) for row in measured.rows}
     assert rows["pass@1"] == ("34.2% (30.2 to 38.2)", "66.8% (62.8 to 70.8)", "+32.6 (+30.1 to +35.1)")
@@ -254,19 +254,21 @@ def test_tables_of_before_and_after() -> None:
 
 
 def test_half_an_evaluation_is_tolerated() -> None:
-    [table] = tables({"before": {"benchmarks": {"b": {"pass@1": 0.5, "pass@1/interval95": [0.4, 0.6], "problems": 3}}}})
+    [table] = make_tables(
+        {"before": {"benchmarks": {"b": {"pass@1": 0.5, "pass@1/interval95": [0.4, 0.6], "problems": 3}}}}
+    )
     assert table.head == ["before RL", "after RL", "change, points"]
     assert table.rows == [["pass@1", "50.0% (40.0 to 60.0)", "-", ""], ["problems", "3", "-", ""]]
-    assert tables({}) == []
-    assert tables({"before": {"pass@1": 0.5}}) == []  # as an earlier version wrote it
+    assert make_tables({}) == []
+    assert make_tables({"before": {"pass@1": 0.5}}) == []  # as an earlier version wrote it
 
 
 def test_one_evaluation_of_several_benchmarks_has_them_as_columns() -> None:
     result = {"benchmarks": {"a": {"pass@1": 0.25}, "b": {"pass@1": 0.5}}, "average": {"pass@1": 0.375}}
-    [table] = tables({"tiny-base": result})
+    [table] = make_tables({"tiny-base": result})
     assert (table.title, table.head) == ("tiny-base", ["a", "b", "average"])
     assert table.rows == [["pass@1", "25.0%", "50.0%", "37.5%"]]
-    both = tables({"tiny-base": result, "other": {"benchmarks": {"a": {"pass@1": 0.125}}}})
+    both = make_tables({"tiny-base": result, "other": {"benchmarks": {"a": {"pass@1": 0.125}}}})
     assert [(t.title, t.head, t.rows[0]) for t in both] == [
         ("a", ["tiny-base", "other"], ["pass@1", "25.0%", "12.5%"]),
         ("b", ["tiny-base", "other"], ["pass@1", "50.0%", "-"]),
@@ -277,20 +279,20 @@ def test_one_evaluation_of_several_benchmarks_has_them_as_columns() -> None:
 def test_every_drop_reason_is_explained() -> None:
     from nemo_tapo.algorithms.reflection import DROP_REASONS
 
-    assert {f"dropped:{reason}" for reason in DROP_REASONS} <= set(summary.OUTCOMES)
+    assert {f"dropped:{reason}" for reason in DROP_REASONS} <= set(summary.OUTCOME_MEANINGS)
 
 
 def test_config_may_be_yaml_and_name_lambda_by_its_field(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("algorithm: tapo\ntapo: {weight: 0.5}\n")
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n')
-    assert summary.highlights(summary.load(tmp_path).config) == [("algorithm", "tapo"), ("lambda", "0.5")]
+    assert summary.list_highlights(summary.load_run(tmp_path).config) == [("algorithm", "tapo"), ("lambda", "0.5")]
 
 
 def test_no_run_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing was trained there yet"):
-        summary.load(tmp_path)
+        summary.load_run(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
-        summary.load(tmp_path / "absent")
+        summary.load_run(tmp_path / "absent")
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -303,8 +305,8 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 def test_figures_are_pngs(run_folder: Path, tmp_path: Path) -> None:
     metrics = read_metrics(run_folder).rows
-    figure3({"tapo": metrics, "other": metrics[:3]}, tmp_path / "new" / "figure3.png", window=2)
-    construction_figure(metrics, tmp_path / "construction.png", dark=True)
+    draw_figure3({"tapo": metrics, "other": metrics[:3]}, tmp_path / "new" / "figure3.png", window=2)
+    draw_construction_figure(metrics, tmp_path / "construction.png", dark=True)
     for name in ("new/figure3.png", "construction.png"):
         width, height = png_size((tmp_path / name).read_bytes())
         assert width >= 1200
@@ -315,7 +317,7 @@ def test_figures_are_pngs(run_folder: Path, tmp_path: Path) -> None:
     "metrics", [[], [{"step": 0}], [{"step": 0, "loss": None}, {"step": 7, "loss": 1.0, "kl_ref": 0.1}]]
 )
 def test_figures_tolerate_missing_keys(metrics: list[dict[str, Any]]) -> None:
-    for draw in (lambda out: figure3({"run": metrics}, out), lambda out: construction_figure(metrics, out)):
+    for draw in (lambda out: draw_figure3({"run": metrics}, out), lambda out: draw_construction_figure(metrics, out)):
         out = BytesIO()
         draw(out)
         png_size(out.getvalue())
@@ -323,21 +325,21 @@ def test_figures_tolerate_missing_keys(metrics: list[dict[str, Any]]) -> None:
 
 def test_figure_faults_are_said() -> None:
     with pytest.raises(ValueError, match="at least one run"):
-        figure3({}, BytesIO())
+        draw_figure3({}, BytesIO())
     with pytest.raises(ValueError, match="window is 0"):
-        figure3({"run": []}, BytesIO(), window=0)
+        draw_figure3({"run": []}, BytesIO(), window=0)
 
 
 def test_rolling_against_numpy() -> None:
     rng = Random(5)
     values = np.array([rng.gauss(1e6, 1.0) for _ in range(50)])
     values[[3, 17, 18]] = np.nan
-    mean, deviation = rolling(values, 7)
+    mean, deviation = compute_rolling_stats(values, 7)
     for i in range(50):
         part = values[max(0, i - 6) : i + 1]
         assert mean[i] == pytest.approx(np.nanmean(part), rel=1e-12)
         assert deviation[i] == pytest.approx(np.nanstd(part), abs=1e-4)
-    assert np.isnan(rolling(np.array([np.nan, 1.0]), 1)[0][0])
+    assert np.isnan(compute_rolling_stats(np.array([np.nan, 1.0]), 1)[0][0])
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -422,9 +424,9 @@ def test_page_holds_the_run(page: str, run_folder: Path) -> None:
     ],
 )
 def test_a_change_is_coloured_only_if_its_interval_excludes_0(text: str, tone: str | None) -> None:
-    from nemo_tapo.report.html import _cell
+    from nemo_tapo.report.html import _render_cell
 
-    assert _cell(text) == (f'<td class="{tone}">{text}</td>' if tone else f"<td>{text}</td>")
+    assert _render_cell(text) == (f'<td class="{tone}">{text}</td>' if tone else f"<td>{text}</td>")
 
 
 def test_hostile_text_stays_text(page: str) -> None:
@@ -451,7 +453,7 @@ def test_run_name_is_escaped(tmp_path: Path) -> None:
 
 
 def test_offsets_count_utf16_units(page: str) -> None:
-    from nemo_tapo.report.html import _compact
+    from nemo_tapo.report.html import _compact_record
 
     text = "\U0001f600" * 3 + "ab"
     record = {
@@ -462,7 +464,7 @@ def test_offsets_count_utf16_units(page: str) -> None:
         "kept_chars": 2,
         "turn_chars": 4,
     }
-    compact = _compact(record)
+    compact = _compact_record(record)
     assert (compact["kept_chars"], compact["turn_chars"]) == (4, 7)
 
 
@@ -479,7 +481,7 @@ def shown(folder: Path, **options: Any) -> str:
     from rich.console import Console
 
     out = StringIO()
-    show(folder, console=Console(file=out, width=80, highlight=False), **options)
+    print_run(folder, console=Console(file=out, width=80, highlight=False), **options)
     return out.getvalue()
 
 
@@ -528,7 +530,7 @@ def test_terminal_step_and_limit_faults(run_folder: Path) -> None:
 
 
 def test_terminal_that_knows_ascii_only(run_folder: Path) -> None:
-    code = "import sys, pathlib, nemo_tapo.report.terminal as t; t.show(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, nemo_tapo.report.terminal as t; t.print_run(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
     done = subprocess.run([sys.executable, "-c", code, run_folder], env=environment, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()

@@ -10,25 +10,25 @@ import torch
 
 from nemo_tapo.equations.importance import ImportanceRules, importance_weights
 from nemo_tapo.equations.surrogate import KLRules, kl_penalty
-from nemo_tapo.runtime.nemo_rl.loss_setup import read_settings, reduce_worker_metrics
+from nemo_tapo.runtime.nemo_rl.loss_setup import read_loss_settings, reduce_worker_metrics
 
 TRUNCATED = {"use_importance_sampling_correction": True, "truncated_importance_sampling_ratio": 2.0}
 
 
 def test_defaults_are_nemo_rls() -> None:
-    settings = read_settings({})
+    settings = read_loss_settings({})
     assert settings.kl == KLRules(sampling_gradient=True, input_clamp=20.0, output_clamp=10.0)
     assert settings.importance is None
 
 
 def test_what_is_set_is_taken() -> None:
-    settings = read_settings(
+    settings = read_loss_settings(
         TRUNCATED
         | {"kl_input_clamp_value": None, "kl_output_clamp_value": 5.0, "truncated_importance_sampling_type": "tis"}
     )
     assert settings.kl == KLRules(True, None, 5.0)
     assert settings.importance == ImportanceRules("tis", 0.0, 2.0)
-    assert read_settings({"use_importance_sampling_correction": True}).importance == ImportanceRules()
+    assert read_loss_settings({"use_importance_sampling_correction": True}).importance == ImportanceRules()
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,21 @@ def test_what_is_set_is_taken() -> None:
 )
 def test_another_loss_is_refused_by_name(loss_fn: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match="loss_fn") as raised:
-        read_settings(loss_fn)
+        read_loss_settings(loss_fn)
     assert named in str(raised.value)
 
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="loss_fn") as raised:
-        read_settings({"use_cispo": True, "ratio_clip_c": 3.0})
+        read_loss_settings({"use_cispo": True, "ratio_clip_c": 3.0})
     assert len(str(raised.value).splitlines()) == 2
 
 
 def test_neutral_values_are_no_fault() -> None:
-    read_settings({"ratio_clip_c": None, "use_cispo": False, "positive_example_nll_weight": 0, "ratio_clip_min": 0.1})
-    read_settings({"reference_policy_kl_type": "k1", "reference_policy_kl_penalty": 0})
+    read_loss_settings(
+        {"ratio_clip_c": None, "use_cispo": False, "positive_example_nll_weight": 0, "ratio_clip_min": 0.1}
+    )
+    read_loss_settings({"reference_policy_kl_type": "k1", "reference_policy_kl_penalty": 0})
 
 
 def test_worker_metrics_add_up() -> None:

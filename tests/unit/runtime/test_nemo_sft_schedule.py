@@ -10,8 +10,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from nemo_tapo.config.sections import OptimizerConfig
-from nemo_tapo.runtime.local.lr_schedule import learning_rate
-from nemo_tapo.runtime.nemo_rl.sft_recipe import torch_schedulers
+from nemo_tapo.runtime.local.lr_schedule import compute_learning_rate
+from nemo_tapo.runtime.nemo_rl.sft_recipe import make_torch_schedulers
 
 
 def rates(settings: OptimizerConfig, steps: int) -> list[float]:
@@ -22,7 +22,7 @@ def rates(settings: OptimizerConfig, steps: int) -> list[float]:
         scheduler: LRScheduler = getattr(importlib.import_module(module), name)(optimizer, **of["kwargs"])
         return scheduler
 
-    asked = torch_schedulers(settings, steps)
+    asked = make_torch_schedulers(settings, steps)
     if isinstance(asked, dict):
         scheduler = made(asked)
     else:
@@ -41,7 +41,7 @@ def rates(settings: OptimizerConfig, steps: int) -> list[float]:
 def test_the_rates_are_the_local_runtimes(schedule: str, warmup: int) -> None:
     settings = OptimizerConfig(lr=2e-4, warmup_steps=warmup, schedule=schedule, min_lr_ratio=0.1)
     local = settings.model_copy(update={"warmup_steps": min(warmup, 9)})  # as for Megatron: the last step has the rate
-    assert rates(settings, 10) == pytest.approx([learning_rate(local, step, 10) for step in range(1, 11)])
+    assert rates(settings, 10) == pytest.approx([compute_learning_rate(local, step, 10) for step in range(1, 11)])
 
 
 def test_without_warm_up_it_begins_with_the_rate() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_tapo.runtime.local.weights import ModelShape, Place, check_layout, merge, split
+from nemo_tapo.runtime.local.weights import ModelParallelRank, ModelShape, check_layout, merge_weights, split_weights
 
 SHAPE = ModelShape(layers=4, hidden=8, heads=4, kv_heads=2, head_dim=3, ffn=12, vocab=11, tied=True)
 
@@ -39,7 +39,7 @@ def random_weights(shape: ModelShape) -> dict[str, Tensor]:
 
 
 def shards(full: dict[str, Tensor], shape: ModelShape, tp: int, pp: int) -> dict[tuple[int, int], dict[str, Tensor]]:
-    return {(t, p): split(full, shape, Place(tp, pp, t, p)) for t in range(tp) for p in range(pp)}
+    return {(t, p): split_weights(full, shape, ModelParallelRank(tp, pp, t, p)) for t in range(tp) for p in range(pp)}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -47,7 +47,7 @@ def shards(full: dict[str, Tensor], shape: ModelShape, tp: int, pp: int) -> dict
 def test_round_trip(tp: int, pp: int, tied: bool) -> None:
     shape = replace(SHAPE, tied=tied)
     full = random_weights(shape)
-    back = merge(shards(full, shape, tp, pp), shape)
+    back = merge_weights(shards(full, shape, tp, pp), shape)
     assert back.keys() == full.keys()
     assert all(torch.equal(back[name], full[name]) for name in full)
 
@@ -64,7 +64,7 @@ def test_every_number_is_on_some_rank_once_but_for_what_is_shared() -> None:
 def test_the_fused_projection_is_grouped_by_kv_head() -> None:
     """Rank 1 of 2 holds kv head 1: its two query heads, then its key, then its value."""
     full = random_weights(SHAPE)
-    shard = split(full, SHAPE, Place(2, 1, 1, 0))
+    shard = split_weights(full, SHAPE, ModelParallelRank(2, 1, 1, 0))
     prefix, d = "model.layers.0.self_attn.", SHAPE.head_dim
     expected = torch.cat(
         [
@@ -78,21 +78,21 @@ def test_the_fused_projection_is_grouped_by_kv_head() -> None:
 
 def test_gate_and_up_stand_above_each_other_on_each_rank() -> None:
     full = random_weights(SHAPE)
-    shard = split(full, SHAPE, Place(2, 1, 0, 0))
+    shard = split_weights(full, SHAPE, ModelParallelRank(2, 1, 0, 0))
     gate, up = full["model.layers.2.mlp.gate_proj.weight"], full["model.layers.2.mlp.up_proj.weight"]
     assert torch.equal(shard["decoder.layers.2.mlp.linear_fc1.weight"], torch.cat([gate[:6], up[:6]]))
 
 
 def test_the_vocabulary_is_padded_with_zeros_to_a_multiple_of_tp() -> None:
     full = random_weights(SHAPE)  # 11 tokens
-    last = split(full, SHAPE, Place(2, 1, 1, 0))["embedding.word_embeddings.weight"]
+    last = split_weights(full, SHAPE, ModelParallelRank(2, 1, 1, 0))["embedding.word_embeddings.weight"]
     assert last.shape == (6, SHAPE.hidden)
     assert torch.all(last[-1] == 0)
 
 
 def test_stages_hold_what_is_theirs() -> None:
     full = random_weights(SHAPE)
-    first, last = (split(full, SHAPE, Place(1, 2, 0, p)) for p in (0, 1))
+    first, last = (split_weights(full, SHAPE, ModelParallelRank(1, 2, 0, p)) for p in (0, 1))
     assert "embedding.word_embeddings.weight" in first and "decoder.final_layernorm.weight" not in first
     assert torch.equal(last["output_layer.weight"], full["model.embed_tokens.weight"])  # tied: a copy
     assert torch.equal(last["decoder.layers.1.input_layernorm.weight"], full["model.layers.3.input_layernorm.weight"])
@@ -102,9 +102,9 @@ def test_a_missing_or_misshapen_tensor_is_named() -> None:
     full = random_weights(SHAPE)
     missing = {n: t for n, t in full.items() if n != "model.layers.1.mlp.up_proj.weight"}
     with pytest.raises(ValueError, match=r"no tensor 'model.layers.1.mlp.up_proj.weight'"):
-        split(missing, SHAPE, Place(1, 1))
+        split_weights(missing, SHAPE, ModelParallelRank(1, 1))
     with pytest.raises(ValueError, match=r"'model.norm.weight' is \(7,\); by config.json it should be \(8,\)"):
-        split(full | {"model.norm.weight": torch.zeros(7)}, SHAPE, Place(1, 1))
+        split_weights(full | {"model.norm.weight": torch.zeros(7)}, SHAPE, ModelParallelRank(1, 1))
 
 
 @pytest.mark.parametrize(

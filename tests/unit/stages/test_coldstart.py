@@ -12,17 +12,22 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.algorithms.base import Tools
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.synthesis import Synthesis
+from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.datasets import sft_examples
-from nemo_tapo.datasets.query_order import with_prompts
+from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedRuntime, arithmetic_script
 from nemo_tapo.stages.coldstart import build
 from nemo_tapo.stages.coldstart.corrections import Corrections
-from nemo_tapo.stages.coldstart.statistics import in_words, overlaps, spread, statistics
-from nemo_tapo.stages.coldstart.writers import OracleWriter, check_writer, without_thinking
+from nemo_tapo.stages.coldstart.statistics import (
+    compute_statistics,
+    describe_statistics,
+    find_overlaps,
+    summarize_values,
+)
+from nemo_tapo.stages.coldstart.writers import OracleWriter, check_writer, remove_thinking
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Completion, Construction, Grade, Group, Kind, Pair, Query, Rollout
 
@@ -34,22 +39,22 @@ def config(**coldstart: Any) -> RunConfig:
     return validate({"coldstart": coldstart, "rollout": {"max_tokens": 300}, "model": {"max_length": 2000}})
 
 
-def made(cfg: RunConfig) -> tuple[build.Mix, list[Group], build.Survey, Corrections]:
+def made(cfg: RunConfig) -> tuple[build.ExampleMix, list[Group], build.Candidates, Corrections]:
     """The data of forty generated queries, corrected by the oracle."""
     runtime = ScriptedRuntime(arithmetic_script)
     tools = Tools(runtime.generator, runtime.tokenizer, ArithmeticTask(cfg.task.arithmetic, 0))
-    queries, _ = with_prompts(tools.task.train_queries()[:40], tools.tokenizer, 1000)
+    queries, _ = add_prompts(tools.task.train_queries()[:40], tools.tokenizer, 1000)
     algorithm, synthesis = GRPO(cfg, tools), Synthesis(cfg, tools)
 
-    async def make() -> tuple[list[Group], build.Survey, list[Construction]]:
+    async def make() -> tuple[list[Group], build.Candidates, list[Construction]]:
         groups = [await algorithm.rollouts(query, -1) for query in queries]
-        found = build.survey(groups, cfg)
+        found = build.collect_candidates(groups, cfg)
         writer = OracleWriter(synthesis, cfg.seed)
         return groups, found, [await writer.correct(pair) for pair in found.pairs]
 
     groups, found, constructions = asyncio.run(make())
     corrected = Corrections(tuple(constructions), Counter({"accepted": len(constructions)}))
-    return build.mix(found, constructions, synthesis.template, cfg, tools.tokenizer), groups, found, corrected
+    return build.mix_examples(found, constructions, synthesis.template, cfg, tools.tokenizer), groups, found, corrected
 
 
 def group(uid: str, rewards: Sequence[float], texts: Sequence[str] | None = None) -> Group:
@@ -124,21 +129,21 @@ def test_a_correction_keeps_the_tokens_of_the_response_that_it_names() -> None:
 
 
 def test_pairs_need_right_and_wrong() -> None:
-    assert build.pairs_of(group("a", [1, 1]), 4, 0) == [] == build.pairs_of(group("b", [0, 0]), 4, 0)
-    pairs = build.pairs_of(group("c", [0, 1, 0]), 4, 0)
+    assert build.make_pairs(group("a", [1, 1]), 4, 0) == [] == build.make_pairs(group("b", [0, 0]), 4, 0)
+    pairs = build.make_pairs(group("c", [0, 1, 0]), 4, 0)
     assert sorted(p.wrong.index for p in pairs) == [0, 2] and {p.reference.index for p in pairs} == {1}
     groups = [group("a", [1, 1]), group("b", [0, 0]), group("c", [0, 1, 0])]
-    found = build.survey(groups, config())
-    assert found.fates == {"all_right": 1, "all_wrong": 1, "right_and_wrong": 1}
-    assert (found.correct, len(found.right), len(found.pairs)) == (3, 2, 1)
+    found = build.collect_candidates(groups, config())
+    assert found.query_classes == {"all_right": 1, "all_wrong": 1, "right_and_wrong": 1}
+    assert (found.correct_responses, len(found.correct_examples), len(found.pairs)) == (3, 2, 1)
 
 
 # ----------------------------------------------------------------------------- what is left out
 
 
-def mixed_of(groups: Sequence[Group], corrected: Sequence[Construction], **settings: Any) -> build.Mix:
+def mixed_of(groups: Sequence[Group], corrected: Sequence[Construction], **settings: Any) -> build.ExampleMix:
     cfg = config(sft_examples=10, corrective_share=0.5, ift_examples=10, **settings)
-    return build.mix(build.survey(groups, cfg), corrected, TEMPLATE, cfg, TOKENIZER)
+    return build.mix_examples(build.collect_candidates(groups, cfg), corrected, TEMPLATE, cfg, TOKENIZER)
 
 
 def test_everything_left_out_is_counted_and_the_counts_sum_up() -> None:
@@ -149,7 +154,7 @@ def test_everything_left_out_is_counted_and_the_counts_sum_up() -> None:
     groups.append(Group(cut.query, (replace(cut.rollouts[0], completion=cut_off),)))
     corrected = [correction(groups[0]), correction(doubled), correction(doubled), correction(groups[1])]
     mixed = mixed_of(groups, corrected, max_length=500)
-    shares = mixed.shares
+    shares = mixed.counts
     assert (shares["correct"].cut_off, shares["correct"].too_long) == (1, 1)
     assert (shares["corrective"].duplicates, shares["synthesis"].duplicates) == (1, 1)
     assert shares["synthesis"].too_long == 1  # its prompt holds the long response
@@ -162,14 +167,14 @@ def test_everything_left_out_is_counted_and_the_counts_sum_up() -> None:
 def test_what_is_left_out_makes_room_for_others() -> None:
     groups = [group(f"q{i}", [1], ["x" * (900 if i % 2 else 9)]) for i in range(10)]
     cfg = config(sft_examples=5, corrective_share=0.0, ift_examples=0, max_length=500)
-    mixed = build.mix(build.survey(groups, cfg), [], TEMPLATE, cfg, TOKENIZER)
-    assert len(mixed.examples) == 5 and mixed.shares["correct"].too_long == 5
+    mixed = build.mix_examples(build.collect_candidates(groups, cfg), [], TEMPLATE, cfg, TOKENIZER)
+    assert len(mixed.examples) == 5 and mixed.counts["correct"].too_long == 5
 
 
 def test_duplicates_are_kept_on_request_and_told() -> None:
     one = group("d", [1, 0])
-    assert mixed_of([one], [correction(one)] * 3, drop_duplicates=False).doubles_kept == 4
-    assert mixed_of([one], [correction(one)] * 3).doubles_kept == 0
+    assert mixed_of([one], [correction(one)] * 3, drop_duplicates=False).duplicates_kept == 4
+    assert mixed_of([one], [correction(one)] * 3).duplicates_kept == 0
 
 
 def test_the_newlines_before_a_response_belong_to_the_answer_and_not_to_the_synthesis() -> None:
@@ -185,7 +190,7 @@ def test_the_prompt_is_what_the_policy_reads() -> None:
     one = group("p", [1])
     query = replace(one.query, prompt="Solve: question p")
     asked = Group(query, tuple(replace(r, query=query) for r in one.rollouts))
-    assert build.correct_example(asked, 0).prompt == "Solve: question p"
+    assert build.make_correct_example(asked, 0).prompt == "Solve: question p"
 
 
 # ----------------------------------------------------------------------------- files
@@ -193,8 +198,8 @@ def test_the_prompt_is_what_the_policy_reads() -> None:
 
 def test_files_round_trip_and_tell_where_each_example_comes_from(tmp_path: Path) -> None:
     mixed, *_ = made(config(sft_examples=8, ift_examples=5, corrective_share=0.5))
-    sft_examples.write(tmp_path, mixed.examples, parquet=True)
-    assert sft_examples.read(tmp_path / "data.jsonl") == mixed.examples
+    sft_examples.write_examples(tmp_path, mixed.examples, parquet=True)
+    assert sft_examples.read_examples(tmp_path / "data.jsonl") == mixed.examples
     chats = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
     for chat, example in zip(chats, mixed.examples, strict=True):
         assert [m["role"] for m in chat["messages"]] == ["user", "assistant"]
@@ -218,18 +223,18 @@ def test_files_round_trip_and_tell_where_each_example_comes_from(tmp_path: Path)
 )
 def test_a_broken_row_is_named_with_what_to_do(tmp_path: Path, broken: str | None, why: str) -> None:
     mixed, *_ = made(config(sft_examples=3, ift_examples=2, corrective_share=0.5))
-    sft_examples.write(tmp_path, mixed.examples)
+    sft_examples.write_examples(tmp_path, mixed.examples)
     file = tmp_path / "data.jsonl"
     lines = file.read_text().splitlines()
     empty = json.dumps({**json.loads(lines[2]), "response_ids": []})
     lines[2] = broken if broken is not None else empty
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=rf"data\.jsonl, line 3 is no cold-start example: .*({why})") as error:
-        sft_examples.read(file)
+        sft_examples.read_examples(file)
     assert str(error.value).endswith(". Mend or remove that line.")  # nobody's samples lie beside it
-    (tmp_path / sft_examples.STATISTICS).write_text("{}")
+    (tmp_path / sft_examples.STATISTICS_FILE).write_text("{}")
     with pytest.raises(ValueError, match="nothing is asked again"):
-        sft_examples.read(file)
+        sft_examples.read_examples(file)
 
 
 # ----------------------------------------------------------------------------- statistics
@@ -238,7 +243,7 @@ def test_a_broken_row_is_named_with_what_to_do(tmp_path: Path, broken: str | Non
 def test_statistics_sum_up() -> None:
     mixed, groups, found, corrected = made(config(sft_examples=20, ift_examples=5000, corrections_per_query=2))
     outcomes = Counter({**corrected.outcomes, "leak": 3, "refused_by_verifier": 2})
-    told = statistics(found, Corrections(corrected.accepted, outcomes), mixed, {}, {"seed": 0})
+    told = compute_statistics(found, Corrections(corrected.accepted, outcomes), mixed, {}, {"seed": 0})
     queries, corrections, examples = told["queries"], told["corrections"], told["examples"]
     assert queries["sampled"] == 40 == queries["right_and_wrong"] + queries["all_right"] + queries["all_wrong"]
     assert told["responses"]["accuracy"] == sum(r.reward for g in groups for r in g.rollouts) / 320
@@ -251,16 +256,16 @@ def test_statistics_sum_up() -> None:
     ift = [e for e in mixed.examples if e.format == "ift"]
     assert told["tokens"]["ift"]["row"]["max"] == max(len(e.prompt_ids) + len(e.response_ids) for e in ift)
     assert told["tokens"]["ift"]["total"] + told["tokens"]["sft"]["total"] == sum(
-        e.row().length for e in mixed.examples
+        e.to_row().length for e in mixed.examples
     )
     json.dumps(told)
-    words = " ".join(in_words(told))
+    words = " ".join(describe_statistics(told))
     assert "3 leak" in words and f"{len(ift)} of 5000 synthesis" in words
 
 
 def test_spread_by_hand() -> None:
-    assert spread([1, 2, 3, 4, 10]) == {"mean": 4.0, "p50": 3.0, "p95": 8.8, "max": 10}  # 4 + 0.8 * 6
-    assert spread([]) is None
+    assert summarize_values([1, 2, 3, 4, 10]) == {"mean": 4.0, "p50": 3.0, "p95": 8.8, "max": 10}  # 4 + 0.8 * 6
+    assert summarize_values([]) is None
 
 
 def test_evaluation_problems_among_the_queries_are_found_and_told() -> None:
@@ -270,14 +275,14 @@ def test_evaluation_problems_among_the_queries_are_found_and_told() -> None:
         Query("near", f"Tell me, {long}", "1"),
         Query("no", "6", "6"),
     ]
-    known = overlaps(queries, {"bench": [Query("b1", "what is 8 times 8?", "64"), Query("b2", long, "1")]})
+    known = find_overlaps(queries, {"bench": [Query("b1", "what is 8 times 8?", "64"), Query("b2", long, "1")]})
     assert known.keys() == {"same", "near"} and known["same"] == "bench b1, word for word"
     one = group("same", [1, 0])
     mixed = mixed_of([one, group("other", [1])], [correction(one)])
-    found = build.survey([one], config())
-    told = statistics(found, Corrections((), Counter()), mixed, known, {})
+    found = build.collect_candidates([one], config())
+    told = compute_statistics(found, Corrections((), Counter()), mixed, known, {})
     assert told["in_evaluation_sets"]["examples"] == 3 and list(told["in_evaluation_sets"]["which"]) == ["same"]
-    assert any(line.startswith("WARNING: 3 examples") for line in in_words(told))
+    assert any(line.startswith("WARNING: 3 examples") for line in describe_statistics(told))
 
 
 # ----------------------------------------------------------------------------- writers, epochs
@@ -297,23 +302,23 @@ def test_a_writer_that_cannot_be_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_reasoning_before_the_answer_is_no_part_of_it() -> None:
-    assert without_thinking("<think>an <analysis>?</think>\n<analysis>a") == "\n<analysis>a"
-    assert without_thinking("<analysis>a") == "<analysis>a"
+    assert remove_thinking("<think>an <analysis>?</think>\n<analysis>a") == "\n<analysis>a"
+    assert remove_thinking("<analysis>a") == "<analysis>a"
 
 
 def test_epochs_show_every_example_and_depend_on_the_step_alone() -> None:
     examples = made(config(sft_examples=8, ift_examples=8, corrective_share=0.5))[0].examples
     assert len(examples) == 16
-    epochs = build.Epochs(examples, per_step=4, epochs=2, seed=3)
+    epochs = build.EpochBatches(examples, per_step=4, epochs=2, seed=3)
     assert epochs.steps == 8
     first = [row.uid for step in range(4) for row in epochs.batch(step)]
     second = [row.uid for step in range(4, 8) for row in epochs.batch(step)]
     assert sorted(first) == sorted(second) == sorted(e.uid for e in examples)
     assert first != second
-    assert epochs.batch(5) == build.Epochs(examples, 4, 2, 3).batch(5)
+    assert epochs.batch(5) == build.EpochBatches(examples, 4, 2, 3).batch(5)
     assert all(row.kind is Kind.EXAMPLE for row in epochs.batch(0))
 
 
 def test_nothing_to_learn_from_is_a_sentence() -> None:
     with pytest.raises(ValueError, match="no cold-start example"):
-        build.Epochs([], 4, 1, 0)
+        build.EpochBatches([], 4, 1, 0)

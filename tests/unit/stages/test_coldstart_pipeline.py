@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.runtime.scripted_runtime import SYNTHESIS
-from nemo_tapo.stages.coldstart.base_samples import Groups
+from nemo_tapo.runtime.scripted_runtime import SYNTHESIS_PATTERN
+from nemo_tapo.stages.coldstart.base_samples import StoredGroups
 from nemo_tapo.tasks import arithmetic
 from tests.helpers.command import nemo_tapo
 from tests.helpers.endpoint_servers import Answer, Body, completion, error, free_port, scripted
@@ -68,8 +68,8 @@ def server(slow: float = 0.0) -> Any:
 
     def script(number: int, body: Body) -> Answer:
         prompt = body["messages"][0]["content"]
-        question, wrong, _ = SYNTHESIS.fullmatch(prompt).groups()  # type: ignore[union-attr]
-        fixed = arithmetic.correction(arithmetic.parse_question(question), wrong, 0)
+        question, wrong, _ = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
+        fixed = arithmetic.write_correction(arithmetic.parse_question(question), wrong, 0)
         kind = Random(prompt).choice(("good", "good", "good", "no tags", "wrong", "too long"))
         if kind == "too long":
             return error(400, "This model's maximum context length is 10 tokens")
@@ -308,7 +308,7 @@ def test_a_line_of_other_fields_is_named(tmp_path: Path, row: str) -> None:
     for line in (row, '{"uid": "a", "rollouts": [{}, {}]}'):
         path.write_text(line + "\n")
         with pytest.raises(ValueError, match="line 1 is no query with its 2 responses; remove that line"):
-            Groups(path, [], 2)
+            StoredGroups(path, [], 2)
 
 
 def test_somebodys_own_data_is_trained_on(whole: Path, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import pytest
 
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.datasets import sft_examples
-from nemo_tapo.grading.boxed import last_boxed
-from nemo_tapo.runtime.defaults import OwnServices
+from nemo_tapo.grading.boxed import find_last_boxed
+from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.scripted_runtime import ScriptedActor
-from nemo_tapo.stages.coldstart.stage import data_of
+from nemo_tapo.stages.coldstart.stage import prepare_data
 from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import REFLECTED_SUFFIX, Completion, Request
@@ -57,7 +57,7 @@ class Recorded:
         """No test asks for it."""
 
 
-class RecordedRuntime(OwnServices):
+class RecordedRuntime(RuntimeDefaults):
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.tokenizer = HFTokenizer(MODEL)
         self.generator = Recorded(rows, self.tokenizer)
@@ -99,7 +99,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     async def make() -> None:
         session = Session(cfg, runtime, progress, Stop())
         try:
-            await data_of(session, folder)
+            await prepare_data(session, folder)
         finally:
             session.task.close()
 
@@ -145,7 +145,7 @@ def test_kept_prefixes_are_the_responses_own_tokens(built: Built) -> None:
     folder, _, engine = built
     tokenizer = engine.tokenizer
     chats = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
-    examples = sft_examples.read(folder / "data.jsonl")
+    examples = sft_examples.read_examples(folder / "data.jsonl")
     corrective = 0
     for chat, example in zip(chats, examples, strict=True):
         said = example.response
@@ -162,6 +162,6 @@ def test_kept_prefixes_are_the_responses_own_tokens(built: Built) -> None:
             text = tokenizer.decode(ids[: chat["kept_tokens"]])
             assert chat["kept_share"] == pytest.approx(len(text) / len(wrong))
             assert kept.startswith(text) or text.startswith(kept)  # chance may go on agreeing for a letter
-            assert last_boxed(said) == last_boxed(engine.responses[chat["reference"]])
+            assert find_last_boxed(said) == find_last_boxed(engine.responses[chat["reference"]])
             assert "\\boxed{}" in example.prompt  # the task's template, not the bare problem
     assert corrective == min(30, json.loads((folder / "statistics.json").read_text())["corrections"]["accepted"])

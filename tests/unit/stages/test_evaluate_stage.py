@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.evaluation import results
-from nemo_tapo.evaluation.model_files import locate, name_of, weights_digest
+from nemo_tapo.evaluation.model_files import hash_weights, locate_model, make_evaluation_name
 from nemo_tapo.runtime.scripted_runtime import arithmetic_script
 from nemo_tapo.types import Request
 from tests.helpers.command import nemo_tapo
@@ -47,7 +47,7 @@ def test_runs_checkpoints_and_directories_can_be_evaluated(tmp_path: Path) -> No
     assembled = out / "evaluation" / "run-step-000001" / "model"
     assert (assembled / "config.json").read_bytes() == (Path("assets/tiny-base") / "config.json").read_bytes()
     assert (assembled / "model.safetensors").samefile(run / "checkpoints" / "step-000001" / "model.safetensors")
-    assert weights_digest(assembled) != weights_digest(run / "hf")
+    assert hash_weights(assembled) != hash_weights(run / "hf")
     assert evaluated(run, f"model.path={run}").returncode == 0
     assert (run / "config.yaml").read_bytes() == trained  # the run's own stays as it was
 
@@ -57,29 +57,29 @@ def test_what_has_no_model_is_a_sentence(tmp_path: Path) -> None:
     step = run / "checkpoints" / "step-000005"
     step.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"run has no hf yet.*checkpoints/step-000005"):
-        locate(run, tmp_path / "w")
+        locate_model(run, tmp_path / "w")
     with pytest.raises(ValueError, match=r"step-000005: manifest\.json is missing"):
-        locate(step, tmp_path / "w")
+        locate_model(step, tmp_path / "w")
     (step / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"model\.safetensors is missing; other layouts"):
-        locate(step, tmp_path / "w")
+        locate_model(step, tmp_path / "w")
     (step / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="has weights alone, and the model it was started from is none of"):
-        locate(step, tmp_path / "w")
+        locate_model(step, tmp_path / "w")
     with pytest.raises(ValueError, match="step-000009: it is not there"):
-        locate(step.with_name("step-000009"), tmp_path / "w")
+        locate_model(step.with_name("step-000009"), tmp_path / "w")
     (step / "manifest.json").write_text('{"model.safetensors": {"bytes": 2, "sha256": ""}}')
     with pytest.raises(ValueError, match="has 1 bytes instead of 2"):
-        locate(step, tmp_path / "w")
+        locate_model(step, tmp_path / "w")
     with pytest.raises(ValueError, match=r"no \*\.safetensors"):
-        weights_digest(run)
+        hash_weights(run)
 
 
 def test_names_of_evaluated_models(tmp_path: Path) -> None:
-    assert name_of(Path("assets/tiny-base")) == "tiny-base"
-    assert name_of(tmp_path / "demo" / "hf") == name_of(tmp_path / "demo") == "demo"
-    assert name_of(tmp_path / "demo" / "coldstart" / "hf") == "demo-coldstart"
-    assert name_of(tmp_path / "demo" / "checkpoints" / "step-000050") == "demo-step-000050"
+    assert make_evaluation_name(Path("assets/tiny-base")) == "tiny-base"
+    assert make_evaluation_name(tmp_path / "demo" / "hf") == make_evaluation_name(tmp_path / "demo") == "demo"
+    assert make_evaluation_name(tmp_path / "demo" / "coldstart" / "hf") == "demo-coldstart"
+    assert make_evaluation_name(tmp_path / "demo" / "checkpoints" / "step-000050") == "demo-step-000050"
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
@@ -104,7 +104,7 @@ def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, sign: int) 
     assert f"{kept}/6400 samples" in again.stderr
     one, two = (json.loads((f / "evaluation.json").read_text()) for f in (tmp_path / "whole", folder))
     assert one == two
-    assert results.stored(folder)["tiny-base"]["benchmarks"]["arithmetic"]["responses"] == 6400
+    assert results.read_results(folder)["tiny-base"]["benchmarks"]["arithmetic"]["responses"] == 6400
 
 
 def answered(number: int, body: dict[str, Any]) -> Answer:

@@ -16,8 +16,16 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.config.load import load
-from nemo_tapo.stages.filter_queries import FAILED, KEPT, TOO_EASY, TOO_HARD, Sampled, exactly, result_row
+from nemo_tapo.config.load import load_config
+from nemo_tapo.stages.filter_queries import (
+    FAILED,
+    KEPT,
+    TOO_EASY,
+    TOO_HARD,
+    QuerySamples,
+    exact_fraction,
+    make_result_row,
+)
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.types import Query
 from tests.helpers.command import nemo_tapo
@@ -27,13 +35,13 @@ SAMPLES = "samples/train"
 QUERY = Query("q", "47+38=?", "85")
 
 
-def sampled(right: int = 0, wrong: int = 0, timeout: int = 0, error: int = 0) -> Sampled:
+def sampled(right: int = 0, wrong: int = 0, timeout: int = 0, error: int = 0) -> QuerySamples:
     outcomes = {"right": right, "wrong": wrong, "timeout": timeout, "error": error}
-    return Sampled(QUERY, [name for name, count in outcomes.items() for _ in range(count)])
+    return QuerySamples(QUERY, [name for name, count in outcomes.items() for _ in range(count)])
 
 
-def place(one: Sampled, least: float = 0.125, most: float = 0.875) -> str:
-    return one.place(exactly(least), exactly(most))
+def place(one: QuerySamples, least: float = 0.125, most: float = 0.875) -> str:
+    return one.classify(exact_fraction(least), exact_fraction(most))
 
 
 def test_both_bounds_are_inside() -> None:
@@ -64,13 +72,13 @@ def test_bounds_are_exact_for_every_number_of_samples(n: int) -> None:
         (sampled(right=8), TOO_EASY),
     ],
 )
-def test_what_could_not_be_graded_decides_nothing(one: Sampled, where: str) -> None:
+def test_what_could_not_be_graded_decides_nothing(one: QuerySamples, where: str) -> None:
     assert place(one) == where
 
 
 def test_a_kept_row_has_the_default_names_and_loses_nothing() -> None:
-    one = Sampled(Query("train-3", "2+2?", "4"), ["right", "wrong"], tokens=10, truncated=1)
-    assert result_row(one, {"question": "2+2?", "answer": "It is #### 4", "level": 2, "id": 7}) == {
+    one = QuerySamples(Query("train-3", "2+2?", "4"), ["right", "wrong"], tokens=10, truncated=1)
+    assert make_result_row(one, {"question": "2+2?", "answer": "It is #### 4", "level": 2, "id": 7}) == {
         "id": "train-3", "problem": "2+2?", "answer": "4", "question": "2+2?", "answer_as_read": "It is #### 4",
         "level": 2, "id_as_read": 7, "accuracy": 0.5, "outcomes": ["right", "wrong"], "mean_tokens": 5.0,
         "truncated": 1,
@@ -83,7 +91,7 @@ def test_a_kept_row_has_the_default_names_and_loses_nothing() -> None:
 def problems(path: Path, count: int) -> Path:
     rows: list[dict[str, Any]] = [
         {"name": f"a{i}", "problem": p.question, "answer": p.answer, "operations": len(p.steps)}
-        for i, p in enumerate(arithmetic.problems(count, 7, 2, 4))
+        for i, p in enumerate(arithmetic.draw_problems(count, 7, 2, 4))
     ]
     rows += [
         {"name": "dup", "problem": rows[0]["problem"], "answer": rows[0]["answer"]},
@@ -170,7 +178,7 @@ def test_the_kept_file_is_a_training_set(whole: tuple[Path, Path]) -> None:
     _, output = whole
     summary = json.loads((output / "summary.json").read_text())
     assert summary["train_on_it"] == f"task.mathematics.train.path={output}/kept.jsonl task.mathematics.train.uid=id"
-    cfg = load(output / "config.yaml", summary["train_on_it"].split())
+    cfg = load_config(output / "config.yaml", summary["train_on_it"].split())
     again = call(Path(str(cfg.task.mathematics.train.path)), output.parent / "again", "task.mathematics.train.uid=id")  # type: ignore[union-attr]
     assert again.returncode == 0, again.stderr
     assert json.loads((output.parent / "again" / "summary.json").read_text())["rows"] == summary["kept"]

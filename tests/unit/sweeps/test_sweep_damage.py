@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.commands.sweep import asked_of, keep_definitions
+from nemo_tapo.commands.sweep import parse_request, save_definitions
 from nemo_tapo.sweeps import state
-from nemo_tapo.sweeps.expand import Job, expand
-from nemo_tapo.sweeps.report.read_runs import find, sweeps_of
-from nemo_tapo.sweeps.report.write_report import report_sweep
+from nemo_tapo.sweeps.expand import SweepJob, expand_sweeps
+from nemo_tapo.sweeps.report.read_runs import choose_sweeps, read_sweep_results
+from nemo_tapo.sweeps.report.write_report import write_sweep_report
 from tests.helpers.sweep_samples import write_run
 
 BASE = Path(__file__).parents[3] / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
@@ -83,13 +83,13 @@ def test_a_damaged_run_does_not_count_and_its_siblings_do(output: Path, name: st
     damage, reason = DAMAGES[name]
     run = output / "tapo" / "seed-0"
     damage(run)
-    [sweep] = sweeps_of(output, ["table2"])
-    found = find(output, sweep)
+    [sweep] = choose_sweeps(output, ["table2"])
+    found = read_sweep_results(output, sweep)
     assert [outcome.seeds for outcome in found.outcomes] == [(0,), (1, 2)]
-    [left_out] = found.left_out
-    assert (left_out.seed, left_out.evaluated) == (0, None)
+    [left_out] = found.excluded
+    assert (left_out.seed, left_out.evaluation) == (0, None)
     assert reason in left_out.missing
-    told = report_sweep(output, ["table2"])
+    told = write_sweep_report(output, ["table2"])
     assert f"{run}: does not count: " in told
     assert ".." not in told
 
@@ -98,28 +98,30 @@ def test_what_is_no_run_is_not_looked_at(output: Path) -> None:
     for name in ("seed-0.bak", "seed-", "seed-x", "seed-01"):
         shutil.copytree(output / "tapo" / "seed-0", output / "tapo" / name)
     (output / "tapo" / "seed-7").write_text("a file")
-    [sweep] = sweeps_of(output, ["table2"])
-    found = find(output, sweep)
+    [sweep] = choose_sweeps(output, ["table2"])
+    found = read_sweep_results(output, sweep)
     assert found.outcomes[1].seeds == (0, 1, 2)
-    assert found.left_out == ()
+    assert found.excluded == ()
 
 
 @pytest.mark.parametrize("damage", ["", "rows: [", "rows:\n"])
 def test_a_damaged_definition_is_named_and_the_other_tables_are_made(output: Path, damage: str) -> None:
-    expanded = expand(asked_of(["table2", "table1", f"output={output}"], BASE))
-    keep_definitions(output, expanded)
+    expanded = expand_sweeps(parse_request(["table2", "table1", f"output={output}"], BASE))
+    save_definitions(output, expanded)
     path = output / "sweeps" / "table1.yaml"
     path.write_text(damage)
-    told = report_sweep(output)
+    told = write_sweep_report(output)
     assert "Capability internalization (table2)" in told
     assert told.splitlines()[-1].startswith(f"{path} is damaged (")
-    assert "Main results" in report_sweep(output, ["table1"])  # the package's, by its name
+    assert "Main results" in write_sweep_report(output, ["table1"])  # the package's, by its name
     with pytest.raises(ValueError, match=r"sweeps/table1\.yaml is damaged .*: remove it"):
-        keep_definitions(output, expanded)
+        save_definitions(output, expanded)
 
 
-def job_in(folder: Path) -> Job:
-    [job] = [job for job in expand(asked_of(["table2", f"output={folder}"], BASE)).jobs if job.row.name == "tapo"]
+def job_in(folder: Path) -> SweepJob:
+    [job] = [
+        job for job in expand_sweeps(parse_request(["table2", f"output={folder}"], BASE)).jobs if job.row.name == "tapo"
+    ]
     return job
 
 
@@ -130,7 +132,7 @@ def test_the_command_ends_in_a_sentence(output: Path, capfd: pytest.CaptureFixtu
     job = job_in(output)
     (job.folder / CONFIG).write_text("")
     with pytest.raises(ValueError, match=r"seed-0/config\.yaml: it is empty or cut short"):
-        state.stored(job.folder)
+        state.read_stored_config(job.folder)
     (output / "grpo" / "seed-0" / CONFIG).write_text("steps: [")
     assert main(["sweep", "table2", f"output={output}", "--config", str(BASE), "--dry-run"]) == 2
     told = capfd.readouterr().err
@@ -142,22 +144,22 @@ def test_the_command_ends_in_a_sentence(output: Path, capfd: pytest.CaptureFixtu
 
 def test_seeds_that_were_asked_for_and_are_not_there(output: Path) -> None:
     """The union of all calls, by row; a file of an earlier version knows none."""
-    keep_definitions(output, expand(asked_of(["table2", "seeds=2", f"output={output}"], BASE)))
-    keep_definitions(output, expand(asked_of(["table2", "seeds=[1,4]", f"output={output}"], BASE)))
-    keep_definitions(output, expand(asked_of(["table2", "seeds=1", "steps=3,4", f"output={output}"], BASE)))
-    [sweep] = sweeps_of(output)
+    save_definitions(output, expand_sweeps(parse_request(["table2", "seeds=2", f"output={output}"], BASE)))
+    save_definitions(output, expand_sweeps(parse_request(["table2", "seeds=[1,4]", f"output={output}"], BASE)))
+    save_definitions(output, expand_sweeps(parse_request(["table2", "seeds=1", "steps=3,4", f"output={output}"], BASE)))
+    [sweep] = choose_sweeps(output)
     assert {row.name: row.seeds for row in sweep.rows} == {
         "grpo--steps-3": (0,), "tapo--steps-3": (0,), "grpo--steps-4": (0,), "tapo--steps-4": (0,),
         "grpo": (0, 1, 4), "tapo": (0, 1, 4),
     }  # fmt: skip
-    told = report_sweep(output).splitlines()
+    told = write_sweep_report(output).splitlines()
     assert "grpo: seeds 1, 4 were asked for and are not there." in told
     assert "tapo: seed 4 was asked for and is not there." in told
     assert "tapo--steps-3: seed 0 was asked for and is not there." in told
     path = output / "sweeps" / "table2.yaml"
     kept = "".join(line for line in path.read_text().splitlines(keepends=True) if "seeds" not in line)
     path.write_text("\n".join(line for line in kept.splitlines() if not line.startswith("  - ")) + "\n")
-    assert "asked for" not in report_sweep(output)
+    assert "asked for" not in write_sweep_report(output)
 
 
 def test_seeds_of_a_row_that_is_not_trained_are_of_the_same_weights(tmp_path: Path) -> None:
@@ -166,12 +168,12 @@ def test_seeds_of_a_row_that_is_not_trained_are_of_the_same_weights(tmp_path: Pa
             run = write_run(tmp_path, row, seed, KINDS, name=name)
             path = run / "evaluation" / name / "settings.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "model": {"weights": weights}}))
-    [sweep] = sweeps_of(tmp_path, ["conditions"])
-    found = find(tmp_path, sweep)
+    [sweep] = choose_sweeps(tmp_path, ["conditions"])
+    found = read_sweep_results(tmp_path, sweep)
     assert {outcome.row.name: outcome.seeds for outcome in found.outcomes} == {
         "coldstart": (0, 1), "grpo": (), "tapo": (0, 1, 2),  # a trained row's weights are each seed's own
     }  # fmt: skip
-    [run_] = found.left_out
+    [run_] = found.excluded
     assert run_.missing == (
         f"another model than {tmp_path / 'coldstart' / 'seed-0'} (model.weights: {'a' * 12}... -> {'b' * 12}...)"
     )
@@ -182,10 +184,10 @@ def test_a_finished_run_counts_while_more_is_evaluated(output: Path) -> None:
     for row in ("grpo", "tapo"):
         path = output / row / "seed-0" / AFTER / "settings.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "runs": 4}))
-    [sweep] = sweeps_of(output, ["table2"])
-    found = find(output, sweep)
+    [sweep] = choose_sweeps(output, ["table2"])
+    found = read_sweep_results(output, sweep)
     assert [outcome.seeds for outcome in found.outcomes] == [(0,), (0, 1, 2)]
-    assert found.left_out == ()
-    told = report_sweep(output, ["table2"])
+    assert found.excluded == ()
+    told = write_sweep_report(output, ["table2"])
     assert "DSR and ERR (Table 2)" in told  # of the same samples
     assert "no DSR and ERR" not in told

@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 import yaml
 
-from nemo_tapo.commands.sweep import asked_of, listed
-from nemo_tapo.config.load import load
-from nemo_tapo.config.run_config import RunConfig, flatten, known_keys
+from nemo_tapo.commands.sweep import format_job_list, parse_request
+from nemo_tapo.config.load import load_config
+from nemo_tapo.config.run_config import RunConfig, flatten_settings, list_known_keys
 from nemo_tapo.evaluation import paper_results
-from nemo_tapo.runtime.nemo_rl.config.checkout import HOW, find_source
-from nemo_tapo.sweeps.definition import names, read_sweep
-from nemo_tapo.sweeps.expand import Asked, Job, combinations, expand, seeds_of, written
+from nemo_tapo.runtime.nemo_rl.config.checkout import SOURCE_HINT, find_source
+from nemo_tapo.sweeps.definition import list_sweep_names, read_sweep
+from nemo_tapo.sweeps.expand import (
+    SweepJob,
+    SweepRequest,
+    expand_sweeps,
+    format_override,
+    list_combinations,
+    parse_seeds,
+)
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "examples" / "configs"
@@ -74,16 +81,16 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-def jobs(*words: str) -> tuple[Job, ...]:
-    return expand(asked_of([*words, "base_model=assets/tiny-base"], BASE)).jobs
+def jobs(*words: str) -> tuple[SweepJob, ...]:
+    return expand_sweeps(parse_request([*words, "base_model=assets/tiny-base"], BASE)).jobs
 
 
-def flat(job: Job) -> dict[str, Any]:
-    return flatten(job.cfg.model_dump(mode="json", by_alias=True))
+def flat(job: SweepJob) -> dict[str, Any]:
+    return flatten_settings(job.cfg.model_dump(mode="json", by_alias=True))
 
 
 def test_every_sweep_is_checked_here() -> None:
-    assert names() == sorted(TABLES)
+    assert list_sweep_names() == sorted(TABLES)
 
 
 @pytest.mark.parametrize("table", sorted(TABLES))
@@ -108,7 +115,7 @@ def test_a_row_sets_what_it_names_and_nothing_else(table: str) -> None:
 def test_names_stand_for_settings() -> None:
     """One name, one set of settings over all sweeps, and no two names for the same."""
     settings: dict[str, Any] = {}
-    for table in names():
+    for table in list_sweep_names():
         sweep, of = read_sweep(table)
         for row in sweep.rows:
             told = (of[row.name], row.model, row.train)
@@ -131,8 +138,8 @@ def test_seed_by_seed_all_rows() -> None:
     assert [job.cfg.seed for job in found] == [3, 3, 7, 7]
     assert [job.cfg.output for job in found] == [job.folder for job in found]
     for job in found:  # what is typed comes to what was checked
-        assert load(BASE, job.overrides) == job.cfg
-    assert seeds_of("5") == (0, 1, 2, 3, 4)
+        assert load_config(BASE, job.overrides) == job.cfg
+    assert parse_seeds("5") == (0, 1, 2, 3, 4)
 
 
 def test_commas_run_every_value() -> None:
@@ -143,8 +150,10 @@ def test_commas_run_every_value() -> None:
     ]  # fmt: skip
     row = found[2].row
     assert (row.label, row.paper) == ("Cold-start + GRPO, optimizer.lr=0.0003", "Cold-start + GRPO")
-    assert (row.base, row.variant) == ("grpo", "optimizer.lr-0.0003")
-    assert len(combinations(["a=1,2", "b=[1,2]", "c='x,y'", "d=range(0,3)"])) == 6  # brackets and quotes hold together
+    assert (row.base_name, row.variant) == ("grpo", "optimizer.lr-0.0003")
+    assert (
+        len(list_combinations(["a=1,2", "b=[1,2]", "c='x,y'", "d=range(0,3)"])) == 6
+    )  # brackets and quotes hold together
 
 
 def test_values_that_would_share_a_folder_have_two() -> None:
@@ -241,38 +250,39 @@ def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_are_left_out_and_named(tmp_path: Path) -> None:
-    expanded = expand(asked_of(["table5", "rollout.samples_per_query=5"], BASE))
+    expanded = expand_sweeps(parse_request(["table5", "rollout.samples_per_query=5"], BASE))
     assert [job.row.name for job in expanded.jobs] == ["zpd-2-2-2", "zpd-2-2-4"]
     assert [note.split(" is left out")[0] for note in expanded.notes] == ["tapo", "zpd-1-5-3"]
     with pytest.raises(ValueError, match="row base starts from the base: say which, base_model=FOLDER"):
-        expand(asked_of(["table1-direct"], BASE))
+        expand_sweeps(parse_request(["table1-direct"], BASE))
     thinks = tmp_path / "thinks"
     thinks.mkdir()
     (thinks / "chat_template.jinja").write_text("{% if enable_thinking %}")
     for model, left_out in ((thinks, 0), (ROOT / "assets" / "tiny-base", 1), (Path("Org/of-the-hub"), 0)):
-        notes = expand(asked_of(["table1-direct", f"base_model={model}"], BASE)).notes
+        notes = expand_sweeps(parse_request(["table1-direct", f"base_model={model}"], BASE)).notes
         assert len(notes) == left_out, notes
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
 def test_an_ablation_is_a_hydra_group_too(path: Path) -> None:
     """`+ablations=no-ots` sets what the file names; the file names settings that there are."""
-    named = flatten(yaml.safe_load(path.read_text()))
-    assert set(named) <= set(known_keys(RunConfig))
+    named = flatten_settings(yaml.safe_load(path.read_text()))
+    assert set(named) <= set(list_known_keys(RunConfig))
     plain, with_it = (
-        flatten(load(BASE, more).model_dump(mode="json", by_alias=True)) for more in ([], [f"+ablations={path.stem}"])
+        flatten_settings(load_config(BASE, more).model_dump(mode="json", by_alias=True))
+        for more in ([], [f"+ablations={path.stem}"])
     )
     assert {key for key in plain if plain[key] != with_it[key]} <= set(named)
     assert {key: with_it[key] for key in named} == named
 
 
 def test_ablations_add_up() -> None:
-    cfg = load(BASE, ["+ablations=[no-ots,no-negatives]"])
+    cfg = load_config(BASE, ["+ablations=[no-ots,no-negatives]"])
     assert (cfg.tapo.suppression, cfg.tapo.negatives, cfg.tapo.decoupled) == (False, False, True)
 
 
 def test_the_list_for_the_launcher() -> None:
-    text = listed(jobs("table2", "steps=7"))
+    text = format_job_list(jobs("table2", "steps=7"))
     assert [yaml.safe_load(line) for line in text.splitlines()] == [
         ["steps=7", f"algorithm={name}", "parts=[train,after]", "seed=0", f"output=runs/sweep/{name}/seed-0"]
         for name in ("grpo", "tapo")
@@ -288,24 +298,24 @@ def test_nemo_rl_knows_the_settings_by_other_names() -> None:
         ("model.enable_thinking", True, "policy.tokenizer.chat_template_kwargs.enable_thinking=true"),
     ]  # fmt: skip
     for key, value, text in theirs:
-        assert written(key, value, cluster=True) == text
-    assert written("seed", 3, cluster=False) == "seed=3"
+        assert format_override(key, value, cluster=True) == text
+    assert format_override("seed", 3, cluster=False) == "seed=3"
     with pytest.raises(ValueError, match=r"optimizer\.lr cannot be set in a NeMo-RL config"):
-        written("optimizer.lr", 1e-4, cluster=True)
+        format_override("optimizer.lr", 1e-4, cluster=True)
 
 
 def test_a_recipe_of_nemo_rl() -> None:
     if find_source() is None:
-        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {HOW}")
+        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {SOURCE_HINT}")
     recipe = CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml"
     words = ["table4", "policy.model_name=Qwen/Qwen3-8B", "output=/runs/s"]
-    found = {job.row.name: job for job in expand(asked_of(words, recipe)).jobs}
+    found = {job.row.name: job for job in expand_sweeps(parse_request(words, recipe)).jobs}
     assert list(found) == [name for name, _ in TABLES["table4"]]
     no_ots = found["no-ots"]
     assert (no_ots.cfg.tapo.suppression, no_ots.cfg.parts, no_ots.cfg.seed) == (False, ("train", "after"), 0)
     assert no_ots.cfg.output == Path("/runs/s/no-ots/seed-0")
     assert "checkpointing.checkpoint_dir=/runs/s/no-ots/seed-0/checkpoints" in no_ots.overrides
-    plain = expand(Asked(("table1",), recipe))
+    plain = expand_sweeps(SweepRequest(("table1",), recipe))
     assert [note.split()[0] for note in plain.notes] == ["opsd"]  # full-vocabulary: NeMo-RL's parts do not have it
 
 
@@ -360,13 +370,13 @@ def test_every_figure_is_a_count_of_480() -> None:
 
 
 def test_every_row_of_a_table_has_the_papers_figures_beside_it() -> None:
-    for table in names():
+    for table in list_sweep_names():
         sweep, _ = read_sweep(table)
         if sweep.paper in (None, "figure3", "table2"):
             continue
         for row in sweep.rows:
-            found = paper_results.passes(sweep.paper, row.paper or row.label)
+            found = paper_results.get_pass_rates(sweep.paper, row.paper or row.label)
             assert list(found) == ["AIME 2024", "AIME 2025", "HMMT 2025"], row.label
-    assert paper_results.passes("table4", "+ TAPO w/o OTS")["HMMT 2025"] == {1: 21.46, 5: 46.25}
-    assert paper_results.passes("table1", "Cold-start + OPSD")["AIME 2024"][4] == 75.62
-    assert paper_results.passes("table4", "of ones own") == paper_results.passes(None, "TAPO") == {}
+    assert paper_results.get_pass_rates("table4", "+ TAPO w/o OTS")["HMMT 2025"] == {1: 21.46, 5: 46.25}
+    assert paper_results.get_pass_rates("table1", "Cold-start + OPSD")["AIME 2024"][4] == 75.62
+    assert paper_results.get_pass_rates("table4", "of ones own") == paper_results.get_pass_rates(None, "TAPO") == {}

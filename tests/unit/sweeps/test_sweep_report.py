@@ -13,22 +13,28 @@ import numpy as np
 import pytest
 
 from nemo_tapo.cli import main
-from nemo_tapo.commands.sweep import asked_of, keep_definitions
+from nemo_tapo.commands.sweep import parse_request, save_definitions
 from nemo_tapo.report import plots
-from nemo_tapo.sweeps.expand import expand
-from nemo_tapo.sweeps.report.estimates import difference, estimates, of_row, over_seeds, t_975
-from nemo_tapo.sweeps.report.read_runs import find, is_sweep, sweeps_of
-from nemo_tapo.sweeps.report.table_figure import compared, table_figure
-from nemo_tapo.sweeps.report.text_report import numbers_of, percent_ends
-from nemo_tapo.sweeps.report.training_effort import (
-    accuracy_at,
-    accuracy_at_step,
-    effort,
-    in_common,
-    sampled_in_all,
-    why,
+from nemo_tapo.sweeps.expand import expand_sweeps
+from nemo_tapo.sweeps.report.estimates import (
+    compute_estimates,
+    compute_seed_interval,
+    estimate_difference,
+    estimate_row,
+    student_t_975,
 )
-from nemo_tapo.sweeps.report.write_report import report_sweep
+from nemo_tapo.sweeps.report.read_runs import choose_sweeps, is_sweep_folder, read_sweep_results
+from nemo_tapo.sweeps.report.table_figure import draw_table_figure, make_difference_heading
+from nemo_tapo.sweeps.report.text_report import compute_row_estimates, format_percent_interval
+from nemo_tapo.sweeps.report.training_effort import (
+    compute_accuracy_at_step,
+    compute_accuracy_at_tokens,
+    compute_counters,
+    compute_effort,
+    count_common_tokens,
+    find_common_budget,
+)
+from nemo_tapo.sweeps.report.write_report import write_sweep_report
 from tests.helpers.sweep_samples import write_run
 
 BASE = Path(__file__).parents[3] / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
@@ -58,18 +64,20 @@ def output(tmp_path: Path) -> Path:
 
 def test_students_t() -> None:
     """Quantiles from any table; far out, from the normal."""
-    assert [t_975(n) for n in (1, 2, 4, 30)] == [12.7062, 4.3027, 2.7764, 2.0423]
-    assert t_975(40) == pytest.approx(2.0211, abs=1e-4)
-    assert t_975(1000) == pytest.approx(1.9623, abs=1e-4)
-    assert over_seeds([0.4]) is None
-    assert over_seeds([0.4, 0.6]) == pytest.approx((0.5 - 1.27062, 0.5 + 1.27062))  # t(1) * sd / sqrt 2 = 12.7062 * 0.1
+    assert [student_t_975(n) for n in (1, 2, 4, 30)] == [12.7062, 4.3027, 2.7764, 2.0423]
+    assert student_t_975(40) == pytest.approx(2.0211, abs=1e-4)
+    assert student_t_975(1000) == pytest.approx(1.9623, abs=1e-4)
+    assert compute_seed_interval([0.4]) is None
+    assert compute_seed_interval([0.4, 0.6]) == pytest.approx(
+        (0.5 - 1.27062, 0.5 + 1.27062)
+    )  # t(1) * sd / sqrt 2 = 12.7062 * 0.1
 
 
 def test_means_and_intervals_by_hand(output: Path) -> None:
-    [sweep] = sweeps_of(output, ["table1"])
-    cold, _, _, tapo = find(output, sweep).outcomes
+    [sweep] = choose_sweeps(output, ["table1"])
+    cold, _, _, tapo = read_sweep_results(output, sweep).outcomes
     assert (cold.seeds, tapo.seeds) == ((0, 1), (0, 1, 2))
-    [(benchmark, of)] = of_row(tapo).items()
+    [(benchmark, of)] = estimate_row(tapo).items()
     first = of["pass@1"]
     by_seed = [mean([1, 0.5, 1]), mean([0.5, 1, 1]), 1.0]
     assert benchmark == "arithmetic"
@@ -80,20 +88,20 @@ def test_means_and_intervals_by_hand(output: Path) -> None:
     # problems, seeds averaged: 5/6, 5/6, 1. All three draws the same problem: 1/27 each, more than 2.5%.
     assert first.over_problems == pytest.approx((5 / 6, 1.0))
     assert of["pass@2"].value == 1.0
-    cold_first = of_row(cold)["arithmetic"]["pass@1"]
+    cold_first = estimate_row(cold)["arithmetic"]["pass@1"]
     assert (cold_first.value, cold_first.over_seeds) == (0.5, (0.5, 0.5))
 
 
 def test_an_interval_of_percentages_ends_at_0_and_100() -> None:
-    assert percent_ends((-0.05, 1.079)) == "0.00 to 100.00"
-    assert percent_ends((-0.05, 0.2), signed=True) == "-5.00 to +20.00"
-    assert percent_ends((-1.5, 0.123), signed=True, digits=1) == "-100.0 to +12.3"
+    assert format_percent_interval((-0.05, 1.079)) == "0.00 to 100.00"
+    assert format_percent_interval((-0.05, 0.2), signed=True) == "-5.00 to +20.00"
+    assert format_percent_interval((-1.5, 0.123), signed=True, digits=1) == "-100.0 to +12.3"
 
 
 def test_a_paired_difference_is_over_the_common_seeds(output: Path) -> None:
-    [sweep] = sweeps_of(output, ["table1"])
-    cold, _, _, tapo = find(output, sweep).outcomes
-    gain, common = difference(cold, tapo)
+    [sweep] = choose_sweeps(output, ["table1"])
+    cold, _, _, tapo = read_sweep_results(output, sweep).outcomes
+    gain, common = estimate_difference(cold, tapo)
     assert common == (0, 1)
     d = gain["arithmetic"]["pass@1"]
     by_problem = np.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]])  # [seed, problem]
@@ -113,7 +121,7 @@ def test_a_paired_difference_is_over_the_common_seeds(output: Path) -> None:
 def test_the_average_of_benchmarks_gives_each_the_same_weight() -> None:
     """One of a single problem, one of three; two seeds."""
     sets = {"a": np.array([[[1.0]], [[0.0]]]), "b": np.array([[[1.0], [0.0], [0.0]], [[1.0], [1.0], [1.0]]])}
-    found = estimates(sets, ["pass@1"])
+    found = compute_estimates(sets, ["pass@1"])
     assert {name: of["pass@1"].value for name, of in found.items()} == pytest.approx(
         {"a": 1 / 2, "b": 2 / 3, "average": 7 / 12}
     )
@@ -122,30 +130,30 @@ def test_the_average_of_benchmarks_gives_each_the_same_weight() -> None:
 
 def test_a_row_is_compared_with_the_row_above_or_the_first(output: Path) -> None:
     write_run(output, "grpo", 0, COLD[0])
-    [sweep] = sweeps_of(output, ["table1"])
-    above = numbers_of(find(output, sweep))
-    assert [n.other.row.name if n.other else None for n in above] == [None, "coldstart", "coldstart", "grpo"]
+    [sweep] = choose_sweeps(output, ["table1"])
+    above = compute_row_estimates(read_sweep_results(output, sweep))
+    assert [n.baseline.row.name if n.baseline else None for n in above] == [None, "coldstart", "coldstart", "grpo"]
     assert [bool(n.gain) for n in above] == [False, False, True, True]  # opsd has no run, and grpo looks past it
-    first = numbers_of(find(output, sweep.model_copy(update={"against": "first"})))
-    assert [n.other.row.name if n.other else None for n in first] == [None, "coldstart", "coldstart", "coldstart"]
+    first = compute_row_estimates(read_sweep_results(output, sweep.model_copy(update={"against": "first"})))
+    assert [n.baseline.row.name if n.baseline else None for n in first] == [None, "coldstart", "coldstart", "coldstart"]
     assert first[2].gain["arithmetic"]["pass@1"].value == 0.0
-    assert (first[3].common, above[3].common) == ((0, 1), (0,))
+    assert (first[3].common_seeds, above[3].common_seeds) == ((0, 1), (0,))
 
 
 def test_compute_and_counters_by_hand(output: Path) -> None:
-    [sweep] = sweeps_of(output, ["table1"])
-    cold, _, _, tapo = find(output, sweep).outcomes
-    spent = effort(tapo)
+    [sweep] = choose_sweeps(output, ["table1"])
+    cold, _, _, tapo = read_sweep_results(output, sweep).outcomes
+    spent = compute_effort(tapo)
     assert (spent.steps, spent.sampled, spent.synthesised, spent.trained) == (10, 1000, 500, 900)
     assert (spent.rows, spent.seconds) == (40, 20)
-    assert effort(cold).steps is None
-    told = why(tapo)
+    assert compute_effort(cold).steps is None
+    told = compute_counters(tapo)
     assert (told.correct, told.mixed, told.accuracy) == ((0.25, 0.75), (1.0, 0.5), (0.25, 0.75))
     assert (told.reflection, told.tokens) == (0.0, 10.0)
-    assert sampled_in_all(tapo) == 1500
+    assert count_common_tokens(tapo) == 1500
     # A step samples 150 tokens: 800 are reached in the sixth step, 5 are whole; the tenth before that is one step.
-    assert [accuracy_at(tapo, tokens) for tokens in (800, 900, 1500)] == [0.25, 0.75, 0.75]
-    assert [accuracy_at_step(tapo, steps) for steps in (5, 6)] == [0.25, 0.75]
+    assert [compute_accuracy_at_tokens(tapo, tokens) for tokens in (800, 900, 1500)] == [0.25, 0.75, 0.75]
+    assert [compute_accuracy_at_step(tapo, steps) for steps in (5, 6)] == [0.25, 0.75]
 
 
 def test_what_does_not_count_is_named(output: Path) -> None:
@@ -164,10 +172,10 @@ def test_what_does_not_count_is_named(output: Path) -> None:
     damaged = write_run(output, "tapo", 8, TAPO[0])
     (damaged / "evaluation" / "after" / "arithmetic.jsonl").write_text("{}\n")
     write_run(output, "tapo", 9, TAPO[0][:2])
-    [sweep] = sweeps_of(output, ["table1"])
-    found = find(output, sweep)
+    [sweep] = choose_sweeps(output, ["table1"])
+    found = read_sweep_results(output, sweep)
     assert found.outcomes[-1].seeds == (0, 1, 2)
-    why_not = {run.seed: run.missing for run in found.left_out}
+    why_not = {run.seed: run.missing for run in found.excluded}
     assert why_not[3] == "failed with exit code 3: the engine was lost"
     assert why_not[4] == "half-way: 7 of 100 steps"
     assert why_not[5] == "not started"
@@ -176,7 +184,7 @@ def test_what_does_not_count_is_named(output: Path) -> None:
     assert "is no sample" in why_not[8]
     assert "1 only in the first" in why_not[9]
     assert sorted(why_not) == [3, 4, 5, 6, 7, 8, 9]
-    text = report_sweep(output, ["table1"])
+    text = write_sweep_report(output, ["table1"])
     for place, reason in why_not.items():
         assert f"{output / 'tapo' / f'seed-{place}'}: does not count: {reason}" in text
     assert "“Cold-start + GRPO”: no run that counts." in text
@@ -184,14 +192,14 @@ def test_what_does_not_count_is_named(output: Path) -> None:
 
 
 def test_seeds_that_differ_are_told(output: Path) -> None:
-    text = report_sweep(output, ["table4"])
+    text = write_sweep_report(output, ["table4"])
     assert "no run that counts" in text
-    [sweep] = sweeps_of(output, ["table4"])
+    [sweep] = choose_sweeps(output, ["table4"])
     bare = sweep.model_copy(update={"rows": tuple(row for row in sweep.rows if row.name in ("coldstart", "tapo"))})
-    from nemo_tapo.sweeps.report.text_report import notes
+    from nemo_tapo.sweeps.report.text_report import make_notes
 
-    found = find(output, bare)
-    assert notes(found, numbers_of(found)) == [
+    found = read_sweep_results(output, bare)
+    assert make_notes(found, compute_row_estimates(found)) == [
         "“+ TAPO” has seeds 0, 1, 2, “Cold-start” has seeds 0, 1: the difference is over seeds 0, 1."
     ]
 
@@ -206,7 +214,7 @@ def test_dsr_and_err_by_hand(tmp_path: Path) -> None:
     for seed, first in enumerate(([R, T, TW, W], [T, TW, T, W])):
         write_run(tmp_path, "grpo", seed, grpo)
         write_run(tmp_path, "tapo", seed, [first, [R, W, W, W], [W, W, W, W]])
-    text = report_sweep(tmp_path, ["table2"])
+    text = write_sweep_report(tmp_path, ["table2"])
     rows = csv_of(tmp_path / "report" / "table2.csv")
     dsr, err = rows["tapo", "", "DSR"], rows["tapo", "", "ERR"]
     assert (rows["grpo", "", "DSR"]["mean"], rows["grpo", "", "DSR"]["seeds"]) == ("1.0", "0 1")
@@ -239,7 +247,7 @@ def csv_of(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
 
 def test_the_csv_has_every_table_and_every_row(output: Path) -> None:
     """A row without a run too, with empty numbers and the paper's; what is spent and counted as the report shows it."""
-    report_sweep(output, ["table1"])
+    write_sweep_report(output, ["table1"])
     rows = csv_of(output / "report" / "table1.csv")
     assert {row for row, _, _ in rows} == {"coldstart", "opsd", "grpo", "tapo"}
     bare = rows["opsd", "arithmetic", "pass@1"]
@@ -268,11 +276,11 @@ def test_equal_tokens_are_those_that_every_run_has(tmp_path: Path) -> None:
     write_run(tmp_path, "grpo", 0, COLD[0], [step(1, 3)] * 2 + [step(3, 1)])
     write_run(tmp_path, "grpo", 1, COLD[0], [step(1, 3)] * 3 + [step(3, 1)] * 4)
     write_run(tmp_path, "tapo", 0, COLD[0], [step(2, 2)] * 2 + [step(4, 0)] * 7)
-    [sweep] = sweeps_of(tmp_path, ["table2"])
-    grpo, tapo = find(tmp_path, sweep).outcomes
-    assert (sampled_in_all(grpo), sampled_in_all(tapo)) == (300, 900)
-    assert in_common([grpo, tapo]) == (3, 300)
-    report_sweep(tmp_path, ["table2"])
+    [sweep] = choose_sweeps(tmp_path, ["table2"])
+    grpo, tapo = read_sweep_results(tmp_path, sweep).outcomes
+    assert (count_common_tokens(grpo), count_common_tokens(tapo)) == (300, 900)
+    assert find_common_budget([grpo, tapo]) == (3, 300)
+    write_sweep_report(tmp_path, ["table2"])
     rows = csv_of(tmp_path / "report" / "table2.csv")
     assert float(rows["grpo", "", "accuracy_at_equal_tokens"]["mean"]) == mean([0.75, 0.25])  # of the third steps
     assert float(rows["tapo", "", "accuracy_at_equal_tokens"]["mean"]) == 1.0
@@ -282,19 +290,19 @@ def test_equal_tokens_are_those_that_every_run_has(tmp_path: Path) -> None:
 def test_swept_values_are_compared_within_themselves(tmp_path: Path) -> None:
     """All rows of a value before those of the next; each difference and Table 2 within a value."""
     kinds = [[R, W, T, W], [R, R, W, W]]
-    expanded = expand(asked_of(["table2", "steps=3,4", f"output={tmp_path}"], BASE))
-    keep_definitions(tmp_path, expanded)
+    expanded = expand_sweeps(parse_request(["table2", "steps=3,4", f"output={tmp_path}"], BASE))
+    save_definitions(tmp_path, expanded)
     for job in expanded.jobs:
         write_run(tmp_path, job.row.name, 0, kinds, [step(1, 1)] * 3)
-    [sweep] = sweeps_of(tmp_path)
-    found = find(tmp_path, sweep)
+    [sweep] = choose_sweeps(tmp_path)
+    found = read_sweep_results(tmp_path, sweep)
     for against in ("above", "first"):
-        numbers = numbers_of(replace(found, sweep=sweep.model_copy(update={"against": against})))
-        assert [(n.outcome.row.name, n.other.row.name if n.other else None) for n in numbers] == [
+        numbers = compute_row_estimates(replace(found, sweep=sweep.model_copy(update={"against": against})))
+        assert [(n.outcome.row.name, n.baseline.row.name if n.baseline else None) for n in numbers] == [
             ("grpo--steps-3", None), ("tapo--steps-3", "grpo--steps-3"),
             ("grpo--steps-4", None), ("tapo--steps-4", "grpo--steps-4"),
         ]  # fmt: skip
-    text = report_sweep(tmp_path)
+    text = write_sweep_report(tmp_path)
     assert "DSR and ERR (Table 2), steps-3" in text
     assert "DSR and ERR (Table 2), steps-4" in text
     rows = csv_of(tmp_path / "report" / "table2.csv")
@@ -302,10 +310,10 @@ def test_swept_values_are_compared_within_themselves(tmp_path: Path) -> None:
 
 
 def test_the_papers_figures_stand_beside_swept_values(tmp_path: Path) -> None:
-    expanded = expand(asked_of(["table4", "optimizer.lr=1e-4,3e-4", f"output={tmp_path}"], BASE))
-    keep_definitions(tmp_path, expanded)
+    expanded = expand_sweeps(parse_request(["table4", "optimizer.lr=1e-4,3e-4", f"output={tmp_path}"], BASE))
+    save_definitions(tmp_path, expanded)
     write_run(tmp_path, "tapo--optimizer.lr-0.0003", 0, TAPO[0])
-    report_sweep(tmp_path)
+    write_sweep_report(tmp_path)
     text = (tmp_path / "report" / "table4.md").read_text()
     assert "| + TAPO, optimizer.lr=0.0003 | 1 | 83.33 | 100.00 | 62.50 | 80.21 |" in text
     rows = csv_of(tmp_path / "report" / "table4.csv")
@@ -314,21 +322,23 @@ def test_the_papers_figures_stand_beside_swept_values(tmp_path: Path) -> None:
 
 def test_the_pictures_heading_says_what_the_differences_are_to(output: Path) -> None:
     write_run(output, "grpo", 0, COLD[0])
-    [sweep] = sweeps_of(output, ["conditions"])
-    a, b, c = find(output, sweep).outcomes
-    assert compared([a, b, c], [None, a, b]) == "minus the row above"
-    assert compared([a, b], [None, a]) == "minus the row above"
-    assert compared([a, b, c], [None, a, a]) == "minus Cold start"
-    assert compared([a, c], [None, b]) == "minus GRPO"  # which has nothing of this benchmark and is not shown
-    assert compared([a, b, c, b], [None, a, a, c]) == "minus the row named"
+    [sweep] = choose_sweeps(output, ["conditions"])
+    a, b, c = read_sweep_results(output, sweep).outcomes
+    assert make_difference_heading([a, b, c], [None, a, b]) == "minus the row above"
+    assert make_difference_heading([a, b], [None, a]) == "minus the row above"
+    assert make_difference_heading([a, b, c], [None, a, a]) == "minus Cold start"
+    assert (
+        make_difference_heading([a, c], [None, b]) == "minus GRPO"
+    )  # which has nothing of this benchmark and is not shown
+    assert make_difference_heading([a, b, c, b], [None, a, a, c]) == "minus the row named"
     for against in ("above", "first"):
-        numbers = numbers_of(find(output, sweep.model_copy(update={"against": against})))
-        table_figure("x", [numbers[0], *reversed(numbers)], "arithmetic", output / f"{against}.png")
+        numbers = compute_row_estimates(read_sweep_results(output, sweep.model_copy(update={"against": against})))
+        draw_table_figure("x", [numbers[0], *reversed(numbers)], "arithmetic", output / f"{against}.png")
         assert (output / f"{against}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_files_and_terminal(output: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert is_sweep(output)
+    assert is_sweep_folder(output)
     assert main(["report", str(output), "--table", "table1"]) == 0
     printed = capfd.readouterr().out
     assert "88.89 ± 23.90" in printed
@@ -357,22 +367,22 @@ def test_files_and_terminal(output: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_name_that_there_is_not_and_a_folder_without_rows(tmp_path: Path, output: Path) -> None:
     with pytest.raises(ValueError, match="no sweep 'tabel4'; did you mean 'table4'"):
-        report_sweep(output, ["tabel4"])
+        write_sweep_report(output, ["tabel4"])
     (tmp_path / "x" / "mine" / "seed-0").mkdir(parents=True)
     with pytest.raises(ValueError, match="has rows of no sweep"):
-        report_sweep(tmp_path / "x")
+        write_sweep_report(tmp_path / "x")
     assert main(["report", str(tmp_path), "--table", "table4"]) == 2  # a folder of no sweep
     run = write_run(tmp_path, "a", 0, TAPO[0], [step(1, 1)])
-    assert not is_sweep(run)
+    assert not is_sweep_folder(run)
 
 
 def test_the_band_over_seeds_by_hand() -> None:
     """Steps that all seeds have; the mean, the lowest and the highest."""
     one = [{"step": 1, "loss": 1.0, "reward/mean": 0.5}, {"step": 2, "loss": 3.0}]
     two = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 5.0}, {"step": 3, "loss": 9.0}]
-    assert plots.over_seeds([one, two]) == [
+    assert plots.merge_seeds([one, two]) == [
         {"step": 1, "loss": 1.5, "loss/low": 1.0, "loss/high": 2.0},
         {"step": 2, "loss": 4.0, "loss/low": 3.0, "loss/high": 5.0},
     ]
-    assert plots.over_seeds([one])[0] == {"step": 1, "loss": 1.0, "reward/mean": 0.5}
-    assert plots.over_seeds([]) == []
+    assert plots.merge_seeds([one])[0] == {"step": 1, "loss": 1.0, "reward/mean": 0.5}
+    assert plots.merge_seeds([]) == []

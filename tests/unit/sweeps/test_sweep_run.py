@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemo_tapo.commands.sweep import asked_of
-from nemo_tapo.sweeps.expand import Job, expand
-from nemo_tapo.sweeps.serial import Child, last_words, length, run_all
-from nemo_tapo.sweeps.state import Failure, State, differences, failure, state_of
+from nemo_tapo.commands.sweep import parse_request
+from nemo_tapo.sweeps.expand import SweepJob, expand_sweeps
+from nemo_tapo.sweeps.serial import ChildProcess, get_log_size, read_failure_reason, run_jobs
+from nemo_tapo.sweeps.state import Failure, RunState, list_changed_settings, read_failure, read_run_state
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples" / "configs" / "sweep-tiny-1n0g.yaml"
@@ -50,8 +50,8 @@ def run(folder: Path, *more: str, expect: int = 0) -> str:
 
 
 def states(folder: Path, *more: str) -> dict[str, str]:
-    found = expand(asked_of(words(folder, *more), BASE)).jobs
-    return {job.name: state_of(job).value for job in found}
+    found = expand_sweeps(parse_request(words(folder, *more), BASE)).jobs
+    return {job.name: read_run_state(job).value for job in found}
 
 
 def until(seen: Path, process: subprocess.Popen[str], lines: int = 1) -> None:
@@ -102,8 +102,8 @@ def test_other_settings_are_one_sentence_and_nothing_is_overwritten(done: Path) 
 
 def test_settings_that_change_no_number_do_not_matter(done: Path) -> None:
     for free in ("local.dp=1", "checkpoint.keep=3", "pipeline=barrier", "opsd.beta=1", "coldstart.epochs=9"):
-        for job in expand(asked_of(words(done, free), BASE)).jobs:
-            assert differences(job) == [], free
+        for job in expand_sweeps(parse_request(words(done, free), BASE)).jobs:
+            assert list_changed_settings(job) == [], free
 
 
 def test_a_failed_run_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_a_failed_run_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     assert "2 of 2, tapo/seed-0: done" in printed
     assert "1 of 2 runs are done" in printed
     assert "coldstart/seed-0 failed with exit code 2: " in printed
-    found = failure(tmp_path / "out" / "coldstart" / "seed-0")
+    found = read_failure(tmp_path / "out" / "coldstart" / "seed-0")
     assert found is not None and found.code == 2
     assert "holds samples of other settings" in found.reason
     assert states(tmp_path) == {"coldstart/seed-0": "failed", "tapo/seed-0": "done"}
     (evaluation / "settings.json").unlink()  # what the sentence says
     assert "failed before, is tried again" in run(tmp_path)
-    assert failure(tmp_path / "out" / "coldstart" / "seed-0") is None
+    assert read_failure(tmp_path / "out" / "coldstart" / "seed-0") is None
 
 
 def test_a_signal_stops_the_run_and_the_sweep_and_both_go_on(tmp_path: Path) -> None:
@@ -187,49 +187,49 @@ def test_a_folder_at_work_is_waited_for_and_ctrl_c_ends_the_wait(tmp_path: Path)
 
 def test_half_written_folders(tmp_path: Path) -> None:
     """Whatever a kill may leave is a run that goes on, or a sentence."""
-    [_, job] = expand(asked_of(words(tmp_path), BASE)).jobs
-    assert state_of(job) is State.NEW
+    [_, job] = expand_sweeps(parse_request(words(tmp_path), BASE)).jobs
+    assert read_run_state(job) is RunState.NEW
     job.folder.mkdir(parents=True)
-    assert state_of(job) is State.NEW
+    assert read_run_state(job) is RunState.NEW
     (job.folder / "evaluation.json").write_text('{"before": {"settings": {"runs": 1, "samples": 5}}}')
-    assert state_of(job) is State.NEW  # the row ends in "after"
+    assert read_run_state(job) is RunState.NEW  # the row ends in "after"
     (job.folder / "evaluation.json").write_text('{"after": {"set')
     with pytest.raises(ValueError, match=r"evaluation\.json is not JSON: remove it"):
-        state_of(job)
+        read_run_state(job)
     (job.folder / "config.yaml").write_text("steps: [")
     with pytest.raises(ValueError, match=r"config\.yaml: "):
-        differences(job)
+        list_changed_settings(job)
 
 
 def test_an_attempt_is_explained_by_its_own_words(tmp_path: Path) -> None:
     """What an earlier attempt said stands before it in the same log."""
     log = tmp_path / "sweep.log"
     log.write_text("nemo-tapo: no room on the disk\nsome line\n")
-    begin = length(log)
+    begin = get_log_size(log)
     with log.open("a") as file:
         file.write("Traceback\nMemoryError: of this attempt\n")
-    assert last_words(log, 1, begin) == "MemoryError: of this attempt"
-    assert last_words(log, 1) == "no room on the disk"
-    assert last_words(log, 1, length(log)) == "it said nothing"
-    assert last_words(log, -9, begin) == "killed by SIGKILL"
-    assert length(tmp_path / "none") == 0
+    assert read_failure_reason(log, 1, begin) == "MemoryError: of this attempt"
+    assert read_failure_reason(log, 1) == "no room on the disk"
+    assert read_failure_reason(log, 1, get_log_size(log)) == "it said nothing"
+    assert read_failure_reason(log, -9, begin) == "killed by SIGKILL"
+    assert get_log_size(tmp_path / "none") == 0
 
 
 def test_a_second_failure_is_not_told_in_the_words_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [job, _] = expand(asked_of(words(tmp_path), BASE)).jobs
+    [job, _] = expand_sweeps(parse_request(words(tmp_path), BASE)).jobs
     job.folder.mkdir(parents=True)
     (job.folder / "sweep.log").write_text("nemo-tapo: the old reason\n")
 
-    def fails(job: Job, config: Path, child: Child, lock: int) -> int:
+    def fails(job: SweepJob, config: Path, child: ChildProcess, lock: int) -> int:
         with (job.folder / "sweep.log").open("a") as log:
             log.write("the new reason\n")
         return 1
 
     monkeypatch.setattr("nemo_tapo.sweeps.serial.run_one", fails)
-    [(_, found)] = run_all([job], BASE)
-    assert found == failure(job.folder) == Failure(1, "the new reason")
+    [(_, found)] = run_jobs([job], BASE)
+    assert found == read_failure(job.folder) == Failure(1, "the new reason")
 
 
 def test_dry_run_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

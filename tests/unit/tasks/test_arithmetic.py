@@ -25,21 +25,21 @@ def test_a_problem_and_its_right_solution() -> None:
 
 
 def test_a_forgotten_carry_and_a_borrow_taken_twice() -> None:
-    assert A.slipped(47, "+", 38) == 75
-    assert A.slipped(85, "-", 19) == 56
+    assert A.apply_step_with_slip(47, "+", 38) == 75
+    assert A.apply_step_with_slip(85, "-", 19) == 56
     crossing = [(47, "+", 38), (85, "-", 19), (41, "+", 38), (85, "-", 15)]
     assert [A.crosses_ten(*step) for step in crossing] == [True, True, False, False]
 
 
 def test_the_corpus_writes_on_from_the_wrong_value() -> None:
-    assert A.written(CHAIN, Random(0), mistake_rate=0.0) == RIGHT
-    assert A.written(CHAIN, Random(0), mistake_rate=1.0) == "a: 47+38=75\nb: 75-19=46\n\\boxed{46}"
+    assert A.write_solution(CHAIN, Random(0), mistake_rate=0.0) == RIGHT
+    assert A.write_solution(CHAIN, Random(0), mistake_rate=1.0) == "a: 47+38=75\nb: 75-19=46\n\\boxed{46}"
 
 
 def test_a_mistake_never_leads_to_a_negative_line() -> None:
     # 15+16=31, 31-30=1; with the carry forgotten 21-30 would be negative, so the first step is written right.
     task = A.Problem(15, (("+", 16), ("-", 30)))
-    assert A.written(task, Random(0), 1.0) == "a: 15+16=31\nb: 31-30=1\n\\boxed{1}"
+    assert A.write_solution(task, Random(0), 1.0) == "a: 15+16=31\nb: 31-30=1\n\\boxed{1}"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_mistake_never_leads_to_a_negative_line() -> None:
     ],
 )
 def test_the_verifier(response: str, verdict: tuple[float, str]) -> None:
-    assert A.verify("66", response) == verdict
+    assert A.verify_response("66", response) == verdict
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_diagnosis(response: str, found: A.Diagnosis | None) -> None:
 
 
 def test_a_correction_keeps_the_wrong_line_and_turns() -> None:
-    fixed = A.correction(CHAIN, "a: 47+38=85\nb: 85-19=56\n\\boxed{56}", seed=0)
+    fixed = A.write_correction(CHAIN, "a: 47+38=85\nb: 85-19=56\n\\boxed{56}", seed=0)
     assert fixed is not None
     assert fixed.analysis == "a: 47+38=85 is correct\nb: 85-19=56 is wrong, the borrow was taken twice"
     head, turn, box = fixed.reconstruction.rsplit("\n", 2)
@@ -100,61 +100,61 @@ def test_a_correction_keeps_the_wrong_line_and_turns() -> None:
     assert fixed.text == (
         f"<analysis>{fixed.analysis}</analysis>\n<reconstruction>{fixed.reconstruction}</reconstruction>"
     )
-    assert A.correction(CHAIN, RIGHT) is None
-    assert A.correction(CHAIN, "no idea") is None
+    assert A.write_correction(CHAIN, RIGHT) is None
+    assert A.write_correction(CHAIN, "no idea") is None
 
 
 def test_marks_pass_over_a_line_that_a_turn_does_again() -> None:
-    assert A.marked(CHAIN, f"a: 47+38=75\n{TURN}85\nb: 85-19=56\n\\boxed{{56}}") == (
+    assert A.mark_lines(CHAIN, f"a: 47+38=75\n{TURN}85\nb: 85-19=56\n\\boxed{{56}}") == (
         "a: 47+38=85 is correct\nb: 85-19=56 is wrong, the borrow was taken twice"
     )
-    assert A.marked(CHAIN, RIGHT).endswith("\n\\boxed{66} is correct")
+    assert A.mark_lines(CHAIN, RIGHT).endswith("\n\\boxed{66} is correct")
 
 
 def test_every_written_mistake_can_be_located_and_corrected() -> None:
     rng, wrong = Random(5), 0
-    for seed, task in enumerate(A.problems(300, seed=5)):
-        response = A.written(task, rng)
-        if A.verify(task.answer, response)[0] == 1.0:
+    for seed, task in enumerate(A.draw_problems(300, seed=5)):
+        response = A.write_solution(task, rng)
+        if A.verify_response(task.answer, response)[0] == 1.0:
             continue
         wrong += 1
-        fixed = A.correction(task, response, seed)
+        fixed = A.write_correction(task, response, seed)
         assert fixed is not None
-        assert A.verify(task.answer, fixed.reconstruction) == (1.0, "right")
+        assert A.verify_response(task.answer, fixed.reconstruction) == (1.0, "right")
         assert A.diagnose(task, fixed.reconstruction) is None
     assert wrong > 100
 
 
 def test_no_generator_returns_a_held_out_problem() -> None:
-    held = {task.question for task in A.held_out()}
+    held = {task.question for task in A.get_held_out_problems()}
     assert len(held) == A.HELD_OUT_SIZE
-    assert A.held_out(3) == A.held_out()[:3]
-    assert not held & {task.question for task in A.problems(3000, seed=1)}
+    assert A.get_held_out_problems(3) == A.get_held_out_problems()[:3]
+    assert not held & {task.question for task in A.draw_problems(3000, seed=1)}
     with pytest.raises(ValueError, match="1000"):
-        A.held_out(1001)
+        A.get_held_out_problems(1001)
 
 
 def test_a_generator_rejects_a_held_out_problem_that_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     other = A.Problem(11, (("+", 11), ("+", 11)))
-    drawn = iter([A.held_out(1)[0], other])
+    drawn = iter([A.get_held_out_problems(1)[0], other])
     monkeypatch.setattr(A, "_draw", lambda rng, shortest, longest: next(drawn))
-    assert A.problem(Random(0)) == other
+    assert A.draw_problem(Random(0)) == other
 
 
 def test_examples_are_functions_of_the_seed_and_of_the_mix() -> None:
     assert (
-        arithmetic_corpus.corpus(50, seed=3)
-        == arithmetic_corpus.corpus(50, seed=3)
-        != arithmetic_corpus.corpus(50, seed=4)
+        arithmetic_corpus.make_corpus(50, seed=3)
+        == arithmetic_corpus.make_corpus(50, seed=3)
+        != arithmetic_corpus.make_corpus(50, seed=4)
     )
-    assert {example.kind for example in arithmetic_corpus.corpus(400, seed=0)} == set(arithmetic_corpus.CORPUS_MIX)
+    assert {example.kind for example in arithmetic_corpus.make_corpus(400, seed=0)} == set(arithmetic_corpus.CORPUS_MIX)
     with pytest.raises(ValueError, match="no such kind"):
-        arithmetic_corpus.corpus(1, seed=0, mix={"poem": 1.0})
+        arithmetic_corpus.make_corpus(1, seed=0, mix={"poem": 1.0})
 
 
 def test_the_text_skills_name_the_first_difference() -> None:
     for seed in range(30):
-        example = arithmetic_corpus.change_example(Random(seed))
+        example = arithmetic_corpus.make_change_example(Random(seed))
         texts = example.prompt.removeprefix("Old text:\n").removesuffix("\nShow the first change.")
         old, new = (text.split("\n") for text in texts.split("\nNew text:\n"))
         same = 0
@@ -171,14 +171,14 @@ def test_synthesis_prompt_and_what_needs_no_correction() -> None:
         f"Question:\n47\na: +38\nb: -19\nWrong answer:\n{wrong}\nRight answer:\n{RIGHT}\n"
         "Find the first mistake, then correct it."
     )
-    assert A.correction(CHAIN, wrong) is not None
-    assert A.correction(CHAIN, RIGHT) is None
+    assert A.write_correction(CHAIN, wrong) is not None
+    assert A.write_correction(CHAIN, RIGHT) is None
 
 
 def test_the_full_correction_keeps_nothing_and_is_right() -> None:
     task = A.parse_question("47\na: +38\nb: -19")
-    fixed = A.full_correction(task, "a: 47+38=75\nb: 75-19=56\n\\boxed{56}")
+    fixed = A.write_full_correction(task, "a: 47+38=75\nb: 75-19=56\n\\boxed{56}")
     assert fixed is not None
     assert fixed.analysis == "a: 47+38=75 is wrong, the carry was forgotten"
     assert fixed.reconstruction == "a: 47+38=85\nb: 85-19=66\n\\boxed{66}"
-    assert A.full_correction(task, fixed.reconstruction) is None
+    assert A.write_full_correction(task, fixed.reconstruction) is None

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.config.load import load
+from nemo_tapo.config.load import load_config
 from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig, VerifierConfig
 from nemo_tapo.datasets.data_report import DataReport
-from nemo_tapo.datasets.query_order import with_prompts
+from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
-from nemo_tapo.stages.data_preview import check_data, preview
+from nemo_tapo.stages.data_preview import check_data, preview_data
 from nemo_tapo.tasks.mathematics import MathematicsTask
-from nemo_tapo.tasks.prompts import PROMPT
+from nemo_tapo.tasks.prompts import SYNTHESIS_PROMPT
 from nemo_tapo.types import Provenance, Query, SetAside
 
 MODEL = Path(__file__).parents[3] / "assets" / "tiny-coldstart"
@@ -79,7 +79,7 @@ def test_benchmarks_and_grading(task: MathematicsTask) -> None:
 
 
 def test_the_synthesis_prompt_is_the_papers_and_quotes_the_problem_alone(task: MathematicsTask) -> None:
-    assert task.synthesis_prompt is PROMPT
+    assert task.synthesis_prompt is SYNTHESIS_PROMPT
 
 
 def test_gold_answers_that_do_not_parse_are_set_aside(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     queries = [Query("a", "short", "1"), Query("b", "x" * 50, "1"), Query("a", "again", "1")] + [
         Query(f"q{i}", "short", "1") for i in range(197)
     ]
-    usable, unfit = with_prompts(queries, CharacterTokenizer(), 20)
+    usable, unfit = add_prompts(queries, CharacterTokenizer(), 20)
     assert [(s.uid, s.reason) for s in unfit] == [("b", "prompt_too_long"), ("a", "uid_seen_before")]
     found = Provenance("a.jsonl", 203, aside("duplicate", 3), "MIT")
     said = report.add("train", found, len(usable), 0, unfit)
@@ -178,7 +178,7 @@ def overrides(tmp_path: Path) -> list[str]:
 
 def test_dry_run_shows_counts_and_the_prompt_as_tokenized(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    lines = preview(load(None, overrides(tmp_path)), "run")
+    lines = preview_data(load_config(None, overrides(tmp_path)), "run")
     assert lines[0].startswith(f"task.mathematics.train: 6 rows of {tmp_path / 'train.jsonl'}, 3 of them broken")
     assert lines[0].endswith("licence: MIT; 3 gold answers are still to be parsed")
     assert lines[1].startswith("task.mathematics.benchmarks.mine: 2 rows")
@@ -191,14 +191,14 @@ def test_dry_run_shows_counts_and_the_prompt_as_tokenized(tmp_path: Path) -> Non
 
 
 def test_a_hub_set_is_not_fetched_by_a_dry_run() -> None:
-    cfg = load(None, ["task.name=mathematics", "task.mathematics.train.hub=openai/gsm8k", "model.path=nowhere"])
-    lines = preview(cfg, "filter")
+    cfg = load_config(None, ["task.name=mathematics", "task.mathematics.train.hub=openai/gsm8k", "model.path=nowhere"])
+    lines = preview_data(cfg, "filter")
     assert lines[0] == "task.mathematics.train: openai/gsm8k at no revision, not read by --dry-run"
     assert lines[1].startswith("prompt: not shown. model.path: no tokenizer in 'nowhere'")
 
 
 def test_bad_data_is_told_before_anything_starts(tmp_path: Path) -> None:
-    cfg = load(None, [*overrides(tmp_path), "task.mathematics.benchmarks.mine.answer=gold"])
+    cfg = load_config(None, [*overrides(tmp_path), "task.mathematics.benchmarks.mine.answer=gold"])
     check_data(cfg, "train")  # does not need the benchmarks
     with pytest.raises(ValueError, match=r"^task\.mathematics\.benchmarks\.mine\.answer: no row of"):
         check_data(cfg, "evaluate")

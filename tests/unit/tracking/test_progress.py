@@ -13,7 +13,7 @@ from io import StringIO
 
 import pytest
 
-from nemo_tapo.tracking.progress import Progress, duration
+from nemo_tapo.tracking.progress import Progress, format_duration
 
 
 class Clock:
@@ -29,14 +29,14 @@ class Clock:
 def test_plain_lines_are_rare_and_tell_stage_phase_and_time_left() -> None:
     out, clock = StringIO(), Clock()
     with Progress([("cold start", 1), ("training", 3)], stream=out, interval=5, clock=clock) as progress:
-        progress.stage("cold start", total=2, unit="step")
+        progress.start_stage("cold start", total=2, unit="step")
         clock.now = 20
-        stage = progress.stage("training", total=100, unit="step")
+        stage = progress.start_stage("training", total=100, unit="step")
         for step in range(100):
             for phase in ("sampling 256", "updating"):
-                progress.status(phase)
+                progress.set_phase(phase)
             clock.now += 1
-            stage.note(f"accuracy {step}")
+            stage.set_note(f"accuracy {step}")
             stage.advance()
     lines = out.getvalue().splitlines()
     assert lines[0] == "[1/2] cold start | 0/2 steps (0%): begins"
@@ -50,9 +50,9 @@ def test_plain_lines_are_rare_and_tell_stage_phase_and_time_left() -> None:
 def test_time_left_of_stage_and_whole() -> None:
     clock = Clock()
     progress = Progress([("a", 1), ("b", 2), ("c", 1)], stream=StringIO(), clock=clock)
-    progress.stage("a", total=1)
+    progress.start_stage("a", total=1)
     clock.now = 10
-    stage = progress.stage("b", total=10, unit="step")
+    stage = progress.start_stage("b", total=10, unit="step")
     assert stage.seconds_left() is None
     for _ in range(5):
         clock.now += 2
@@ -70,10 +70,10 @@ def test_time_left_of_stage_and_whole() -> None:
 def test_weight_stands_in_while_the_pace_is_unknown() -> None:
     clock = Clock()
     progress = Progress([("a", 1), ("b", 2), ("c", 1)], stream=StringIO(), clock=clock)
-    progress.stage("a")
+    progress.start_stage("a")
     assert progress.time_left() == ""
     clock.now = 10
-    progress.stage("b")
+    progress.start_stage("b")
     clock.now = 15
     assert progress.seconds_left() == pytest.approx(15 + 10)
     assert progress.time_left() == "whole run 25 s left"
@@ -81,7 +81,7 @@ def test_weight_stands_in_while_the_pace_is_unknown() -> None:
 
 def test_bursts_do_not_fool_the_time_left() -> None:
     clock = Clock()
-    stage = Progress(stream=StringIO(), clock=clock).stage("sampling", total=1000, unit="sample")
+    stage = Progress(stream=StringIO(), clock=clock).start_stage("sampling", total=1000, unit="sample")
     for _ in range(5):  # a hundred answers at once every ten seconds
         clock.now += 10
         for _ in range(100):
@@ -92,7 +92,7 @@ def test_bursts_do_not_fool_the_time_left() -> None:
 
 def test_resumed_stage_is_judged_by_its_own_pace() -> None:
     clock = Clock()
-    stage = Progress(stream=StringIO(), clock=clock).stage("training", total=100, unit="step", done=90)
+    stage = Progress(stream=StringIO(), clock=clock).start_stage("training", total=100, unit="step", done=90)
     clock.now = 3
     stage.advance()
     assert stage.seconds_left() == pytest.approx(27)
@@ -101,7 +101,7 @@ def test_resumed_stage_is_judged_by_its_own_pace() -> None:
 def test_unknown_total_and_unplanned_stage() -> None:
     out, clock = StringIO(), Clock()
     with Progress([("other", 1)], stream=out, clock=clock) as progress:
-        stage = progress.stage("sampling", unit="response")
+        stage = progress.start_stage("sampling", unit="response")
         clock.now = 9
         stage.advance(7)
     assert "sampling | 7 responses" in out.getvalue()
@@ -111,8 +111,8 @@ def test_unknown_total_and_unplanned_stage() -> None:
 def test_heartbeat_when_nothing_is_reported() -> None:
     out = StringIO()
     with Progress(stream=out, heartbeat=0.2) as progress:
-        progress.stage("starting the engine")
-        progress.status("loading")
+        progress.start_stage("starting the engine")
+        progress.set_phase("loading")
         time.sleep(0.6)
     assert "starting the engine | loading | still at it" in out.getvalue()
 
@@ -123,7 +123,7 @@ def test_errors_pass_through(error: type[BaseException], word: str) -> None:
 
     def work() -> None:
         with Progress(stream=out) as progress:
-            progress.stage("training", total=3)
+            progress.start_stage("training", total=3)
             raise error
 
     with pytest.raises(error):
@@ -136,17 +136,17 @@ def test_errors_pass_through(error: type[BaseException], word: str) -> None:
     [(3.21, "3.2 s"), (45, "45 s"), (270, "4 min 30 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 SCRIPT = """
 import sys, time
 from nemo_tapo.tracking.progress import Progress
 with Progress([("training", 1)]) as progress:
-    stage = progress.stage("training", total=1000, unit="step")
+    stage = progress.start_stage("training", total=1000, unit="step")
     print("to the pipe", flush=True)
     for _ in range(1000):
-        progress.status("updating")
+        progress.set_phase("updating")
         time.sleep(0.02)
         stage.advance()
 """

@@ -1,6 +1,6 @@
-"""NeMo-RL's source tree on this machine, and config files that inherit from it, composed as NeMo-RL composes them.
+"""Find NeMo-RL's source tree and compose config files that inherit from it, in the way NeMo-RL composes them.
 
-NeMo-RL is not imported: `plan` and `--dry-run` work on a login node with nothing but a checkout's YAML files.
+NeMo-RL is not imported: `plan` and `--dry-run` work on a login node that has only the YAML files of a checkout.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ from typing import Any
 
 import yaml
 
-CONTAINER = Path("/opt/nemo-rl")  # where NVIDIA's container has it
-HOW = (
+CONTAINER_SOURCE = Path("/opt/nemo-rl")  # the checkout in NVIDIA's container
+SOURCE_HINT = (
     "set NEMO_RL_SRC to a checkout of https://github.com/NVIDIA-NeMo/RL (its YAML files are enough), or run inside "
     "NVIDIA's container, which has it in /opt/nemo-rl"
 )
 
 
 def find_source() -> Path | None:
-    """NEMO_RL_SRC, else the checkout of an importable nemo_rl, else the container's; None if there is none.
+    """Return NEMO_RL_SRC, else the checkout of an installed nemo_rl, else the container's; None if there is none.
 
-    Raises ValueError if NEMO_RL_SRC names no checkout.
+    Raises ValueError if NEMO_RL_SRC is not a checkout.
     """
     named = os.environ.get("NEMO_RL_SRC")
     if named:
         if not (Path(named) / "examples" / "configs").is_dir():
             raise ValueError(f"NEMO_RL_SRC={named} is no NeMo-RL checkout: it has no folder examples/configs")
         return Path(named).resolve()
-    package = importlib.util.find_spec("nemo_rl")  # finds, does not import
+    package = importlib.util.find_spec("nemo_rl")  # does not import it
     installed = [Path(package.origin).parents[1]] if package and package.origin else []
-    for candidate in [*installed, CONTAINER]:
+    for candidate in [*installed, CONTAINER_SOURCE]:
         if (candidate / "examples" / "configs").is_dir():
             return candidate
     return None
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The file with what it inherits and the overrides, `${...}` resolved.
+def compose_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of a file merged with what it inherits and with the overrides, `${...}` resolved.
 
-    `defaults:` names files relative to the file itself or, where there is none, to NeMo-RL's examples/configs;
-    `file.yaml@a.b` puts a file's content under `a.b` (Hydra's notation, which NeMo-RL's own loader does not have).
-    Raises ValueError with a sentence for a file that is missing or does not parse, an override that is none, or an
-    interpolation that cannot be resolved.
+    `defaults:` names files relative to the file itself or, if there is no such file, to NeMo-RL's examples/configs.
+    `file.yaml@a.b` puts a file's content under `a.b` (Hydra's notation, which NeMo-RL's own loader lacks). Raises
+    ValueError for a file that is missing or does not parse, an invalid override, or an interpolation that cannot be
+    resolved.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     _register_resolvers()
     try:
-        composed = _inherit(path)
+        composed = _load_with_defaults(path)
         for override in overrides:
-            _apply(composed, override)
+            _apply_override(composed, override)
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -61,8 +61,8 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _inherit(path: Path) -> Any:
-    """A file over its `defaults`, later ones over earlier ones, each resolved in its own folder first."""
+def _load_with_defaults(path: Path) -> Any:
+    """Load a file merged over its `defaults`: later ones over earlier ones, each relative to the file that names it."""
     from omegaconf import DictConfig, OmegaConf
 
     config = OmegaConf.load(path)
@@ -72,31 +72,31 @@ def _inherit(path: Path) -> Any:
     base = OmegaConf.create({})
     for each in [defaults] if isinstance(defaults, str) else defaults:
         name, _, package = str(each).partition("@")
-        inherited = _inherit(_parent(path, name))
+        inherited = _load_with_defaults(_find_parent(path, name))
         for section in reversed(package.split(".") if package else []):
             inherited = OmegaConf.create({section: inherited})
-        base = _over(base, inherited)
-    return _over(base, config)
+        base = _merge_over(base, inherited)
+    return _merge_over(base, config)
 
 
-def _parent(child: Path, name: str) -> Path:
-    """The file that `child` inherits from as `name`."""
-    beside = child.parent / name  # an absolute name stays what it is
+def _find_parent(child: Path, name: str) -> Path:
+    """Return the file that `child` inherits from as `name`. Raises ValueError if there is none."""
+    beside = child.parent / name  # an absolute `name` replaces the folder
     if beside.is_file():
         return beside
     source = find_source()
     if source is None:
-        raise ValueError(f"{child} inherits {name}, which is not beside it: if it is NeMo-RL's, {HOW}")
+        raise ValueError(f"{child} inherits {name}, which is not beside it: if it is NeMo-RL's, {SOURCE_HINT}")
     inherited = source / "examples" / "configs" / name
     if not inherited.is_file():
         raise ValueError(f"{child} inherits {name}, which is neither beside it nor in {inherited.parent}")
     return inherited
 
 
-def _over(base: Any, config: Any) -> Any:
-    """`config` merged over `base`; a section with `_override_: true` replaces the inherited one.
+def _merge_over(base: Any, config: Any) -> Any:
+    """Merge `config` over `base`; a section with `_override_: true` replaces the inherited one.
 
-    A mandatory value (`???`) does not hide what is inherited: a child or an override may still give it.
+    A mandatory value (`???`) in `config` keeps the inherited one; a child or an override may still set it.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -108,8 +108,11 @@ def _over(base: Any, config: Any) -> Any:
     return OmegaConf.merge(base, config)
 
 
-def _apply(config: Any, override: str) -> None:
-    """One override in Hydra's grammar: `a.b=1`, `+a.b=1`, `++a.b=1`, `~a.b`."""
+def _apply_override(config: Any, override: str) -> None:
+    """Apply one override in Hydra's grammar: `a.b=1`, `+a.b=1`, `++a.b=1`, `~a.b`.
+
+    Raises ValueError for text that is no override, a sweep, or the deletion of a missing key.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -131,7 +134,7 @@ def _apply(config: Any, override: str) -> None:
 
 
 def _register_resolvers() -> None:
-    """The arithmetic that NeMo-RL's files use: `${mul:a,b}` and its like."""
+    """Register the arithmetic that NeMo-RL's files use, such as `${mul:a,b}`."""
     from omegaconf import OmegaConf
 
     arithmetic = {

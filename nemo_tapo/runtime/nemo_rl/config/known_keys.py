@@ -1,9 +1,9 @@
-"""Which keys NeMo-RL reads, taken from its own source without importing it.
+"""Find out which configuration keys NeMo-RL reads, from its source and without importing it.
 
-NeMo-RL's configs accept any key: a misspelt one is silently without effect. Its config classes (TypedDict and
-pydantic) and its example files say which keys there are; both are read here as text, so that this works on a login
-node with a bare checkout and any Python. NeMo-RL's classes are not complete (some keys are read with `.get`), hence
-the example files count as well.
+NeMo-RL's configs accept any key, so a misspelt key has no effect and raises no error. NeMo-RL's config classes
+(TypedDict and pydantic) and its example files show which keys exist. Both are read here as text, so that this works on
+a login node with nothing but a checkout, under any Python. The classes are not complete (NeMo-RL reads some keys with
+`.get`), so the example files count as well.
 """
 
 from __future__ import annotations
@@ -18,85 +18,97 @@ from typing import Any
 
 import yaml
 
-ROOT = ("nemo_rl/algorithms/grpo.py", "MasterConfig")  # the class of a whole GRPO file
-FREE = re.compile(r"(\bAny\b|[dD]ict\[str, (?!\w*Config))")  # an annotation below which any key may stand
-LISTED_FREELY = ("env",)  # read by whichever environment is named there
+ROOT_CLASS = ("nemo_rl/algorithms/grpo.py", "MasterConfig")  # the class of a whole GRPO file
+FREE_ANNOTATION = re.compile(r"(\bAny\b|[dD]ict\[str, (?!\w*Config))")  # such a section may have any key
+FREE_SECTIONS = ("env",)  # any key may be in them: the environment named there reads them
 RL_EXAMPLE = re.compile(r"grpo|gdpo|dapo|prorl|mopd")  # names of the examples that examples/run_grpo.py reads
 
 
 @dataclass
-class Keys:
-    """A section's known keys. `free`: anything may stand here."""
+class KnownKeys:
+    """The known keys of a section, each with the known keys below it.
 
-    below: dict[str, Keys] = field(default_factory=dict)
-    free: bool = False
+    >>> keys = KnownKeys()
+    >>> keys.get_or_add("grpo").get_or_add("seed")
+    KnownKeys(sections={}, free=False)
+    >>> list(list_paths(keys))
+    ['grpo', 'grpo.seed']
+    """
 
-    def at(self, name: str) -> Keys:
-        """The section `name`, made if it is new."""
-        return self.below.setdefault(name, Keys())
+    sections: dict[str, KnownKeys] = field(default_factory=dict)
+    free: bool = False  # True: any key may be here
+
+    def get_or_add(self, name: str) -> KnownKeys:
+        """Return the section `name`; add it if it is new."""
+        return self.sections.setdefault(name, KnownKeys())
 
 
 @dataclass(frozen=True)
-class _Class:
+class _ConfigClass:
     file: str
     fields: dict[str, str]  # name -> annotation as text
     bases: tuple[str, ...]
 
 
 @lru_cache(maxsize=4)
-def known_keys(source: Path) -> Keys:
-    """The keys of a GRPO file for the NeMo-RL checkout `source` (about a second)."""
-    keys = Keys()
-    _Classes(source).collect(*ROOT, keys)
+def read_known_keys(source: Path) -> KnownKeys:
+    """Read the keys of a GRPO file from the NeMo-RL checkout `source`; takes about a second."""
+    keys = KnownKeys()
+    _ClassIndex(source).collect(*ROOT_CLASS, keys)
     for path in sorted((source / "examples").rglob("*.yaml")):
         text = path.read_text()
         if RL_EXAMPLE.search(path.stem) or "\ngrpo:" in text:
-            _merge(keys, yaml.load(text, Loader=_Loader))
-    for name in LISTED_FREELY:
-        keys.at(name).free = True
+            _add_example(keys, yaml.load(text, Loader=_Loader))
+    for name in FREE_SECTIONS:
+        keys.get_or_add(name).free = True
     return keys
 
 
-def unknown(values: Mapping[str, Any], keys: Keys, prefix: str = "") -> Iterable[str]:
-    """Dotted paths of `values` that no class and no example has."""
+def find_unknown_paths(values: Mapping[str, Any], keys: KnownKeys, prefix: str = "") -> Iterable[str]:
+    """Yield the dotted paths of `values` that no class and no example has.
+
+    >>> keys = KnownKeys({"grpo": KnownKeys({"seed": KnownKeys()})})
+    >>> list(find_unknown_paths({"grpo": {"seed": 1, "sead": 1}}, keys))
+    ['grpo.sead']
+    """
     if keys.free:
         return
     for name, value in values.items():
         path = f"{prefix}{name}"
-        if name not in keys.below:
+        if name not in keys.sections:
             yield path
             continue
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Mapping):
-                yield from unknown(each, keys.below[name], f"{path}.")
+                yield from find_unknown_paths(each, keys.sections[name], f"{path}.")
 
 
-def paths(keys: Keys, prefix: str = "") -> Iterable[str]:
-    """Every known dotted path."""
-    for name, below in keys.below.items():
+def list_paths(keys: KnownKeys, prefix: str = "") -> Iterable[str]:
+    """Yield every known dotted path; `KnownKeys` has an example."""
+    for name, section in keys.sections.items():
         yield f"{prefix}{name}"
-        yield from paths(below, f"{prefix}{name}.")
+        yield from list_paths(section, f"{prefix}{name}.")
 
 
-def _merge(keys: Keys, values: Mapping[str, Any]) -> None:
-    """Adds the keys of an example file."""
+def _add_example(keys: KnownKeys, values: Mapping[str, Any]) -> None:
+    """Add the keys of an example file."""
     for name, value in values.items():
-        section = keys.at(str(name))
+        section = keys.get_or_add(str(name))
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Mapping):
-                _merge(section, each)
+                _add_example(section, each)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain YAML: interpolations stay text."""
+    """A YAML loader that keeps interpolations as text."""
 
 
-class _Classes:
+class _ClassIndex:
     """The config classes of a source tree, by name."""
 
     def __init__(self, source: Path) -> None:
-        self.named: dict[str, list[_Class]] = {}
-        self.children: dict[str, list[_Class]] = {}
+        self.named: dict[str, list[_ConfigClass]] = {}
+        self.children: dict[str, list[_ConfigClass]] = {}
         for path in sorted((source / "nemo_rl").rglob("*.py")):
             text = path.read_text()
             if "TypedDict" in text or "BaseModel" in text or "Config" in text:
@@ -112,22 +124,22 @@ class _Classes:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             }
             bases = tuple(ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases)
-            found = _Class(file, fields, bases)
-            self.named.setdefault(node.name, []).append(found)
+            config_class = _ConfigClass(file, fields, bases)
+            self.named.setdefault(node.name, []).append(config_class)
             for base in bases:
-                self.children.setdefault(base, []).append(found)
+                self.children.setdefault(base, []).append(config_class)
 
-    def collect(self, file: str, name: str, keys: Keys, seen: frozenset[str] = frozenset()) -> None:
-        """Adds the fields of class `name`, of its bases and of its subclasses; same-file definitions come first."""
+    def collect(self, file: str, name: str, keys: KnownKeys, seen: frozenset[str] = frozenset()) -> None:
+        """Add the fields of class `name`, of its bases and of its subclasses; prefer definitions in the same file."""
         if name in seen or name not in self.named:
             return
-        here = [c for c in self.named[name] if c.file == file] or self.named[name]
-        below = [] if name in ("BaseModel", "TypedDict") else self.children.get(name, [])
-        for each in [*here, *(c for c in below if c.file == file or name != ROOT[1])]:
+        definitions = [c for c in self.named[name] if c.file == file] or self.named[name]
+        subclasses = [] if name in ("BaseModel", "TypedDict") else self.children.get(name, [])
+        for each in [*definitions, *(c for c in subclasses if c.file == file or name != ROOT_CLASS[1])]:
             for base in each.bases:
                 self.collect(each.file, base, keys, seen | {name})
             for key, annotation in each.fields.items():
-                section = keys.at(key)
-                section.free = section.free or bool(FREE.search(annotation))
+                section = keys.get_or_add(key)
+                section.free = section.free or bool(FREE_ANNOTATION.search(annotation))
                 for mentioned in re.findall(r"[A-Za-z_]\w*", annotation):
                     self.collect(each.file, mentioned, section, seen | {name})

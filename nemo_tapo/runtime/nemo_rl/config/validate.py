@@ -1,7 +1,7 @@
-"""Settings of NeMo-RL's that this loop or its loss does not do, and divisions that cannot run: each a sentence.
+"""Check a NeMo-RL configuration for settings that are not supported and layouts that cannot run.
 
-NeMo-RL's own trainer would accept some of these and stop at others after the models have been loaded; here all are
-found before anything is started.
+Each check yields one sentence a fault. NeMo-RL's own trainer would accept some of these settings and stop at others
+after the models have been loaded; here all are found before anything is started.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.planning.cluster_setup import Setup
+from nemo_tapo.planning.cluster_setup import ClusterSetup
 from nemo_tapo.planning.model_shape import ModelShape
 
 Master = Mapping[str, Any]
 OFF: tuple[Any, ...] = (None, False)
 
-# path, what it may be (a missing key is fine), why
-SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+# path, allowed values (None: the key may be missing), reason
+ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("grpo.async_grpo.enabled", OFF, "TAPO is on policy: pairs are made of the present policy's rollouts"),
     ("grpo.use_dynamic_sampling", OFF, "a step's queries are fixed, so that a resumed run has the same"),
     ("grpo.zero_variance_prompt_filtering", OFF, "a step's queries are fixed, so that a resumed run has the same"),
@@ -67,11 +67,18 @@ SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 
 
-NAMED = frozenset(path for path, _, _ in SETTINGS)  # told by `settings`, whether a release has such a key or not
+# `check_settings` reports these, also where a release has no such key.
+CHECKED_PATHS = frozenset(path for path, _, _ in ALLOWED_SETTINGS)
 
 
-def at(values: Any, path: str, default: Any = None) -> Any:
-    """The value at a dotted path, or `default` where a section or key is missing or null."""
+def get_at_path(values: Any, path: str, default: Any = None) -> Any:
+    """Return the value at a dotted path, or `default` where a section or key is missing or null.
+
+    >>> get_at_path({"grpo": {"seed": 1}}, "grpo.seed")
+    1
+    >>> get_at_path({"grpo": None}, "grpo.seed", default=0)
+    0
+    """
     for name in path.split("."):
         if not isinstance(values, Mapping) or values.get(name) is None:
             return default
@@ -79,14 +86,19 @@ def at(values: Any, path: str, default: Any = None) -> Any:
     return values
 
 
-def settings(master: Master) -> Iterable[str]:
-    """What this loop does not do."""
-    for path, allowed, why in SETTINGS:
-        value = at(master, path)
+def check_settings(master: Master) -> Iterable[str]:
+    """Yield one sentence for each setting that this loop does not support.
+
+    >>> faults = list(check_settings({"policy": {"generation": {"backend": "sglang"}}}))
+    >>> [fault.partition(":")[0] for fault in faults]
+    ['policy.generation.backend = "sglang" is not supported']
+    """
+    for path, allowed, why in ALLOWED_SETTINGS:
+        value = get_at_path(master, path)
         if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
             given = json.dumps(value, default=str)
             yield f"{path} = {given} is not supported: {why}. Set it to {json.dumps(allowed[-1])}."
-    metric = at(master, "checkpointing.metric_name", "")
+    metric = get_at_path(master, "checkpointing.metric_name", "")
     if metric.startswith("val:"):
         yield (
             f"checkpointing.metric_name = {metric!r}: this loop does not validate while it trains, so no checkpoint "
@@ -94,14 +106,14 @@ def settings(master: Master) -> Iterable[str]:
         )
 
 
-def algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
-    """What of the algorithms NeMo-RL's workers cannot do: they hand the loss one policy's log-probabilities."""
+def check_algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
+    """Yield what an algorithm needs and NeMo-RL's workers lack: they give the loss one policy's log-probabilities."""
     if cfg.tapo.ift_weight > 0 and cfg.constructs:
         yield (
             f"tapo.ift_weight = {cfg.tapo.ift_weight:g} is not supported: its rows come on top of the rows of an "
             "update, whose number NeMo-RL fixes when it starts. Set it to 0, or use the local runtime."
         )
-    weighs = at(master, "loss_fn.use_importance_sampling_correction")
+    weighs = get_at_path(master, "loss_fn.use_importance_sampling_correction")
     if cfg.algorithm == "reflective_sft" and weighs:
         yield "loss_fn.use_importance_sampling_correction: likelihood has no importance ratio; set it to false."
     if cfg.algorithm != "opsd":
@@ -120,8 +132,8 @@ def algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
         yield "loss_fn.use_importance_sampling_correction: OPSD's loss has no importance ratio; set it to false."
 
 
-def division(master: Master, setup: Setup) -> Iterable[str]:
-    """Ranks, engines and nodes that do not add up."""
+def check_division(master: Master, setup: ClusterSetup) -> Iterable[str]:
+    """Yield one sentence for each layout of ranks, engines and nodes that does not fit the cluster."""
     world, model = setup.train_gpus, setup.tp * setup.pp * setup.cp
     there = f"{setup.nodes} x {setup.gpus_per_node} GPUs"
     if world < 1 or setup.engine_gpus < 1:
@@ -151,11 +163,13 @@ def division(master: Master, setup: Setup) -> Iterable[str]:
         )
     if setup.sequence_parallel and setup.tp == 1:
         yield "sequence_parallel needs tensor parallelism: set it to false, or TP above 1."
-    yield from _batching(master, setup)
+    yield from _check_batching(master, setup)
 
 
-def _batching(master: Master, setup: Setup) -> Iterable[str]:
-    packing, dynamic = (bool(at(master, f"policy.{kind}.enabled")) for kind in ("sequence_packing", "dynamic_batching"))
+def _check_batching(master: Master, setup: ClusterSetup) -> Iterable[str]:
+    packing, dynamic = (
+        bool(get_at_path(master, f"policy.{kind}.enabled")) for kind in ("sequence_packing", "dynamic_batching")
+    )
     if packing and dynamic:
         yield "policy.sequence_packing and policy.dynamic_batching exclude each other: disable one."
     if dynamic and setup.pp > 1:
@@ -164,24 +178,30 @@ def _batching(master: Master, setup: Setup) -> Iterable[str]:
         yield "the loss does not support context parallelism with DTensor: use Megatron, or context_parallel_size=1."
     elif setup.cp > 1 and not packing:
         yield "context parallelism needs policy.sequence_packing.enabled=true."
-    multiple = at(master, "policy.make_sequence_length_divisible_by", 1)
+    multiple = get_at_path(master, "policy.make_sequence_length_divisible_by", 1)
     if setup.sequence_parallel and multiple % setup.tp:
         yield (
             f"policy.make_sequence_length_divisible_by = {multiple} must be a multiple of TP = {setup.tp} with "
             "sequence_parallel."
         )
-    micro, scoring = at(master, "policy.train_micro_batch_size", 1), at(master, "policy.logprob_batch_size")
+    micro, scoring = (
+        get_at_path(master, "policy.train_micro_batch_size", 1),
+        get_at_path(master, "policy.logprob_batch_size"),
+    )
     if setup.tp >= 4 and scoring not in (None, micro) and not os.environ.get("NRL_IGNORE_TP_ACCURACY_CHECK"):
         yield (
             f"policy.logprob_batch_size = {scoring} must equal policy.train_micro_batch_size = {micro} at TP >= 4: "
             "NeMo-RL's kernels give other log-probabilities for another batch size."
         )
-    if setup.megatron and at(master, "policy.logprob_chunk_size") and setup.fp32_logits:
+    if setup.megatron and get_at_path(master, "policy.logprob_chunk_size") and setup.fp32_logits:
         yield "policy.logprob_chunk_size needs policy.megatron_cfg.defer_fp32_logits=true."
 
 
-def lengths(setup: Setup, synthesises: bool, template_tokens: int) -> Iterable[str]:
-    """Prompts and answers that could never fit."""
+def check_lengths(setup: ClusterSetup, synthesises: bool, template_tokens: int) -> Iterable[str]:
+    """Yield one sentence for each length limit that leaves no room for a prompt or a response.
+
+    `synthesises`: the algorithm makes constructions. `template_tokens`: room for the synthesis prompt's fixed text.
+    """
     question = setup.max_row - setup.max_response
     if question < 1:
         yield (
@@ -204,8 +224,8 @@ def lengths(setup: Setup, synthesises: bool, template_tokens: int) -> Iterable[s
         )
 
 
-def model(shape: ModelShape, setup: Setup) -> Iterable[str]:
-    """Divisions that this model's shape does not allow."""
+def check_model(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
+    """Yield one sentence for each setting that this model's shape does not allow."""
     if shape.layers % setup.pp:
         yield f"PP {setup.pp} does not divide the model's {shape.layers} layers."
     for name, tp in (("TP", setup.tp), ("the engine's TP", setup.engine_tp)):
@@ -224,8 +244,8 @@ def model(shape: ModelShape, setup: Setup) -> Iterable[str]:
         )
 
 
-def environment(setup: Setup) -> Iterable[str]:
-    """What the driver's environment must have when a run starts (a plan is made without it)."""
+def check_environment(setup: ClusterSetup) -> Iterable[str]:
+    """Yield what the driver's environment lacks to start a run (a plan does not need it)."""
     if setup.megatron and "TORCH_CUDA_ARCH_LIST" not in os.environ:
         yield (
             "TORCH_CUDA_ARCH_LIST is not set and NeMo-RL's Megatron workers want it: NVIDIA's container sets it; "
@@ -236,8 +256,12 @@ def environment(setup: Setup) -> Iterable[str]:
 SUPPORTED_TAGS = ("v0.7.0",)  # of nvcr.io/nvidia/nemo-rl, with which this package was checked
 
 
-def container(image: str | None) -> Iterable[str]:
-    """A released NVIDIA container that this package does not know; images of one's own are not judged."""
+def check_container(image: str | None) -> Iterable[str]:
+    """Yield a sentence for a released NVIDIA container that is not supported; other images are not checked.
+
+    >>> list(check_container("registry.example.com/my-nemo-rl:1"))
+    []
+    """
     name, _, tag = (image or "").removeprefix("docker://").partition(":")
     if name.replace("#", "/") == "nvcr.io/nvidia/nemo-rl" and tag not in SUPPORTED_TAGS:
         yield (

@@ -1,7 +1,7 @@
-"""An engine for the contract tests: NeMo-RL's GenerationInterface on CPUs, for tiny models.
+"""A generation engine on CPUs for tiny models: NeMo-RL's GenerationInterface for the contract tests.
 
-Sampling is real, from the weights that the policy handed over: Hugging Face's model, every row with its own seed, in
-fp64 so that a row does not depend on what else is in the batch. It sleeps, wakes and is refitted as vLLM is in NeMo-RL.
+It really samples from the policy's latest weights, with Hugging Face's model. Every row has its own seed and runs in
+fp64, so that it does not depend on the other rows of the batch. It sleeps, wakes and is refitted as vLLM is in NeMo-RL.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from torch import Tensor
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.cpu.policy_worker import REFIT_FOLDER
 
-Sampled = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, cut off by the length limit
+SampledResponse = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, cut off by the length limit
 
 
-class Sampler:
-    """The model in a process of its own."""
+class CpuSampler:
+    """The model, as a Ray actor in a separate process."""
 
-    def __init__(self, config: Mapping[str, Any], handed_over: str) -> None:
+    def __init__(self, config: Mapping[str, Any], refit_folder: str) -> None:
+        """Load config["model_name"]; `refit_folder` is where the policy writes new weights."""
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)
-        self.cfg, self._folder, self._refits = config, Path(handed_over), 0
+        self.cfg, self._folder, self._refits = config, Path(refit_folder), 0
         self.model = AutoModelForCausalLM.from_pretrained(config["model_name"], dtype=torch.float64).eval()
 
     def load(self) -> bool:
-        """Takes the next weights that the policy hands over; waits for them."""
+        """Wait for the next weights from the policy and load them.
+
+        Raises RuntimeError if they do not appear within 60 seconds.
+        """
         from safetensors.torch import load_file
 
         self._refits += 1
@@ -52,14 +56,14 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
     ) -> list[tuple[list[int], list[float], bool]]:
-        """One answer to every prompt."""
+        """Sample one response to every prompt."""
         cfg, count = self.cfg, len(prompts)
         width = max(map(len, prompts))
         ids, mask = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width, dtype=torch.long)
-        for i, prompt in enumerate(prompts):  # padded on the left, so that all rows grow at the same column
+        for i, prompt in enumerate(prompts):  # padded on the left, so that all rows end at the same column
             ids[i, width - len(prompt) :] = torch.tensor(prompt)
             mask[i, width - len(prompt) :] = 1
-        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         limits = [min(cfg["max_new_tokens"], cfg["vllm_cfg"]["max_model_len"] - len(p)) for p in prompts]
@@ -75,7 +79,7 @@ class Sampler:
             past, scores = out.past_key_values, torch.log_softmax(out.logits[:, -1] / cfg["temperature"], -1)
             ids = torch.zeros(count, 1, dtype=torch.long)
             for i in sorted(live):
-                token = int(torch.multinomial(scores[i].exp(), 1, generator=draws[i]))
+                token = int(torch.multinomial(scores[i].exp(), 1, generator=generators[i]))
                 ids[i, 0] = token
                 tokens[i].append(token)
                 logprobs[i].append(float(scores[i, token]))
@@ -87,16 +91,19 @@ class Sampler:
 
 
 @cache
-def generation_class() -> Any:
-    """`CpuGeneration`, a class that NeMo-RL's setup can make in VllmGeneration's place."""
+def get_generation_class() -> Any:
+    """Return `CpuGeneration`, the class that replaces VllmGeneration in NeMo-RL's setup.
+
+    It is defined inside a function because its base class needs NeMo-RL.
+    """
     import ray
 
     class CpuGeneration(compat.load("GenerationInterface")):  # type: ignore[misc]
-        """One Sampler; asleep or awake, and whoever asks it asleep is told."""
+        """One CpuSampler, asleep or awake; a request to a sleeping engine fails."""
 
         def __init__(self, cluster: Any = None, config: Any = None, **unused: Any) -> None:
             self.cfg, self.awake = config, True
-            self._sampler = ray.remote(Sampler).options(num_cpus=0).remote(dict(config), os.environ[REFIT_FOLDER])
+            self._sampler = ray.remote(CpuSampler).options(num_cpus=0).remote(dict(config), os.environ[REFIT_FOLDER])
             ray.get(self._sampler.__ray_ready__.remote())
 
         def init_collective(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -105,20 +112,20 @@ def generation_class() -> Any:
         def generate(self, data: Any, greedy: bool = False) -> Any:
             assert self.awake, "asked while asleep"
             assert not self.cfg["vllm_cfg"]["async_engine"], "an async engine has no generate"
-            return self._output(data, ray.get(self._asked(data)))
+            return self._output(data, ray.get(self._sample(data)))
 
         async def generate_async(self, data: Any, greedy: bool = False) -> AsyncIterator[tuple[int, Any]]:
             assert self.awake, "asked while asleep"
             assert data.size == 1
-            yield 0, self._output(data, await self._asked(data))
+            yield 0, self._output(data, await self._sample(data))
 
-        def _asked(self, data: Any) -> Any:
+        def _sample(self, data: Any) -> Any:
             lengths = data["input_lengths"].tolist()
             prompts = [row[:n].tolist() for row, n in zip(data["input_ids"], lengths, strict=True)]
             return self._sampler.sample.remote(prompts, data["seed"].tolist())
 
-        def _output(self, data: Any, sampled: list[Sampled]) -> Any:
-            return compat.load("BatchedDataDict")(generation_output(data, sampled, self.cfg["_pad_token_id"]))
+        def _output(self, data: Any, sampled: list[SampledResponse]) -> Any:
+            return compat.load("BatchedDataDict")(make_generation_output(data, sampled, self.cfg["_pad_token_id"]))
 
         def prepare_for_generation(self, *args: Any, **kwargs: Any) -> bool:
             self.awake = True
@@ -141,10 +148,16 @@ def generation_class() -> Any:
     return CpuGeneration
 
 
-def generation_output(
+def make_generation_output(
     data: Mapping[str, Tensor], sampled: Sequence[tuple[Sequence[int], Sequence[float], bool]], pad_id: int
 ) -> dict[str, Tensor]:
-    """NeMo-RL's GenerationOutputSpec: prompt and response, right-padded; log-probabilities 0 on the prompt."""
+    """Return NeMo-RL's GenerationOutputSpec: prompt and response, right-padded; log-probabilities 0 on the prompt.
+
+    >>> data = {"input_ids": torch.tensor([[1, 2]]), "input_lengths": torch.tensor([2])}
+    >>> output = make_generation_output(data, [([7], [-0.5], False)], pad_id=0)
+    >>> output["output_ids"], output["logprobs"]
+    (tensor([[1, 2, 7]]), tensor([[ 0.0000,  0.0000, -0.5000]]))
+    """
     lengths = data["input_lengths"].tolist()
     width = max(n + len(tokens) for n, (tokens, _, _) in zip(lengths, sampled, strict=True))
     ids = torch.full((len(sampled), width), pad_id, dtype=torch.long)
@@ -159,5 +172,5 @@ def generation_output(
         "logprobs": logprobs,
         "generation_lengths": generated,
         "unpadded_sequence_lengths": data["input_lengths"] + generated,
-        "truncated": torch.tensor([cut for _, _, cut in sampled]),
+        "truncated": torch.tensor([truncated for _, _, truncated in sampled]),
     }

@@ -1,8 +1,8 @@
-"""This package's Megatron worker under NeMo-RL's own `Policy`, on CPUs: what the contract tests drive.
+"""A policy worker on CPUs for the contract tests: this package's Megatron worker under NeMo-RL's own `Policy`.
 
-NeMo-RL's MegatronPolicyWorker needs GPUs. Its `Policy`, its worker groups, sharding and aggregation do not: with
-`Policy(worker_extension_cls_fqn=POLICY_WORKER)` they drive this class instead. Weights go to the engine (cpu_engine.py)
-through files, where NeMo-RL's workers use CUDA IPC.
+NeMo-RL's MegatronPolicyWorker needs GPUs. Its `Policy`, worker groups, sharding and aggregation do not: with
+`Policy(worker_extension_cls_fqn=POLICY_WORKER)` they drive this class instead. Weights go to the engine
+(cpu/generation.py) through files, where NeMo-RL's workers use CUDA IPC.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from nemo_tapo.runtime.nemo_rl.logit_loss import from_numbers, to_numbers
 from nemo_tapo.types import Batch
 
 POLICY_WORKER = f"{__name__}.CpuPolicyWorker"
-REFIT_FOLDER = "NEMO_TAPO_CPU_REFIT"  # environment variable: where weights are handed over
+REFIT_FOLDER = "NEMO_TAPO_CPU_REFIT"  # environment variable: the folder through which weights go to the engine
 
 
 class CpuPolicyWorkerImpl(MegatronWorker):
-    """One rank, made and called as `Policy` makes and calls its workers."""
+    """One rank. `Policy` creates it and calls it like its own workers."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         worker_sharding_annotations: Any = None,
         pre_init_communication_queue: Any = None,
     ) -> None:
+        """Start one rank from NeMo-RL's `policy` section; `Policy` calls this, by keyword."""
         megatron, world = config["megatron_cfg"], int(os.environ["WORLD_SIZE"])
         tp, pp = megatron["tensor_model_parallel_size"], megatron["pipeline_model_parallel_size"]
         local = LocalConfig(tp=tp, pp=pp, dp=world // (tp * pp), threads=world, call_timeout=120)
@@ -53,25 +54,25 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         if init_reference_model:
             self.set_reference()
         if init_optimizer:
-            self.configure(optimizer_settings(megatron, config["max_grad_norm"]), megatron["train_iters"])
+            self.configure(make_optimizer_config(megatron, config["max_grad_norm"]), megatron["train_iters"])
         if weights_path is not None:
             self.load_checkpoint(weights_path, optimizer_path)
 
     @property
     def temperature(self) -> float:
-        """NeMo-RL's workers divide logits by it before anybody sees them."""
+        """policy.generation.temperature; NeMo-RL's workers divide all logits by it."""
         return float(self.cfg["generation"]["temperature"])
 
     # ---- computation -----------------------------------------------------------------------------------------------
 
     def get_logprobs(self, *, data: Data, micro_batch_size: int | None = None, temperature: float = 1.0) -> Any:
-        """BatchedDataDict {"logprobs": [B, S]}."""
+        """Return BatchedDataDict {"logprobs": [B, S]}."""
         return compat.load("BatchedDataDict")(super().get_logprobs(data=data, temperature=self.temperature))
 
     def get_reference_policy_logprobs(
         self, *, data: Data, micro_batch_size: int | None = None, temperature: float = 1.0
     ) -> Any:
-        """BatchedDataDict {"reference_logprobs": [B, S]}."""
+        """Return BatchedDataDict {"reference_logprobs": [B, S]}."""
         scores = super().get_reference_policy_logprobs(data=data, temperature=self.temperature)
         return compat.load("BatchedDataDict")(scores)
 
@@ -84,9 +85,8 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         mbs: int | None = None,
         check_dim_skip_keys: Any = None,
     ) -> dict[str, Any]:
-        """One update; metrics as NeMo-RL's Megatron worker reports them, a list over micro-batches for each."""
-
-        report = super().train(data, _NemoLoss(loss_fn, self.temperature), eval_mode, gbs, mbs)
+        """Make one update; report each metric as NeMo-RL's Megatron worker does, as a list over micro-batches."""
+        report = super().train(data, _NemoLossAdapter(loss_fn, self.temperature), eval_mode, gbs, mbs)
         shares = [{**to_numbers(metrics), "lr": report["lr"], "wd": 0.0} for metrics in report["metrics"]]
         return {
             "global_loss": torch.tensor([report["loss"]]),
@@ -106,16 +106,16 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         tokenizer_path: str | Path | None = None,
         checkpointing_cfg: Any = None,
     ) -> None:
-        """As `MegatronWorker.save_checkpoint`, into folders that need not exist."""
+        """Save as `MegatronWorker.save_checkpoint` does; create folders that do not exist."""
         for path in (weights_path, optimizer_path, tokenizer_path):
             Path(path or weights_path).mkdir(parents=True, exist_ok=True)
         super().save_checkpoint(weights_path, optimizer_path, tokenizer_path)
 
     def finalize_async_save(self) -> None:
-        """`save_checkpoint` returns when all is written."""
+        """Do nothing: `save_checkpoint` returns when everything is written."""
 
     def stream_weights_via_ipc_zmq(self, buffer_size_bytes: int = 0, kv_scales: Any = None) -> None:
-        """The weights for the engine, by a file that appears when it is whole. Collective."""
+        """Write the weights for the engine to a file, which gets its final name when it is complete. Collective."""
         self._refits += 1
         weights = self.export_full()
         if weights is not None:
@@ -125,25 +125,25 @@ class CpuPolicyWorkerImpl(MegatronWorker):
             building.rename(final)
 
     def prepare_refit_info(self) -> dict[str, Any]:
-        """The engine reads names and sizes from the file."""
+        """Return nothing: the engine reads names and sizes from the file."""
         return {}
 
-    # ---- memory: there is none to move -----------------------------------------------------------------------------
+    # ---- memory: nothing to move on a CPU --------------------------------------------------------------------------
 
     def prepare_for_lp_inference(self, keep_train_buffers: bool = False) -> None: ...
 
     def get_free_memory_bytes(self) -> int:
-        """Decides the size of NeMo-RL's transfer buffer, which is not used here."""
+        """Return any number: it sets the size of NeMo-RL's transfer buffer, which is not used here."""
         return 2**30
 
     def report_node_ip_and_gpu_id(self) -> tuple[str, int]:
-        """For the table that NeMo-RL's setup prints."""
+        """Return the address and the rank, for the table that NeMo-RL's setup prints."""
         return "127.0.0.1", int(os.environ["RANK"])
 
 
 @dataclass(frozen=True)
-class _NemoLoss:
-    """A loss function of NeMo-RL's, called as the Megatron worker of this package calls a loss."""
+class _NemoLossAdapter:
+    """Adapt a loss function of NeMo-RL to this package's Megatron worker."""
 
     loss_fn: Any
     temperature: float
@@ -152,7 +152,7 @@ class _NemoLoss:
     def __call__(
         self, logits: Tensor, batch: Batch, vocab: VocabShard, teacher_logits: Tensor | None = None
     ) -> LossOutput:
-        unused = torch.tensor(float("nan"))  # NeMo-RL passes its own normalisers; ours must not listen to them
+        unused = torch.tensor(float("nan"))  # in place of NeMo-RL's normalisers: a loss that used them would become NaN
         loss, numbers = self.loss_fn(
             data=batch.as_dict(),
             global_valid_seqs=unused,
@@ -162,8 +162,8 @@ class _NemoLoss:
         return LossOutput(loss, from_numbers(numbers))
 
 
-def optimizer_settings(megatron: Mapping[str, Any], max_grad_norm: float) -> OptimizerConfig:
-    """policy.megatron_cfg.optimizer and .scheduler as this package's settings."""
+def make_optimizer_config(megatron: Mapping[str, Any], max_grad_norm: float) -> OptimizerConfig:
+    """Return this package's optimizer settings from policy.megatron_cfg.optimizer and .scheduler."""
     adam, schedule = megatron["optimizer"], megatron["scheduler"]
     return OptimizerConfig(
         lr=adam["lr"],
@@ -178,7 +178,7 @@ def optimizer_settings(megatron: Mapping[str, Any], max_grad_norm: float) -> Opt
 
 
 def __getattr__(name: str) -> Any:
-    """`CpuPolicyWorker`, the Ray actor class: made when NeMo-RL asks for it, so that importing this imports no Ray."""
+    """Return `CpuPolicyWorker`, the Ray actor class, made on first access so that importing this imports no Ray."""
     if name != "CpuPolicyWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import ray

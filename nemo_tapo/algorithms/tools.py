@@ -1,4 +1,4 @@
-"""What the loop knows of an algorithm: it collects experience, turns it into rows, and names its loss."""
+"""Give an algorithm what it may call: the engine, the tokenizer, the verifier."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nemo_tapo.types import Grade, Query
 
 @dataclass
 class Tools:
-    """What an algorithm may call: the engine, the tokenizer, the verifier."""
+    """What an algorithm may call."""
 
     generator: Generator
     tokenizer: Tokenizer
     task: Task
-    grading_seconds: float = 0.0  # spent waiting for grades, added up over all that wait at once
+    grading_seconds: float = 0.0  # spent waiting for grades, added up over all concurrent waits
 
     async def grade(self, query: Query, response: str) -> Grade:
-        """The task's verdict, its time counted."""
+        """Return the task's verdict and count the time it took."""
         begin = time.perf_counter()
         grade = await self.task.grade(query, response)
         self.grading_seconds += time.perf_counter() - begin

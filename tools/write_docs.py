@@ -1,0 +1,52 @@
+"""Write what documentation has of the code: docs/metrics.md and the picture of the pipeline; `--check` compares.
+
+python tools/write_docs.py            write docs/metrics.md and docs/pipeline.svg
+python tools/write_docs.py --check    exit 1 if one of them is not what this would write (CI runs it)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from nemo_tapo.metrics import DESCRIPTIONS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pipeline_picture import draw_pipeline
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+METRICS_HEAD = """\
+# Metrics
+
+For readers of `metrics.jsonl`, TensorBoard and the report: every key of a step, its unit and its meaning. The keys are
+constants of [`nemo_tapo/metrics.py`](../nemo_tapo/metrics.py), from which `python tools/write_docs.py` writes this
+table. A key that does not apply to a step (the weight of constructed tokens where there are none) is absent.
+
+| key | unit | meaning |
+| --- | --- | --- |
+"""
+
+
+def write_metrics_table() -> str:
+    """Return docs/metrics.md."""
+    rows = [f"| `{key}` | {each.unit} | {each.meaning.replace('|', '&#124;')} |" for key, each in DESCRIPTIONS.items()]
+    return METRICS_HEAD + "\n".join(rows) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the files; return the exit code."""
+    files = {DOCS / "metrics.md": write_metrics_table(), DOCS / "pipeline.svg": draw_pipeline()}
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if "--check" in arguments:
+        for path in stale:
+            print(f"{path.relative_to(DOCS.parent)} is out of date: run python tools/write_docs.py", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(files[path], encoding="utf-8")
+        print(f"wrote {path.relative_to(DOCS.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
