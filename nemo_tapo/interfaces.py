@@ -73,6 +73,9 @@ class Task(Protocol):
     def row(self, query: Query) -> Mapping[str, Any]:
         """Return a training query's row as its publisher wrote it; a filter keeps what else stands there."""
 
+    def locate_error(self, query: Query, response: str) -> int | None:
+        """Return where the first wrong step of a wrong response ends, in characters; None if the task cannot tell."""
+
     async def grade(self, query: Query, response: str) -> Grade:
         """Grade one response. Asynchronous: a verifier may work in other processes while the engine samples."""
 

@@ -72,6 +72,7 @@ PARSED = _key("tapo/parsed", "constructions", "synthesis answers that give a tra
 CORRECT = _key("tapo/correct", "constructions", "parsed constructions whose final answer is right")
 DROP_PREFIX = _family("tapo/dropped/", "reason", "pairs", "pairs that give no training row, by reason")
 KEPT_SHARE = _key("tapo/kept_share", "share", "mean share of the wrong response that a parsed construction keeps")
+KEPT_STEPS = _key("tapo/kept_steps", "steps", "mean number of whole steps of the wrong response that it keeps")
 TOKENS_SYNTHESISED = _key("tokens/synthesised", "tokens", "tokens sampled in answer to synthesis prompts")
 CONSTRUCTED_ROWS = _key("tapo/rows", "rows", "constructed training rows")
 REMOVED_NEGATIVES = _key(

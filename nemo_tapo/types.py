@@ -229,6 +229,7 @@ class Construction:
     kept_chars: int = 0  # reconstruction[:kept_chars] is the wrong response's own text, token-exact
     kept_tokens: int = 0  # response_ids[:kept_tokens] are the wrong rollout's own token ids
     valid_tokens: int = 0  # of the kept ones, those before the last step, which holds the error
+    kept_steps: int = 0  # whole steps of the wrong response that the reconstruction keeps
     kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
     response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
     request_ids: tuple[int, ...] = ()  # the synthesis prompt as the policy read it

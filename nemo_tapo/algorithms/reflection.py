@@ -6,10 +6,17 @@ Text and token ids in, a `Construction` out; no engine here.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from nemo_tapo.algorithms.reasoning_steps import (
+    count_kept_steps,
+    find_last_step,
+    find_quoted_error,
+    keeps_through,
+)
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Completion, Construction, Pair
 
@@ -24,6 +31,7 @@ DROP_REASONS = (
     "empty",  # an empty reconstruction
     "leak",  # it mentions the privileged source, or contains the tags themselves
     "too_little_kept",  # less of the wrong response preserved than tapo.min_kept_share
+    "error_not_kept",  # it changes the wrong response before the end of its first wrong step, or keeps no whole step
     "row_too_long",  # query and reconstruction do not fit model.max_length
 )
 
@@ -38,6 +46,7 @@ class ReflectionRules:
 
     leak_words: tuple[str, ...] = ("reference", "correct solution")
     min_kept_share: float = 0.0
+    keep_error: bool = True  # the wrong response must be kept through its first wrong step
     full_reconstruction: bool = False  # Table 3: nothing is anchored
     max_row_tokens: int = 1 << 30
 
@@ -49,7 +58,7 @@ def render_prompt(template: str, pair: Pair) -> str:
     """
     values = {
         "question": pair.wrong.query.question,
-        "wrong": pair.wrong.text.strip("\n"),  # `make_construction` puts the newlines before it back
+        "wrong": pair.wrong.text.strip("\n"),  # `make_construction` puts back what comes before it
         "reference": pair.reference.text.strip("\n"),
     }
     missing = [name for name in values if "{" + name + "}" not in template]
@@ -81,8 +90,9 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
 
     There must be exactly one well-formed reconstruction, after the analysis, not empty, not cut off, without the tags
     and without words that betray the privileged source. What it repeats of `own_text`, the wrong response, betrays
-    nothing and may contain such words ("the reference angle is 30 degrees"). One newline after an opening and before a
-    closing tag is layout, not content. Returns the first drop reason that applies, in the order of `DROP_REASONS`.
+    nothing and may contain such words ("the reference angle is 30 degrees"). Thinking before the answer is no part of
+    it, and white space inside the tags is layout (`strip_layout`). Returns the first drop reason that applies, in the
+    order of `DROP_REASONS`.
 
     >>> text = "<analysis>The carry.</analysis><reconstruction>47+38=75\\nWait: 85</reconstruction>"
     >>> parse_answer(text, truncated=False, leak_words=()).reconstruction
@@ -92,6 +102,7 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
     """
     if truncated:
         return ParsedAnswer(dropped="truncated")
+    text = strip_thinking(text)
     analyses = list(re.finditer(_BLOCK.format(tag="analysis"), text, re.DOTALL))
     blocks = list(re.finditer(_BLOCK.format(tag="reconstruction"), text, re.DOTALL))
     analysis = _content(analyses[0]) if analyses else ""
@@ -99,7 +110,7 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
         return ParsedAnswer(analysis, dropped="no_analysis")
     if not blocks:
         return ParsedAnswer(analysis, dropped="no_reconstruction")
-    reconstruction = _content(blocks[0])
+    reconstruction = strip_layout(_content(blocks[0]), own_text)
     if len(blocks) > 1 or text.count("<reconstruction>") != 1 or text.count("</reconstruction>") != 1:
         return ParsedAnswer(analysis, reconstruction, "several_reconstructions")
     if blocks[0].start() < analyses[0].end():
@@ -115,6 +126,38 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
 
 def _content(block: re.Match[str]) -> str:
     return block.group(1).removeprefix("\n").removesuffix("\n")
+
+
+def strip_thinking(text: str) -> str:
+    """Take the thinking off that an answer begins with; a block that is never closed is all there is.
+
+    The opening tag may be part of the prompt (some chat templates write it).
+
+    >>> strip_thinking("<think>I write <analysis> first.</think>Now: ")
+    'Now: '
+    >>> strip_thinking("<think>plan: <analysis>a</analysis>")
+    ''
+    """
+    head, closed, rest = text.partition("</think>")
+    opened = head.lstrip().startswith("<think>")
+    if closed and (opened or "<think>" not in head):
+        return rest
+    return "" if opened else text
+
+
+def strip_layout(reconstruction: str, own_text: str) -> str:
+    r"""Take layout off a reconstruction, so that it begins as the wrong response, `own_text`, does.
+
+    Layout are line ends as \r\n where the response has none, white space at both ends, and an indentation that all
+    lines share.
+
+    >>> strip_layout("\n\n  2+3=6\r\n  Wait, 2+3=5\n", "2+3=6")
+    '2+3=6\nWait, 2+3=5'
+    """
+    if "\r" not in own_text:
+        reconstruction = reconstruction.replace("\r\n", "\n")
+    candidates = [textwrap.dedent(reconstruction.strip("\n")).strip(), reconstruction.strip()]
+    return max(candidates, key=lambda text: common_prefix_length(text, own_text))
 
 
 def common_prefix_length(a: str, b: str) -> int:
@@ -163,42 +206,62 @@ def _tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int
     return low
 
 
-def make_construction(pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: ReflectionRules) -> Construction:
-    """Make an ungraded Construction, or a dropped one, of the answer to a pair's synthesis prompt."""
+def make_construction(
+    pair: Pair, completion: Completion, tokenizer: Tokenizer, rules: ReflectionRules, error_end: int | None = None
+) -> Construction:
+    """Make an ungraded Construction, or a dropped one, of the answer to a pair's synthesis prompt.
+
+    `error_end`: where the first wrong step of the wrong response ends, in characters, if that is known. Otherwise a
+    step that the analysis quotes between <error> and </error> counts, and one whole step has to be kept in any case:
+    a row whose mistake is not the policy's own would teach it to make mistakes up.
+    """
     wrong = pair.wrong.text
-    lead = wrong[: len(wrong) - len(wrong.lstrip("\n"))]
+    lead = wrong[: len(wrong) - len(wrong.lstrip())]
     parsed = parse_answer(completion.text, completion.truncated, rules.leak_words, wrong[len(lead) :])
     if parsed.dropped:
         return Construction(pair, parsed.dropped, completion.text, parsed.analysis, parsed.reconstruction)
     if rules.full_reconstruction:
-        text = parsed.reconstruction
+        text, shared = parsed.reconstruction, 0
         ids, kept, chars = (*tokenizer.encode(text), tokenizer.eos_id), 0, 0
     else:
         text = lead + parsed.reconstruction
+        shared = common_prefix_length(text, wrong)
         ids, kept, chars = anchor_prefix(text, wrong, pair.wrong.completion.token_ids, tokenizer)
-    share = chars / max(len(wrong), 1)
-    dropped = None
-    if share < rules.min_kept_share and not rules.full_reconstruction:
-        dropped = "too_little_kept"
-    elif len(pair.wrong.query.prompt_ids) + len(ids) > rules.max_row_tokens:
-        dropped = "row_too_long"
-    return Construction(
+    made = Construction(
         pair,
-        dropped,
+        None,
         raw=completion.text,
         analysis=parsed.analysis,
         reconstruction=text,
         kept_chars=chars,
         kept_tokens=kept,
+        kept_steps=count_kept_steps(text, wrong, shared),
         valid_tokens=count_tokens_before_last_step(text[:chars], ids[:kept], tokenizer),
-        kept_share=share,
+        kept_share=chars / max(len(wrong), 1),
         response_ids=ids,
     )
+    return replace(made, dropped=_find_drop_reason(made, shared, rules, error_end))
+
+
+def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, error_end: int | None) -> str | None:
+    """Return why a construction that parsed gives no row; None if it gives one."""
+    wrong = made.pair.wrong
+    if not rules.full_reconstruction:
+        if made.kept_share < rules.min_kept_share:
+            return "too_little_kept"
+        if error_end is None:
+            error_end = find_quoted_error(made.analysis, wrong.text)
+        kept = error_end is None or keeps_through(made.reconstruction, shared, error_end)
+        if rules.keep_error and not (kept and made.kept_steps):
+            return "error_not_kept"
+    if len(wrong.query.prompt_ids) + len(made.response_ids) > rules.max_row_tokens:
+        return "row_too_long"
+    return None
 
 
 def count_tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
-    """Count the `ids`, whose text is `kept`, that lie wholly before its last line. A line is a reasoning step."""
-    return _tokens_within(ids, kept[: kept.rstrip("\n").rfind("\n") + 1], tokenizer)
+    """Count the `ids`, whose text is `kept`, that lie wholly before its last step."""
+    return _tokens_within(ids, kept[: find_last_step(kept)], tokenizer)
 
 
 def count_tokens_without_loss(

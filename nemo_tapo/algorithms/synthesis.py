@@ -10,7 +10,7 @@ from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Task
-from nemo_tapo.metrics import CORRECT, KEPT_SHARE, PAIRS, PARSED, drop_count
+from nemo_tapo.metrics import CORRECT, KEPT_SHARE, KEPT_STEPS, PAIRS, PARSED, drop_count
 from nemo_tapo.types import (
     Completion,
     Construction,
@@ -34,6 +34,7 @@ class Synthesis:
         self.rules = reflection.ReflectionRules(
             leak_words=cfg.tapo.leak_words,
             min_kept_share=cfg.tapo.min_kept_share,
+            keep_error=cfg.tapo.keep_error,
             full_reconstruction=cfg.tapo.full_reconstruction,
             max_row_tokens=cfg.model.max_length,
         )
@@ -54,9 +55,14 @@ class Synthesis:
         construction = await self.grade_answer(pair, completion)
         return replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
 
+    def parse_answer(self, pair: Pair, completion: Completion) -> Construction:
+        """Parse and anchor an answer to the pair's synthesis prompt; the task says where the error is, if it can."""
+        error_end = self.tools.task.locate_error(pair.wrong.query, pair.wrong.text)
+        return reflection.make_construction(pair, completion, self.tools.tokenizer, self.rules, error_end)
+
     async def grade_answer(self, pair: Pair, completion: Completion) -> Construction:
         """Parse and anchor an answer to the pair's synthesis prompt, whoever wrote it; grade it unless dropped."""
-        construction = reflection.make_construction(pair, completion, self.tools.tokenizer, self.rules)
+        construction = self.parse_answer(pair, completion)
         if construction.dropped is not None:
             return construction
         grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)
@@ -75,4 +81,5 @@ def count_constructions(constructions: Sequence[Construction]) -> dict[str, floa
     }
     if parsed:
         counts[KEPT_SHARE] = sum(c.kept_share for c in parsed) / len(parsed)
+        counts[KEPT_STEPS] = sum(c.kept_steps for c in parsed) / len(parsed)
     return counts

@@ -162,6 +162,11 @@ class TapoConfig(Section):
         ("reference", "correct solution"), description="a reconstruction with one of these is dropped as a leak"
     )
     min_kept_share: float = Field(0.0, ge=0, le=1, description="least share of the wrong response preserved")
+    keep_error: bool = Field(
+        True,
+        description="drop a construction that changes the wrong response before the end of its first wrong step, or "
+        "keeps no whole step: its mistake would not be the policy's own",
+    )
 
 
 class OpsdConfig(Section):

@@ -40,6 +40,11 @@ class ArithmeticTask:
         """Return an empty mapping: a query has nothing beyond question and answer."""
         return {}
 
+    def locate_error(self, query: Query, response: str) -> int | None:
+        """Ask the oracle (`arithmetic.diagnose`); None for a response in another format."""
+        found = arithmetic.diagnose(arithmetic.parse_question(query.question), response)
+        return None if found is None else len("\n".join(response.split("\n")[: found.line + 1]))
+
     async def grade(self, query: Query, response: str) -> Grade:
         """Compare the integer in the last box. This takes microseconds, so it runs in this process."""
         reward, outcome = arithmetic.verify_response(query.answer, response)

@@ -51,6 +51,10 @@ class MathematicsTask:
         """Return the training row as it was read."""
         return self._rows[query.uid]
 
+    def locate_error(self, query: Query, response: str) -> int | None:
+        """Return None: nothing but the final answer is checked."""
+        return None
+
     async def grade(self, query: Query, response: str) -> Grade:
         """Grade `response` in the verifier's processes."""
         return await self.verifier.grade(query.answer, response)

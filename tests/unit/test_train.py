@@ -19,11 +19,11 @@ from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
-from nemo_tapo.runtime.scripted_runtime import ScriptedActor, ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import Script, ScriptedActor, ScriptedRuntime, arithmetic_script
 from nemo_tapo.scoring import check_first_step
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
-from nemo_tapo.types import Experience, Kind, Row, StepRecord
+from nemo_tapo.types import Experience, Kind, Request, Row, StepRecord
 from nemo_tapo.utils.errors import Stopped
 from nemo_tapo.utils.signals import Stop
 
@@ -74,8 +74,10 @@ def settings(**changes: Any) -> RunConfig:
     return validate(raw)
 
 
-def run(cfg: RunConfig, folder: Path, stop: Stop | None = None) -> tuple[Memory, ScriptedRuntime]:
-    runtime, memory = ScriptedRuntime(arithmetic_script), Memory()
+def run(
+    cfg: RunConfig, folder: Path, stop: Stop | None = None, script: Script = arithmetic_script
+) -> tuple[Memory, ScriptedRuntime]:
+    runtime, memory = ScriptedRuntime(script), Memory()
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     kind = TAPO if cfg.algorithm == "tapo" else GRPO
     algorithm = kind(cfg, Tools(runtime.generator, runtime.tokenizer, task))
@@ -259,6 +261,24 @@ def test_first_step_faults_are_sentences(tmp_path: Path, metrics: dict[str, floa
     with pytest.raises(ValueError, match=sentence):
         check_first_step(0, metrics, loop)
     check_first_step(0, {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}, loop)
+
+
+def test_constructions_that_make_a_mistake_up_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Every reconstruction begins with a wrong line that no rollout wrote; its answer is right all the same."""
+
+    def invents(prompt: str, request: Request) -> str:
+        fixed = arithmetic_script(prompt, request)
+        head, tag, tail = fixed.partition("<reconstruction>")
+        return f"{head}{tag}a: 1+1=3\n{tail}"
+
+    memory, _ = run(settings(), tmp_path / "as it is", script=invents)
+    for metrics in memory.metrics:
+        reasons = {key: n for key, n in metrics.items() if key.startswith("tapo/dropped/")}
+        assert metrics["tapo/pairs"] == metrics["tapo/parsed"] + sum(reasons.values())
+        assert metrics["tapo/parsed"] == metrics["tapo/rows"] == 0
+    assert sum(m["tapo/dropped/error_not_kept"] for m in memory.metrics) > 0
+    lenient, _ = run(settings(tapo__keep_error=False), tmp_path / "lenient", script=invents)
+    assert lenient.metrics[0]["tapo/rows"] > 0 == lenient.metrics[0]["tapo/kept_steps"]
 
 
 def test_prompts_that_do_not_fit_are_counted_not_cut(tmp_path: Path) -> None:

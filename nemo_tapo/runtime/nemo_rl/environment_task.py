@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.colocation import await_ray
+from nemo_tapo.runtime.nemo_rl.config.translate import Timeouts
+from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, CLOSE_TIMEOUT, await_ray, run_in_time
 from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
 from nemo_tapo.types import Grade, Provenance, Query
 
@@ -40,12 +43,19 @@ class EnvironmentTask:
     synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
 
     def __init__(
-        self, train: Any, validation: Any, environments: Mapping[str, Any], tokenizer: Tokenizer, source: str
+        self,
+        train: Any,
+        validation: Any,
+        environments: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        source: str,
+        timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Wrap NeMo-RL's data sets (AllTaskProcessedDataset; `validation` may be None) and its environment actors.
 
-        `source` says where the data comes from.
+        `source` says where the data comes from; `timeout` is the deadline of a grade, seconds.
         """
+        self._timeout = timeout
         self._sets = {TRAIN: train} | ({VALIDATION: validation} if validation is not None else {})
         self._environments, self._tokenizer, self._source = dict(environments), tokenizer, source
         self._data: dict[str, EnvironmentDatum] = {}
@@ -69,6 +79,10 @@ class EnvironmentTask:
         """Return a query's row as NeMo-RL's data set has it."""
         return self._data[query.uid].row
 
+    def locate_error(self, query: Query, response: str) -> int | None:
+        """Return None: nothing but the final answer is checked."""
+        return None
+
     async def grade(self, query: Query, response: str) -> Grade:
         """Return the environment's grade of one response.
 
@@ -77,19 +91,22 @@ class EnvironmentTask:
         datum = self._data[query.uid]
         log = [{"role": "user", "content": datum.prompt}, {"role": "assistant", "content": response}]
         step = self._environments[datum.task].step.remote([log], [dict(datum.info)])
-        _, _, _, rewards, _, answers = await await_ray(step, f"the environment of {datum.task}")
+        _, _, _, rewards, _, answers = await await_ray(
+            step, f"the environment of {datum.task}", self._timeout
+        )
         if isinstance(rewards, Mapping):
             raise ValueError(f"the environment of {datum.task} gives several rewards; TAPO needs one, right or wrong.")
         reward = float(rewards[0])
         return Grade(reward, "right" if reward > 0 else "wrong", answers[0] if answers else None)
 
     def close(self) -> None:
-        """Stop the environments and their workers. A second call does nothing."""
+        """Stop the environments and their workers, those that hang by force. A second call does nothing."""
         import ray
 
         environments, self._environments = set(self._environments.values()), {}
         for environment in environments:
-            ray.get(environment.shutdown.remote())
+            with suppress(ray.exceptions.RayError):  # it hangs or is gone: what remains of it ends here
+                ray.get(environment.shutdown.remote(), timeout=CLOSE_TIMEOUT)
             ray.kill(environment)
 
     def _queries(self, name: str) -> list[Query]:
@@ -129,11 +146,17 @@ class EnvironmentTask:
             )
 
 
-def make_environment_task(master: Mapping[str, Any], nemo_tokenizer: Any, tokenizer: Tokenizer) -> EnvironmentTask:
+def make_environment_task(
+    master: Mapping[str, Any], nemo_tokenizer: Any, tokenizer: Tokenizer, limits: Timeouts
+) -> EnvironmentTask:
     """Read the data and start the environments that the sections `data` and `env` name. Ray must be running."""
-    data = copy.deepcopy(dict(master["data"]))
-    train, validation, train_environments, validation_environments = compat.load("setup_response_data")(
-        nemo_tokenizer, data, copy.deepcopy(dict(master["env"]))
+    data, environment = (copy.deepcopy(dict(master[section])) for section in ("data", "env"))
+    train, validation, train_environments, validation_environments = run_in_time(
+        partial(compat.load("setup_response_data"), nemo_tokenizer, data, environment),
+        "NeMo-RL's data and environments",
+        limits.start_timeout,
+        "start_timeout",
     )
     environments = {**train_environments, **validation_environments}
-    return EnvironmentTask(train, validation, environments, tokenizer, "NeMo-RL's data section")
+    source = "NeMo-RL's data section"
+    return EnvironmentTask(train, validation, environments, tokenizer, source, limits.call_timeout)

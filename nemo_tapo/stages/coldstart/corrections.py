@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tapo.algorithms.reflection import make_construction
 from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.benchmarks import hash_json
@@ -64,7 +63,7 @@ async def correct_pairs(
             outcomes[pair.uid] = row["outcome"]
             if row["outcome"] == ACCEPTED:
                 answer = Completion((), row["answer"], False)
-                accepted[pair.uid] = make_construction(pair, answer, session.tools.tokenizer, synthesis.rules)
+                accepted[pair.uid] = synthesis.parse_answer(pair, answer)
         missing = [pair for pair in pairs if pair.uid not in outcomes]
         stage = session.progress.start_stage("correcting", len(pairs), "pairs", done=len(outcomes))
 
@@ -149,6 +148,7 @@ def get_correction_settings(cfg: RunConfig) -> dict[str, Any]:
             "temperature": t.temperature,
             "leak_words": list(t.leak_words),
             "min_kept_share": t.min_kept_share,
+            "keep_error": t.keep_error,
             "full_reconstruction": t.full_reconstruction,
         },
         "model.max_length": cfg.model.max_length,

@@ -14,8 +14,10 @@ from nemo_tapo.algorithms.reflection import (
     parse_answer,
     render_prompt,
 )
+from nemo_tapo.config.sections import ArithmeticConfig
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.tasks import prompts
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.types import Completion, Grade, Pair, Query, Rollout
 
 GOOD = "<analysis>Line 1: no carry.</analysis>\n<reconstruction>\n4+8=2\nWait, 4+8=12\n\\boxed{12}\n</reconstruction>"
@@ -127,7 +129,8 @@ def test_words_of_the_wrong_response_itself_leak_nothing() -> None:
     wrong = "the reference angle is 30\n\\boxed{30}"
     text = f"<analysis>a</analysis><reconstruction>{wrong}\nWait, \\boxed{{60}}</reconstruction>"
     assert make_construction(pair(wrong), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped is None
-    assert make_construction(pair("other"), Completion((), text, False), TOKENIZER, ReflectionRules()).dropped == "leak"
+    other = make_construction(pair("other"), Completion((), text, False), TOKENIZER, ReflectionRules())
+    assert other.dropped == "leak"
 
 
 def test_newlines_before_the_wrong_response_are_part_of_the_kept_prefix() -> None:
@@ -143,6 +146,96 @@ def test_full_reconstruction_anchors_nothing() -> None:
     assert made.dropped is None
     assert (made.kept_tokens, made.kept_chars) == (0, 0)
     assert made.response_ids == (*TOKENIZER.encode(made.reconstruction), TOKENIZER.eos_id)
+
+
+# ---- a construction keeps the policy's own error -----------------------------------------------------------------
+
+WRONG = "First add 2 and 3.\n2 + 3 = 6."
+KEPT = "First add 2 and 3.\n2 + 3 = 6.\nWait, let me check that again. 2 + 3 = 5.\nSo the answer is \\boxed{5}."
+LAYOUTS = {
+    "one newline": "\n{}\n",
+    "two newlines": "\n\n{}\n\n",
+    "blanks": " {} ",
+    "an indented first line": "\n  {}\n",
+    "a tab": "\t{}",
+    "none": "{}",
+}
+
+
+def answer(reconstruction: str, analysis: str = "Line 2 adds wrongly.") -> Completion:
+    return Completion((), f"<analysis>{analysis}</analysis>\n<reconstruction>{reconstruction}</reconstruction>", False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_loses_no_prefix(layout: str) -> None:
+    made = make_construction(pair(WRONG), answer(LAYOUTS[layout].format(KEPT)), TOKENIZER, ReflectionRules())
+    assert made.dropped is None
+    assert (made.reconstruction, made.kept_chars, made.kept_steps) == (KEPT, len(WRONG), 2)
+
+
+def test_line_ends_and_a_common_indentation_are_layout() -> None:
+    for written in (KEPT.replace("\n", "\r\n"), "\n    " + KEPT.replace("\n", "\n    ") + "\n"):
+        made = make_construction(pair(WRONG), answer(written), TOKENIZER, ReflectionRules())
+        assert (made.reconstruction, made.kept_steps) == (KEPT, 2)
+
+
+def test_an_indented_wrong_response_keeps_its_indentation() -> None:
+    wrong = "  " + WRONG
+    made = make_construction(pair(wrong), answer("\n" + KEPT), TOKENIZER, ReflectionRules())
+    assert made.reconstruction == "  " + KEPT and made.kept_chars == len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<think>I write <analysis> and then <reconstruction>.</think>\n" + GOOD, None),
+        ("I write <analysis> first.</think>\n" + GOOD, None),  # the template opened the block
+        ("<think>plan: " + GOOD, "no_analysis"),  # never closed: there is no answer
+        ("<think></think>" + GOOD.replace("4+8=2", "<think>4+8=2</think>", 1), None),
+    ],
+)
+def test_thinking_is_no_part_of_the_answer(text: str, reason: str | None) -> None:
+    assert parse_answer(text, False, ()).dropped == reason
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "error_end", "reason"),
+    [
+        (KEPT, None, None),
+        (KEPT, len(WRONG), None),  # through the second line, where the error is
+        ("First add 2 and 3.\nWait, 2 + 3 = 5.", None, None),  # one whole step; nobody knows where the error is
+        ("First add 2 and 3.\nWait, 2 + 3 = 5.", len(WRONG), "error_not_kept"),  # stops before the error
+        ("First add 2 and 3. Wait, 2 + 3 = 5.", None, None),  # goes on in the same line
+        ("First add 2 and 3. Wait, 2 + 3 = 5.", 18, None),
+        ("First add 2 and 3\nWait, 2 + 3 = 5.", None, "error_not_kept"),  # the only step has lost its full stop
+        ("Add 2 and 3.\n2 + 3 = 7.\nWait, 5.", None, "error_not_kept"),  # a mistake that nobody made
+        ("First add 2 and 3.\n2 + 3 = 65.\nWait, 5.", len(WRONG), "error_not_kept"),  # another error at its place
+        ("...", None, "error_not_kept"),
+    ],
+)
+def test_the_error_is_kept(reconstruction: str, error_end: int | None, reason: str | None) -> None:
+    assert reason is None or reason in reflection.DROP_REASONS
+    made = make_construction(pair(WRONG), answer(reconstruction), TOKENIZER, ReflectionRules(), error_end)
+    assert made.dropped == reason
+    lenient = ReflectionRules(keep_error=False)
+    assert make_construction(pair(WRONG), answer(reconstruction), TOKENIZER, lenient, error_end).dropped is None
+
+
+def test_a_quoted_step_says_where_the_error_is() -> None:
+    early = "First add 2 and 3.\nWait, 2 + 3 = 5."
+    quoted = answer(early, "It says <error>2 + 3 = 6.</error>, which is 5.")
+    assert make_construction(pair(WRONG), quoted, TOKENIZER, ReflectionRules()).dropped == "error_not_kept"
+    unfound = answer(early, "It says <error>2 + 3 = 7.</error>, which is 5.")
+    assert make_construction(pair(WRONG), unfound, TOKENIZER, ReflectionRules()).dropped is None
+
+
+def test_the_generated_task_knows_where_the_error_is() -> None:
+    """47+38 is 85: the first line is wrong, and its end is 11 characters in; the box repeats the mistake."""
+    task = ArithmeticTask(ArithmeticConfig(), 0)
+    query = Query("q", "47\na: +38\nb: -19", "66")
+    assert task.locate_error(query, "a: 47+38=75\nb: 75-19=56\n\\boxed{56}") == len("a: 47+38=75")
+    assert task.locate_error(query, "a: 47+38=85\nb: 85-19=56\n\\boxed{56}") == len("a: 47+38=85\nb: 85-19=56")
+    assert task.locate_error(query, "no idea") is None
 
 
 def test_minimum_share_and_row_length() -> None:
