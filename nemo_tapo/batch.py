@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,24 +11,25 @@ from torch import Tensor
 
 from nemo_tapo.types import Batch, Kind, Row
 
+EQUAL_WEIGHTS: dict[Kind, float] = dict.fromkeys(Kind, 1.0)
+
 
 def compute_loss_coefficients(
-    rows: Sequence[Row], reflection_weight: float, token_mean: bool, example_weight: float = 1.0
+    rows: Sequence[Row], term_weights: Mapping[Kind, float], token_mean: bool = False
 ) -> list[float]:
     """Return for each row the weight of each of its tokens, so that a plain sum over all tokens is Eq. 6.
 
     Row mean (default): original rows 1 / (N_orig T), constructed rows lambda / (N_ref T), T the row's own tokens,
     `masked_tokens` among them. Token mean: 1 / (all original tokens), lambda / (all constructed tokens).
-    Examples are a third term of the same form, of weight `example_weight`.
+    lambda is `term_weights[Kind.CONSTRUCTED]`. Examples are a third term of the same form.
     Each term is divided by its own rows or tokens, so constructed rows never dilute the original term. Rows without
     tokens weigh nothing.
 
     >>> original = Row("q/0", "q", Kind.ORIGINAL, (1,), (2, 3))
     >>> constructed = Row("q_reflected/0", "q_reflected", Kind.CONSTRUCTED, (1,), (2, 3, 4, 5))
-    >>> compute_loss_coefficients([original, original, constructed], reflection_weight=0.5, token_mean=False)
+    >>> compute_loss_coefficients([original, original, constructed], {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: 0.5})
     [0.25, 0.25, 0.125]
     """
-    weights = {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: reflection_weight, Kind.EXAMPLE: example_weight}
     rows_of: Counter[Kind] = Counter()
     tokens_of: Counter[Kind] = Counter()
     for row in rows:
@@ -38,16 +39,15 @@ def compute_loss_coefficients(
     for row in rows:
         length = len(row.response_ids)
         count = tokens_of[row.kind] if token_mean else rows_of[row.kind] * length
-        coefficients.append(weights[row.kind] / count if length else 0.0)
+        coefficients.append(term_weights[row.kind] / count if length else 0.0)
     return coefficients
 
 
 def collate(
     rows: Sequence[Row],
     pad_id: int,
-    reflection_weight: float = 1.0,
+    term_weights: Mapping[Kind, float] = EQUAL_WEIGHTS,
     token_mean: bool = False,
-    example_weight: float = 1.0,
 ) -> Batch:
     """Make a Batch of rows, right-padded to the longest, in the order given; weights by `compute_loss_coefficients`.
 
@@ -70,7 +70,7 @@ def collate(
         token_mask[i, len(row.prompt_ids) + row.masked_tokens : row.length] = 1.0
     kinds = {row.kind for row in rows}
     mixed = Kind.EXAMPLE in kinds and len(kinds) > 1
-    coefficients = compute_loss_coefficients(rows, reflection_weight, token_mean, example_weight)
+    coefficients = compute_loss_coefficients(rows, term_weights, token_mean)
     generation, known = _generation_logprobs(rows, shape)
     teacher_ids, teacher_lengths = _teacher_rows(rows, pad_id)
     return Batch(

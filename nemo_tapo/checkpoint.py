@@ -2,7 +2,7 @@
 
     <folder>/step-000020/          appears by one rename, when everything in it is on disk
         manifest.json              {file: {"bytes": n, "sha256": ...}} of every other file
-        state.json                 step, data position, the settings that decide the numbers
+        state.json                 step, the settings that decide the numbers
         model.safetensors ...      whatever the actor writes
 
 Random states are not stored because none is carried along: every draw is seeded from (run seed, purpose, step, uid),
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Updates done when it was written."""
+        """Steps of the loop done when it was written."""
         return int(self.state["step"])
 
 

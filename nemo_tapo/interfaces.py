@@ -28,6 +28,7 @@ from nemo_tapo.types import (
     Completion,
     Experience,
     Grade,
+    Kind,
     Provenance,
     Query,
     Request,
@@ -39,19 +40,27 @@ from nemo_tapo.utils.signals import Stop
 
 
 class Algorithm(Protocol):
-    """What is sampled in a step, and what is learned from it: `experience`, then `rows`, then `loss` over the rows."""
+    """What is sampled in a step, and what is learned from it: `collect`, `make_rows`, then `loss` over the rows."""
+
+    @property
+    def samples(self) -> bool:
+        """True if the engine samples; False for supervised training, which leaves the engine alone."""
 
     @property
     def loss(self) -> Loss:
         """What the actor differentiates; says in `needs` what it has to be given."""
 
-    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+    @property
+    def term_weights(self) -> Mapping[Kind, float]:
+        """The weight of each kind of rows in the loss (lambda of Eq. 6)."""
+
+    async def collect(self, step: int, queries: Sequence[Query]) -> Experience:
         """Sample and grade everything that a step needs, in query order."""
 
-    def rows(self, experience: Experience) -> list[Row]:
+    def make_rows(self, experience: Experience) -> list[Row]:
         """Return the training rows, advantages included. Pure."""
 
-    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+    def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """Return the step's counters, by key of metrics.py. Pure."""
 
 

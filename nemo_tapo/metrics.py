@@ -1,6 +1,7 @@
 """Name every number that a step reports, and add up those that micro-batches and ranks report in parts.
 
 A step's metrics are a mapping from key to number: one line of `metrics.jsonl`, one point of each TensorBoard curve.
+With several updates a step, what the update reports is the mean over them.
 Each key is a constant here, with its unit and its meaning; the table of docs/metrics.md is written from them by
 `python tools/write_docs.py`. A family of keys ends in a name that is known at run time, as `drop_count("truncated")`.
 
@@ -60,7 +61,7 @@ UNIFORM_GROUPS_SHARE = _key("groups/uniform", "share", "queries whose rollouts a
 GRADE_PREFIX = _family("grade/", "outcome", "rollouts", "rollouts with this verdict of the task")
 ROWS = _key("rows", "rows", "training rows of the step")
 TOKENS_GENERATED = _key("tokens/generated", "tokens", "response tokens of the rollouts")
-TOKENS_TRAINED = _key("tokens/trained", "tokens", "response tokens of the training rows")
+TOKENS_TRAINED = _key("tokens/trained", "tokens", "response tokens of the training rows, those without loss included")
 
 # ---- constructions (algorithms/tapo.py, algorithms/synthesis.py) -----------------------------------------------------
 
@@ -86,7 +87,7 @@ SINGLE_REFLECTION_GROUPS = _key("tapo/single_groups", "groups", "reflection grou
 UNIFORM_REFLECTION_GROUPS = _key(
     "tapo/uniform_groups", "groups", "reflection groups of two or more rows whose advantages are all 0"
 )
-UNIFORM_REFLECTION_SHARE = _key("tapo/uniform_share", "share", "uniform_groups / groups")
+UNIFORM_REFLECTION_SHARE = _key("tapo/uniform_share", "share", "uniform_groups / groups; 0 without groups")
 INSTRUCTION_ROWS = _key("tapo/ift_rows", "rows", "rows that answer the synthesis prompt itself (tapo.ift_weight)")
 
 # ---- self-distillation (algorithms/opsd.py, losses/distillation.py) --------------------------------------------------
@@ -94,17 +95,19 @@ INSTRUCTION_ROWS = _key("tapo/ift_rows", "rows", "rows that answer the synthesis
 OPSD_ROLLOUTS = _key("opsd/rollouts", "rollouts", "rollouts; rows + left_out")
 OPSD_ROWS = _key("opsd/rows", "rows", "rollouts that are trained on")
 LEFT_OUT_PREFIX = _family("opsd/left_out/", "reason", "rollouts", "rollouts without a teacher's prompt, by reason")
-OPSD_DIVERGENCE = _key("opsd/divergence", "nats a token", "divergence between teacher and student")
+OPSD_DIVERGENCE = _key(
+    "opsd/divergence", "nats a token", "divergence between teacher and student, after opsd.entry_clip"
+)
 OPSD_CLIPPED_SHARE = _key("opsd/clipped_share", "share", "vocabulary entries that opsd.entry_clip bounds")
 OPSD_ADVANTAGE = _key("opsd/advantage", "nats a token", "log-probability of the teacher minus that of the student")
 
 # ---- the update (losses/, the optimizer) -----------------------------------------------------------------------------
 
-LOSS = _key("loss", "loss", "loss of the step, every term and normaliser included (Eq. 6)")
+LOSS = _key("loss", "loss", "loss of an update, every term and normaliser included (Eq. 6)")
 LOSS_ORIGINAL = _key("loss/original", "loss", "the part of the rollouts")
 LOSS_REFLECTION = _key("loss/reflection", "loss", "the part of the constructed rows, lambda included")
 LOSS_IFT = _key("loss/ift", "loss", "the part of the rows that answer the synthesis prompt")
-NLL = _key("nll", "nats a token", "negative log-likelihood of the examples (supervised stages)")
+NLL = _key("nll", "nats a token", "negative log-likelihood of the rows (supervised stages, reflective_sft)")
 NLL_IFT = _key("nll/ift", "nats a token", "the same of the rows that answer the synthesis prompt")
 GRAD_NORM = _key("grad_norm", "L2 norm", "norm of the gradient before clipping")
 LEARNING_RATE = _key("lr", "rate", "learning rate of the step's last update")
@@ -113,7 +116,11 @@ CLIP_FRACTION = _key("clip_fraction", "share", "tokens at which the clipped bran
 OTS_WEIGHT_MEAN = _key("tapo/ots_weight_mean", "weight", "mean weight of constructed tokens (Eq. 7)")
 CONSTRUCTED_LOGPROB = _key("tapo/logprob_mean", "nats a token", "mean log-probability of constructed tokens")
 ENTROPY = _key("entropy", "nats a token", "entropy of the policy on its own rollouts")
-KL_REF = _key("kl_ref", "nats a token", "k3 estimate of the KL to the reference policy, on the rollouts")
+KL_REF = _key(
+    "kl_ref",
+    "nats a token",
+    "k3 estimate of the KL to the reference policy, on the rollouts that were scored (loss.kl_rows)",
+)
 ENGINE_GAP = _key(
     "engine_gap", "nats a token", "mean |log p of the actor - log p of the engine|, where the engine reports"
 )
@@ -121,12 +128,16 @@ TOKEN_MULT_PROB_ERROR = _key(
     "token_mult_prob_error", "ratio", "NeMo-RL's measure of the same: mean exp of the difference"
 )
 GEN_KL_ERROR = _key("gen_kl_error", "nats a token", "NeMo-RL's measure of the same: k3 estimate of the KL")
-VALID_SAMPLES = _key("num_valid_samples", "rows", "rows that are in the loss (NeMo-RL's workers need it)")
+VALID_SAMPLES = _key("num_valid_samples", "rows", "rows of an update that are in the loss (NeMo-RL's workers need it)")
 
 # ---- time (train.py, algorithms/grpo.py, the runtimes) ---------------------------------------------------------------
 
-TIME_STEP = _key("time/step", "s", "the whole step")
-TIME_COLLECT = _key("time/collect", "s", "rollouts and constructions, until the rows are there")
+TIME_STEP = _key(
+    "time/step", "s", "from the first request until the engine has the weights; records and checkpoint come after"
+)
+TIME_COLLECT = _key(
+    "time/collect", "s", "rollouts and constructions, until the last grade (supervised: reading the examples)"
+)
 TIME_ROLLOUTS = _key("time/rollouts", "s", "until the last rollout is graded")
 TIME_SYNTHESIS = _key("time/synthesis", "s", "synthesis that the rollouts do not hide")
 TIME_GRADING = _key("time/grading", "s", "waiting for grades, added up over all that wait at once")

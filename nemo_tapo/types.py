@@ -13,7 +13,7 @@ One worked example, followed through every type below::
                   reconstruction "47+38=75\nWait, the carry was forgotten: 47+38=85\n\\boxed{85}"
                   kept "47+38=75\n"  -> the first 9 tokens are the rollout's own token ids
     Row         group "7_reflected"  kind CONSTRUCTED  prompt_ids the *query's*, response_ids the reconstruction's
-    Batch       all rows of the step, right-padded, with one advantage and one loss coefficient a row
+    Batch       the rows of one update, right-padded, with one advantage and one loss coefficient a row
 """
 
 from __future__ import annotations
@@ -229,12 +229,12 @@ class Construction:
     kept_chars: int = 0  # reconstruction[:kept_chars] is the wrong response's own text, token-exact
     kept_tokens: int = 0  # response_ids[:kept_tokens] are the wrong rollout's own token ids
     valid_tokens: int = 0  # of the kept ones, those before the last step, which holds the error
-    kept_steps: int = 0  # whole steps of the wrong response that the reconstruction keeps
     kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
     response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
     request_ids: tuple[int, ...] = ()  # the synthesis prompt as the policy read it
     answer_ids: tuple[int, ...] = ()  # `raw` as it was sampled
     grade: Grade | None = None
+    kept_steps: int = 0  # whole steps of the wrong response that the reconstruction keeps
 
     @property
     def reward(self) -> float:
@@ -393,8 +393,8 @@ class StepRecord:
     0.1
     """
 
-    step: int  # updates done: the first step is 1
+    step: int  # steps of the loop done: the first is 1
     metrics: Mapping[str, float]  # by key of metrics.py
     experience: Experience
-    rows: Sequence[Row]  # in the order of the updates
+    rows: Sequence[Row]  # as `Algorithm.make_rows` returned them
     results: Sequence[UpdateResult]  # one an update

@@ -158,7 +158,7 @@ async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, flo
     memory = Memory()
     await runtime.actor.set_reference()
     with tempfile.TemporaryDirectory() as folder:
-        loop = LoopConfig(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, cfg.tapo.weight, checkpoint_every=10**6)
+        loop = LoopConfig(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, checkpoint_every=10**6)
         algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
         await train(loop, algorithm, runtime, order.queries, memory, Stop())
     return memory.metrics[1:]

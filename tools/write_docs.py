@@ -21,7 +21,8 @@ METRICS_HEAD = """\
 
 For readers of `metrics.jsonl`, TensorBoard and the report: every key of a step, its unit and its meaning. The keys are
 constants of [`nemo_tapo/metrics.py`](../nemo_tapo/metrics.py), from which `python tools/write_docs.py` writes this
-table. A key that does not apply to a step (the weight of constructed tokens where there are none) is absent.
+table. A mean over nothing (the weight of constructed tokens in a step without any) is absent. With several updates a
+step, the numbers of the update are the mean over them.
 
 | key | unit | meaning |
 | --- | --- | --- |

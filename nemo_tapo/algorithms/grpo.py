@@ -1,6 +1,6 @@
 """Implement GRPO: K rollouts a query, advantages relative to the group (Eq. 1 and 2 of arXiv 2606.18844).
 
-TAPO (tapo.py) is this class with one hook filled in: `constructions`. Without constructions the two are the same.
+TAPO (tapo.py) extends this class: it constructs from each group. Without constructions the two are the same.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.equations.advantage import AdvantageRules, is_uniform, normalise
+from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import (
@@ -37,6 +37,8 @@ from nemo_tapo.utils.seeding import seed_from
 class GRPO:
     """Group-relative policy optimization."""
 
+    samples = True
+
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         self.cfg = cfg
         self.tools = tools
@@ -52,7 +54,12 @@ class GRPO:
             temperature=cfg.rollout.temperature,
         )
 
-    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+    @property
+    def term_weights(self) -> Mapping[Kind, float]:
+        """Eq. 6: lambda on constructed rows; `tapo.ift_weight` on examples, of which GRPO has none."""
+        return {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: self.cfg.tapo.weight, Kind.EXAMPLE: self.cfg.tapo.ift_weight}
+
+    async def collect(self, step: int, queries: Sequence[Query]) -> Experience:
         """Sample the rollouts of all queries, and make the constructions of each group.
 
         With `pipeline: overlapped` a query goes on to its constructions as soon as its own rollouts are graded; with
@@ -66,11 +73,11 @@ class GRPO:
         graded_at: list[float] = []
 
         async def one_query(query: Query) -> tuple[Group, tuple[Construction, ...]]:
-            group = await self.rollouts(query, step)
+            group = await self.sample_group(query, step)
             graded_at.append(time.perf_counter())
             if self.cfg.pipeline == "barrier":
                 await all_graded.wait()
-            return group, await self.constructions(group, step)
+            return group, await self.construct_group(group, step)
 
         results = await run_concurrently(one_query(query) for query in queries)
         end = time.perf_counter()
@@ -84,7 +91,7 @@ class GRPO:
             },
         )
 
-    async def rollouts(self, query: Query, step: int) -> Group:
+    async def sample_group(self, query: Query, step: int) -> Group:
         """Sample and grade K responses of the policy (Algorithm 1, lines 3 to 7)."""
         settings = self.cfg.rollout
         asked = settings.logprobs == "always" or (settings.logprobs == "first_step" and step == self.first_step)
@@ -105,18 +112,29 @@ class GRPO:
 
         return Group(query, tuple(await run_concurrently(one(k) for k in range(settings.samples_per_query))))
 
-    async def constructions(self, group: Group, step: int) -> tuple[Construction, ...]:
+    async def construct_group(self, group: Group, step: int) -> tuple[Construction, ...]:
         """Return no constructions; TAPO fills this in."""
         return ()
 
-    def rows(self, experience: Experience) -> list[Row]:
-        """Return one row a rollout, its advantage normalised within its group."""
-        return [row for group in experience.groups for row in self.original_rows(group)]
+    def compute_advantages(
+        self, rewards_K: Sequence[float], constructed_M: Sequence[float] = ()
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the advantages of a query's K rollouts and of its M constructions, from their rewards (Eq. 1, 4, 5).
 
-    def original_rows(self, group: Group, advantages: Sequence[float] | None = None) -> list[Row]:
-        """Return the rows of one query's rollouts, with the advantages of Eq. 1 unless `advantages` [K] are given."""
-        if advantages is None:
-            advantages = normalise([r.reward for r in group.rollouts], self.rules.eps)
+        An algorithm that changes nothing but advantages overrides this method.
+        """
+        return group_advantages(rewards_K, constructed_M, self.rules)
+
+    def make_rows(self, experience: Experience) -> list[Row]:
+        """Return one row a rollout, its advantage normalised within its group."""
+        rows = []
+        for group in experience.groups:
+            advantages, _ = self.compute_advantages([r.reward for r in group.rollouts])
+            rows += self.make_original_rows(group, advantages)
+        return rows
+
+    def make_original_rows(self, group: Group, advantages_K: Sequence[float]) -> list[Row]:
+        """Return the rows of one query's rollouts."""
         return [
             Row(
                 uid=rollout.uid,
@@ -128,10 +146,10 @@ class GRPO:
                 advantage=advantage,
                 generation_logprobs=rollout.completion.logprobs,
             )
-            for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+            for rollout, advantage in zip(group.rollouts, advantages_K, strict=True)
         ]
 
-    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+    def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """Count rewards, lengths, outcomes and groups without signal."""
         rollouts = [r for group in experience.groups for r in group.rollouts]
         lengths = [len(r.completion.token_ids) for r in rollouts]

@@ -51,9 +51,9 @@ class OPSD(GRPO):
             rules = DivergenceRules(settings.beta, settings.entry_clip, temperature)
             self.loss = DivergenceLoss(rules, settings.teacher)
 
-    async def experience(self, step: int, queries: Sequence[Query]) -> Experience:
+    async def collect(self, step: int, queries: Sequence[Query]) -> Experience:
         """Sample GRPO's rollouts and write the teacher's prompt for each."""
-        experience = await super().experience(step, queries)
+        experience = await super().collect(step, queries)
         lessons = (self.make_lesson(r, group, step) for group in experience.groups for r in group.rollouts)
         return replace(experience, lessons=tuple(lessons))
 
@@ -76,17 +76,19 @@ class OPSD(GRPO):
             return Lesson(rollout, PROMPT_TOO_LONG, reference)
         return Lesson(rollout, None, reference, prompt_ids)
 
-    def rows(self, experience: Experience) -> list[Row]:
+    def make_rows(self, experience: Experience) -> list[Row]:
         """Return one row for each rollout that is taught; the reward plays no part, so the advantage is 0."""
         prompts = {each.rollout.uid: each.teacher_prompt_ids for each in experience.lessons if each.left_out is None}
-        rows = [row for group in experience.groups for row in self.original_rows(group, [0.0] * len(group.rollouts))]
+        rows = [
+            row for group in experience.groups for row in self.make_original_rows(group, [0.0] * len(group.rollouts))
+        ]
         return [replace(row, teacher_prompt_ids=prompts[row.uid]) for row in rows if row.uid in prompts]
 
-    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+    def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """Add to GRPO's counters: rollouts = rows + the sum over `opsd/left_out/<reason>`."""
         left_out = Counter(lesson.left_out for lesson in experience.lessons)
         return {
-            **super().metrics(experience, rows),
+            **super().compute_metrics(experience, rows),
             OPSD_ROLLOUTS: len(experience.lessons),
             OPSD_ROWS: left_out[None],
             **{left_out_count(reason): left_out[reason] for reason in LEFT_OUT_REASONS},

@@ -21,6 +21,6 @@ class ReflectiveSFT(TAPO):
         super().__init__(cfg, tools)
         self.loss = LikelihoodLoss()
 
-    def rows(self, experience: Experience) -> list[Row]:
+    def make_rows(self, experience: Experience) -> list[Row]:
         """Return one row a right construction, in query order."""
-        return [self.constructed_row(c, advantage=1.0) for c in experience.constructions if c.correct]
+        return [self.make_constructed_row(c, advantage=1.0) for c in experience.constructions if c.correct]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.opsd import OPSD
 from nemo_tapo.algorithms.reflective_sft import ReflectiveSFT
@@ -10,7 +12,12 @@ from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Algorithm
 
-ALGORITHMS: dict[str, type[GRPO]] = {"grpo": GRPO, "tapo": TAPO, "opsd": OPSD, "reflective_sft": ReflectiveSFT}
+ALGORITHMS: dict[str, Callable[[RunConfig, Tools], Algorithm]] = {
+    "grpo": GRPO,
+    "tapo": TAPO,
+    "opsd": OPSD,
+    "reflective_sft": ReflectiveSFT,
+}
 
 
 def make_algorithm(cfg: RunConfig, tools: Tools) -> Algorithm:

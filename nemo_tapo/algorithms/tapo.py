@@ -1,6 +1,6 @@
 """Implement TAPO: GRPO whose mistakes are rewritten into micro-reflective trajectories (arXiv 2606.18844).
 
-Read top to bottom this is section 3: select pairs (Eq. 3), synthesise and grade (3.3.2), decoupled advantages
+What it adds to GRPO is section 3: select pairs (Eq. 3), synthesise and grade (3.3.2), decoupled advantages
 (Eq. 4, 5). OOD token suppression (Eq. 7) and the two loss terms (Eq. 6, 8) happen where the logits are, in
 losses/policy.py.
 """
@@ -15,11 +15,14 @@ from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.synthesis import Synthesis, count_constructions
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
+from nemo_tapo.equations.advantage import AdvantageRules, is_uniform
 from nemo_tapo.equations.selection import Zone, classify_zone, select_pairs
 from nemo_tapo.metrics import (
+    BEYOND,
     CONSTRUCTED_ROWS,
+    ELIGIBLE,
     INSTRUCTION_ROWS,
+    MASTERED,
     MIXED_REFLECTION_GROUPS,
     PARSED,
     REFLECTION_GROUPS,
@@ -54,13 +57,13 @@ class TAPO(GRPO):
         )
         self.synthesis = Synthesis(cfg, tools)
 
-    async def constructions(self, group: Group, step: int) -> tuple[Construction, ...]:
+    async def construct_group(self, group: Group, step: int) -> tuple[Construction, ...]:
         """Pair, synthesise and grade for one query (Algorithm 1, lines 9 to 17)."""
         settings = self.cfg.tapo
         pairs = select_pairs(group, settings.n_pos, settings.n_neg, settings.m_max, self.cfg.seed, step)
         return tuple(await run_concurrently(self.synthesis.construct(pair, step) for pair in pairs))
 
-    def rows(self, experience: Experience) -> list[Row]:
+    def make_rows(self, experience: Experience) -> list[Row]:
         """Return original and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
         by_query = defaultdict(list)
         for construction in experience.constructions:
@@ -69,14 +72,14 @@ class TAPO(GRPO):
         rows: list[Row] = []
         for group in experience.groups:
             constructed = by_query[group.query.uid]
-            original, reflected = group_advantages(
-                [r.reward for r in group.rollouts], [c.reward for c in constructed], self.rules
+            original, reflected = self.compute_advantages(
+                [r.reward for r in group.rollouts], [c.reward for c in constructed]
             )
-            rows += self.original_rows(group, original)
-            rows += [self.constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
-        return rows + self.instruction_rows(experience)
+            rows += self.make_original_rows(group, original)
+            rows += [self.make_constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
+        return rows + self.make_ift_rows(experience)
 
-    def constructed_row(self, construction: Construction, advantage: float) -> Row:
+    def make_constructed_row(self, construction: Construction, advantage: float) -> Row:
         """Make a row of a reconstruction, as an answer to the query itself: its context is not the synthesis prompt."""
         query = construction.pair.wrong.query
         return Row(
@@ -90,7 +93,7 @@ class TAPO(GRPO):
             masked_tokens=reflection.count_tokens_without_loss(construction, self.cfg.tapo.prefix_loss),
         )
 
-    def instruction_rows(self, experience: Experience) -> list[Row]:
+    def make_ift_rows(self, experience: Experience) -> list[Row]:
         """Make rows of the policy's own right answers to synthesis prompts, with advantage 1: at ratio 1 likelihood.
 
         There are none unless `tapo.ift_weight` asks for them. The cold start calls this format IFT (section 3.2).
@@ -105,29 +108,32 @@ class TAPO(GRPO):
         ]
         return [row for row in rows if row.length <= self.cfg.model.max_length]
 
-    def metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
+    def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """Add to GRPO's counters what became of every query, pair and group."""
         settings = self.cfg.tapo
         zones = Counter(classify_zone(group, settings.n_pos, settings.n_neg) for group in experience.groups)
-        found = defaultdict(list)
+        by_group = defaultdict(list)
         for row in rows:
             if row.kind is Kind.CONSTRUCTED:
-                found[row.group].append(row)
-        mixed = sum(not is_uniform([row.reward for row in of]) for of in found.values())
-        uniform = sum(len(of) > 1 and not any(row.advantage for row in of) for of in found.values())
-        kept = sum(len(of) for of in found.values())
+                by_group[row.group].append(row)
+        groups = list(by_group.values())
+        mixed = sum(not is_uniform([row.reward for row in group]) for group in groups)
+        uniform = sum(len(group) > 1 and not any(row.advantage for row in group) for group in groups)
+        constructed = sum(map(len, groups))
         counts = count_constructions(experience.constructions)
         return {
-            **super().metrics(experience, rows),
-            **{f"tapo/{z.value}": zones[z] for z in Zone},
+            **super().compute_metrics(experience, rows),
+            ELIGIBLE: zones[Zone.ELIGIBLE],
+            MASTERED: zones[Zone.MASTERED],
+            BEYOND: zones[Zone.BEYOND],
             **counts,
             TOKENS_SYNTHESISED: sum(len(c.answer_ids) for c in experience.constructions),
-            CONSTRUCTED_ROWS: kept,
-            REMOVED_NEGATIVES: counts[PARSED] - kept,  # by `negatives: false`, or likelihood
-            REFLECTION_GROUPS: len(found),
+            CONSTRUCTED_ROWS: constructed,
+            REMOVED_NEGATIVES: counts[PARSED] - constructed,  # by `negatives: false`, or likelihood
+            REFLECTION_GROUPS: len(groups),
             MIXED_REFLECTION_GROUPS: mixed,
-            SINGLE_REFLECTION_GROUPS: sum(len(of) == 1 for of in found.values()),
+            SINGLE_REFLECTION_GROUPS: sum(len(group) == 1 for group in groups),
             UNIFORM_REFLECTION_GROUPS: uniform,  # two or more, all with advantage 0: under Eq. 5 those of equal rewards
             INSTRUCTION_ROWS: sum(row.kind is Kind.EXAMPLE for row in rows),
-            UNIFORM_REFLECTION_SHARE: uniform / len(found) if found else 0.0,
+            UNIFORM_REFLECTION_SHARE: uniform / len(groups) if groups else 0.0,
         }

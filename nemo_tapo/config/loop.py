@@ -13,17 +13,14 @@ from nemo_tapo.config.sections import LossConfig, OptimizerConfig
 class LoopConfig:
     """Settings of `train.train`.
 
-    >>> LoopConfig(Path("runs/demo"), steps=2, optimizer=OptimizerConfig(), loss=LossConfig()).uses_engine
-    True
+    >>> LoopConfig(Path("runs/demo"), steps=2, optimizer=OptimizerConfig(), loss=LossConfig()).checkpoint_every
+    20
     """
 
     folder: Path  # checkpoints go to <folder>/checkpoints
     steps: int
     optimizer: OptimizerConfig
     loss: LossConfig
-    reflection_weight: float = 1.0  # lambda of Eq. 6
-    example_weight: float = 1.0  # of the likelihood term
-    uses_engine: bool = True  # False: supervised training, which samples nothing
     checkpoint_every: int = 20
     checkpoint_keep: int = 2
     fingerprint: dict[str, Any] = field(default_factory=dict)  # settings that decide the numbers

@@ -1,4 +1,4 @@
-"""The groups of settings of a run; config.py puts them together. Each is typed and described."""
+"""Define the groups of settings of a run, typed and described; run_config.py puts them together."""
 
 from __future__ import annotations
 

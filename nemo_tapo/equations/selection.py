@@ -23,7 +23,7 @@ class Zone(str, Enum):
 def classify_zone(group: Group, n_pos: int, n_neg: int) -> Zone:
     """Classify a query by its rollouts (Eq. 3): eligible if |P| >= n_pos and |N| >= n_neg.
 
-    With K >= n_pos + n_neg (config.py insists) a query cannot miss both thresholds, so the zones are disjoint.
+    With K >= n_pos + n_neg (config/algorithms.py insists) a query cannot miss both thresholds: the zones are disjoint.
     """
     if len(group.correct) < n_pos:
         return Zone.BEYOND

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from nemo_tapo.equations.surrogate import k3_divergence
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
-from nemo_tapo.metrics import ENGINE_GAP, ENTROPY, KL_REF, Mean, Parts
+from nemo_tapo.metrics import ENGINE_GAP, ENTROPY, KL_REF, LOSS, Mean, Parts, Sum
 from nemo_tapo.types import Batch
 
 TeacherKind = Literal["frozen", "live"]  # the weights of the run's beginning (or others that were given), or today's
@@ -51,19 +51,24 @@ class LossNeeds:
 class LossOutput:
     """What a loss makes of one micro-batch.
 
-    >>> LossOutput(torch.tensor(0.25), {}).token_weights is None
-    True
+    >>> LossOutput(torch.tensor(0.25), {"entropy": Mean(3.0, 2.0)}).parts
+    {'loss': Sum(value=0.25), 'entropy': Mean(total=3.0, count=2.0)}
     """
 
     # Scalar. Summed over micro-batches and data-parallel ranks it is the step's loss, because every normaliser is in
     # `batch.loss_coef`.
     loss: Tensor
-    metrics: Parts  # by key of metrics.py, additive over micro-batches and ranks
+    metrics: Parts  # by key of metrics.py, additive over micro-batches and ranks; LOSS itself is added by `parts`
     token_weights: Tensor | None = None  # [b, S] for people to look at (Eq. 7), never for the update
+
+    @property
+    def parts(self) -> Parts:
+        """What a worker reports: the metrics, and the loss itself."""
+        return {LOSS: Sum(float(self.loss.detach())), **self.metrics}
 
 
 class Loss(Protocol):
-    """See the module's text."""
+    """A function from a micro-batch's logits to its share of the step's loss; see the module's text."""
 
     @property
     def needs(self) -> LossNeeds:

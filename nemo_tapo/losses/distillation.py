@@ -17,7 +17,7 @@ from nemo_tapo.equations.divergence import DivergenceRules, token_divergence
 from nemo_tapo.equations.teacher import find_taught_tokens, to_teacher_rows
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import LossNeeds, LossOutput, TeacherKind, TokenLoss, masked_mean, rollout_metrics
-from nemo_tapo.metrics import Mean, Parts, Sum
+from nemo_tapo.metrics import Mean, Parts
 from nemo_tapo.types import Batch
 
 
@@ -49,7 +49,7 @@ class DivergenceLoss:
         found = token_divergence(logits, (rows, columns - 1), tokens, teacher_logits, self.rules, vocab)
         loss = (found.value * batch.loss_coef[rows]).sum()
         with torch.no_grad():
-            parts = _metrics(batch, (rows, columns), float(loss), found.logp, found.entropy, found.teacher_logp)
+            parts = _metrics(batch, (rows, columns), found.logp, found.entropy, found.teacher_logp)
             parts[metrics.OPSD_DIVERGENCE] = Mean(float(found.value.sum()), float(len(rows)))
             if self.rules.entry_clip is not None:
                 entries = float(len(rows) * vocab.size)
@@ -82,7 +82,7 @@ class SampledTokenLoss(TokenLoss):
         teacher = own.detach() if batch.teacher_logprobs is None else batch.teacher_logprobs[places]
         loss = -((teacher - own.detach()) * own * batch.loss_coef[places[0]]).sum()
         with torch.no_grad():
-            parts = _metrics(batch, places, float(loss), own, entropy[places], teacher)
+            parts = _metrics(batch, places, own, entropy[places], teacher)
         return LossOutput(loss, parts)
 
 
@@ -92,10 +92,8 @@ def select_taught_logits(logits: Tensor, batch: Batch) -> Tensor:
     return logits[rows, columns - 1]
 
 
-def _metrics(
-    batch: Batch, places: tuple[Tensor, Tensor], loss: float, logp: Tensor, entropy: Tensor, teacher: Tensor
-) -> Parts:
-    """Return what both losses report; all but `batch` and `loss` are of the n taught tokens."""
+def _metrics(batch: Batch, places: tuple[Tensor, Tensor], logp: Tensor, entropy: Tensor, teacher: Tensor) -> Parts:
+    """Return what both losses report; all but `batch` are of the n taught tokens."""
     mask = torch.zeros_like(batch.token_mask)
     mask[places] = 1.0
 
@@ -105,7 +103,6 @@ def _metrics(
     student = spread(logp)
     previous = student if batch.prev_logprobs is None else torch.where(mask > 0, batch.prev_logprobs, student)
     return {
-        metrics.LOSS: Sum(loss),
         metrics.RATIO_DEVIATION: masked_mean(((student - previous).exp() - 1).abs(), mask),
         metrics.OPSD_ADVANTAGE: masked_mean(spread(teacher - logp), mask),
         **rollout_metrics(batch, mask, student, spread(entropy)),

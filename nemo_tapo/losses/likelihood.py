@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_tapo.losses.base import LossNeeds, LossOutput, TokenLoss, masked_mean
-from nemo_tapo.metrics import LOSS, NLL, Parts, Sum
+from nemo_tapo.metrics import NLL
 from nemo_tapo.types import Batch
 
 
@@ -28,6 +28,5 @@ class LikelihoodLoss(TokenLoss):
     def from_logprobs(self, logp: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
         """Return the sum of -log p, each token weighted by its row's coefficient."""
         mask = batch.token_mask * batch.sample_mask[:, None]
-        share = torch.where(mask > 0, -logp * batch.loss_coef[:, None], torch.zeros_like(logp))
-        parts: Parts = {LOSS: Sum(float(share.detach().sum())), NLL: masked_mean(-logp, mask)}
-        return LossOutput(share.sum(), parts)
+        contributions = torch.where(mask > 0, -logp * batch.loss_coef[:, None], torch.zeros_like(logp))
+        return LossOutput(contributions.sum(), {NLL: masked_mean(-logp, mask)})

@@ -55,10 +55,10 @@ class PolicyLoss(TokenLoss):
             reference = _within(batch.reference_policy_logprobs, mask, logp)
             token_loss = token_loss + self.kl_coef * kl_penalty(logp, reference, self.kl_rules)
         # `where`, not a product: padding may hold a large number, and 0 * inf is nan
-        share = torch.where(mask > 0, token_loss * batch.loss_coef[:, None], torch.zeros_like(token_loss))
+        contributions = torch.where(mask > 0, token_loss * batch.loss_coef[:, None], torch.zeros_like(token_loss))
         with torch.no_grad():
             parts = {
-                **_loss_terms(batch, share),
+                **_loss_terms(batch, contributions),
                 metrics.RATIO_DEVIATION: masked_mean((ratio - 1).abs(), mask),
                 metrics.CLIP_FRACTION: masked_mean(clipped, mask),
                 **_constructed_metrics(batch, mask, weights, logp),
@@ -66,7 +66,7 @@ class PolicyLoss(TokenLoss):
             }
             if batch.supervised is not None:
                 parts[metrics.NLL_IFT] = masked_mean(-logp, mask * batch.supervised[:, None].float())
-        return LossOutput(share.sum(), parts, weights.detach())
+        return LossOutput(contributions.sum(), parts, weights.detach())
 
     def _weights(self, logp: Tensor, entropy: Tensor, batch: Batch) -> Tensor:
         ones = torch.ones_like(logp)
@@ -90,15 +90,14 @@ def _is_rollout(batch: Batch) -> Tensor:
     return ~others
 
 
-def _loss_terms(batch: Batch, share: Tensor) -> Parts:
-    """Return the loss and its terms (Eq. 6) from each token's share [b, S]."""
+def _loss_terms(batch: Batch, contributions: Tensor) -> Parts:
+    """Return the terms of the loss (Eq. 6) from each token's contribution [b, S]."""
     parts: Parts = {
-        metrics.LOSS: Sum(float(share.sum())),
-        metrics.LOSS_ORIGINAL: Sum(float(share[_is_rollout(batch)].sum())),
-        metrics.LOSS_REFLECTION: Sum(float(share[batch.constructed].sum())),
+        metrics.LOSS_ORIGINAL: Sum(float(contributions[_is_rollout(batch)].sum())),
+        metrics.LOSS_REFLECTION: Sum(float(contributions[batch.constructed].sum())),
     }
     if batch.supervised is not None:
-        parts[metrics.LOSS_IFT] = Sum(float(share[batch.supervised].sum()))
+        parts[metrics.LOSS_IFT] = Sum(float(contributions[batch.supervised].sum()))
     return parts
 
 

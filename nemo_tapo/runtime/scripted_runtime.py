@@ -128,7 +128,7 @@ class ScriptedActor:
             loss=float(output.loss.detach()),
             grad_norm=float(norm),
             learning_rate=self.settings.lr,
-            metrics=reduce_parts([output.metrics]),
+            metrics=reduce_parts([output.parts]),
             token_weights=output.token_weights,
         )
 

@@ -12,7 +12,6 @@ from nemo_tapo.evaluation.accuracy import measure_change
 from nemo_tapo.evaluation.benchmarks import (
     EvaluationTarget,
     evaluate,
-    hash_json,
     make_settings_entry,
     measure_synthesis,
 )
@@ -25,7 +24,7 @@ from nemo_tapo.evaluation.model_files import (
 )
 from nemo_tapo.evaluation.sample_store import get_evaluation_folder
 from nemo_tapo.evaluation.samplers import EndpointSampler, EngineSampler, ResponseSampler
-from nemo_tapo.utils.files import replace_text
+from nemo_tapo.utils.files import hash_json, replace_text
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
@@ -42,7 +41,7 @@ async def evaluate_weights(
     against: the name of an earlier evaluation in the same output folder; the paired difference from it is added.
     shown: the path that the results show for the model, if not `weights`.
     """
-    sampler = EngineSampler(session.runtime.generator, session.cfg)
+    sampler = EngineSampler(session.runtime.generator, session.cfg, session.runtime.tokenizer)
     target = EvaluationTarget(name, get_model_identity(weights), session.benchmarks)
     await _evaluate_target(session, target, str(shown or weights), sampler, against, session.cfg.synthesis_queries)
 

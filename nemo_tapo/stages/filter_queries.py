@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
-from nemo_tapo.evaluation.benchmarks import hash_json
 from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import Sample, SampleStore, read_samples
 from nemo_tapo.types import Query, Request, SetAside
 from nemo_tapo.utils.concurrency import run_concurrently
+from nemo_tapo.utils.files import hash_json
 from nemo_tapo.utils.jsonl import replace_non_finite
 from nemo_tapo.utils.seeding import seed_from
 

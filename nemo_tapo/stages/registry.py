@@ -35,7 +35,7 @@ STAGE_WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
         ("correcting", 2),
         ("cold start", 150),
         ("evaluating (before)", 20),
-        ("TAPO", 300),
+        ("RL", 300),
         ("evaluating (after)", 20),
         ("report", 10),
     ),

@@ -28,15 +28,11 @@ async def reinforce(session: Session, model: Path) -> None:
         steps=cfg.steps,
         optimizer=cfg.optimizer,
         loss=cfg.loss,
-        reflection_weight=cfg.tapo.weight,
-        example_weight=cfg.tapo.ift_weight,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
         fingerprint=rl_fingerprint(cfg),
         engine_gap_bound=cfg.engine_gap_bound,
     )
     recording = TrajectoryRecording(session.runtime.tokenizer, cfg.tapo, cfg.trajectories_per_step)
-    recorder = RunRecorder(
-        session.output, session.progress, cfg.algorithm.upper(), cfg.steps, recording if cfg.constructs else None
-    )
+    recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, recording if cfg.constructs else None)
     await session.run_loop(loop, make_algorithm(cfg, session.tools), queries.queries, recorder)

@@ -35,7 +35,6 @@ async def train_supervised(session: Session, training: SupervisedTraining) -> No
         steps=training.steps,
         optimizer=training.optimizer,
         loss=cfg.loss.model_copy(update={"token_mean": True, "updates_per_batch": 1, "kl_coef": 0.0}),
-        uses_engine=False,
         checkpoint_every=max(cfg.checkpoint.every, 50),
         checkpoint_keep=1,
         fingerprint=training.fingerprint,

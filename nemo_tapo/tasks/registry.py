@@ -12,7 +12,7 @@ def make_task(cfg: TaskConfig, seed: int) -> Task:
         from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 
         return ArithmeticTask(cfg.arithmetic, seed)
-    assert cfg.name == "mathematics", "nemo_rl is made by its own runtime, and config.py lets no other have it"
+    assert cfg.name == "mathematics", "nemo_rl is made by its own runtime, and run_config.py lets no other have it"
     from nemo_tapo.tasks.mathematics import MathematicsTask
 
     return MathematicsTask(cfg.mathematics)

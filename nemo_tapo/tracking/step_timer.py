@@ -19,7 +19,7 @@ class StepTimer:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def part(self, key: str, phase: str) -> Iterator[None]:
+    def measure(self, key: str, phase: str) -> Iterator[None]:
         """Time the block under `key`, and show `phase` while it runs. A part may be entered several times."""
         self._recorder.phase(phase)
         began = time.perf_counter()

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_tapo.batch import collate
+from nemo_tapo.batch import EQUAL_WEIGHTS, collate
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss
@@ -52,7 +52,7 @@ def fixed_batch() -> Batch:
         Row(f"{i}", "q", kind, ids(3), ids(length - 3), 1.0, advantage)
         for i, (kind, length, advantage) in enumerate(zip(kinds, LENGTHS, advantages, strict=True))
     ]
-    batch = collate(rows, pad_id=0, reflection_weight=LAMBDA)
+    batch = collate(rows, pad_id=0, term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: LAMBDA})
     noise = torch.randn(2, *batch.input_ids.shape, generator=draw) * 0.2 - 4.5
     known = torch.tensor([float(kind is Kind.ORIGINAL) for kind in kinds])
     batch = replace(

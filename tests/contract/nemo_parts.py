@@ -57,7 +57,8 @@ def master_config(folder: Path, steps: int, *overrides: str) -> dict[str, Any]:
         f"policy.model_name={MODEL}", f"policy.train_global_batch_size={ROWS}", "policy.train_micro_batch_size=4",
         "policy.max_total_sequence_length=400", "policy.precision=float32", "policy.sequence_packing.enabled=false",
         "policy.megatron_cfg.optimizer.lr=3e-4", "policy.megatron_cfg.optimizer.min_lr=3e-4",
-        "policy.megatron_cfg.scheduler.lr_warmup_iters=2", "policy.generation.vllm_cfg.max_model_len=400",
+        "policy.megatron_cfg.scheduler.lr_warmup_iters=2", "policy.megatron_cfg.scheduler.lr_warmup_init=1.5e-4",
+        "policy.generation.vllm_cfg.max_model_len=400",
         f"grpo.num_prompts_per_step={QUERIES}", f"grpo.num_generations_per_prompt={SAMPLES}",
         f"grpo.max_num_steps={steps}", "grpo.max_num_epochs=1", "loss_fn.reference_policy_kl_penalty=0",
         "cluster.gpus_per_node=2", "cluster.num_nodes=1", f"checkpointing.checkpoint_dir={folder / 'checkpoints'}",
@@ -87,6 +88,7 @@ def on_cpus(folder: Path, engine: Any = None) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(REFIT_FOLDER, str(handed_over))
         patch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+        patch.setenv("NRL_MEGATRON_CHECKPOINT_DIR", str(folder / "megatron"))  # not in the home folder
         patch.setitem(registry, POLICY_WORKER, compat.load("PY_EXECUTABLES").SYSTEM)
         patch.setattr(grpo, "VllmGeneration", engine or get_generation_class())
         patch.setattr(grpo, "RayVirtualCluster", _cluster_of_cpus)

@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.checkpoint import Checkpoint
-from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, find_newest_checkpoint
+from nemo_tapo.checkpoint import Checkpoint, find_fault
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import (
+    NemoCheckpoints,
+    choose_checkpoint,
+    find_newest_checkpoint,
+    seal,
+)
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.types import Experience, StepRecord
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
@@ -50,7 +55,7 @@ def store(folder: Path, wait: Callable[[], None] = lambda: None, **changes: Any)
 
     loader = SimpleNamespace(state_dict=lambda: {"position": 0})
     policy = SimpleNamespace(finalize_async_save=wait)
-    return NemoCheckpoints(manager(folder, **changes), policy, Master(), loader, 32, None)
+    return NemoCheckpoints(manager(folder, **changes), policy, Master(), loader, 32, None, timeout=60.0)
 
 
 def save(where: NemoCheckpoints, *rewards: float) -> None:
@@ -135,6 +140,43 @@ def test_writing_that_fails_in_the_background_names_the_checkpoint(tmp_path: Pat
 
 
 @nemo_rl
+def test_the_manifest_covers_what_was_written_in_the_background(tmp_path: Path) -> None:
+    """The folder gets its name when the manifest is in it: nothing of it may come later."""
+    here = store(tmp_path, wait=lambda: (tmp_path / "tmp_step_1" / "policy" / "late").write_text("x") and None)
+    if not hasattr(here._manager, "begin_finalization"):
+        pytest.skip("this NeMo-RL finishes checkpoints at once")
+    save(here, 0.5)
+    listed = json.loads((tmp_path / "step_1" / "manifest.json").read_text())
+    assert listed["policy/late"]["bytes"] == 1 and "tapo.json" in listed and "train_dataloader.pt" in listed
+    assert find_fault(tmp_path / "step_1") is None
+
+
+@nemo_rl
+def test_nemo_rls_setup_loads_the_last_good_checkpoint(tmp_path: Path) -> None:
+    save(store(tmp_path), 0.5, 0.6)
+    file = tmp_path / "step_2" / "policy" / "weights" / "file"
+    file.write_text("wEights")  # of the same length: one bit of a disk
+    told: list[str] = []
+    found = choose_checkpoint(tmp_path, told.append)
+    assert found is not None and found.path == tmp_path / "step_1"
+    assert Path(manager(tmp_path).get_latest_checkpoint_path()) == tmp_path / "step_1"
+    assert len(told) == 1 and "step_2 is damaged (policy/weights/file has another sha256" in told[0]
+    assert "now called damaged_step_2; the run goes on from step_1" in told[0]
+    save(store(tmp_path), 0.5, 0.6, 0.7)  # the step again; the manager keeps two and leaves what was set aside
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged_step_2", "step_2", "step_3"]
+    assert choose_checkpoint(tmp_path, told.append) == find_newest_checkpoint(tmp_path)
+    assert len(told) == 1
+
+
+@nemo_rl
+def test_the_loop_is_told_of_a_damaged_checkpoint(tmp_path: Path) -> None:
+    told: list[str] = []
+    loaded = Checkpoint(tmp_path / "step_1", {"step": 1})
+    here = NemoCheckpoints(manager(tmp_path), None, None, None, 32, loaded, ["step_2 is damaged"])
+    assert here.latest(told.append) == loaded and told == ["step_2 is damaged"]
+
+
+@nemo_rl
 def test_a_full_disk_leaves_nothing_of_the_attempt(tmp_path: Path) -> None:
     here = store(tmp_path)
     save(here, 0.5)
@@ -160,6 +202,30 @@ def test_another_programs_checkpoint_is_refused(tmp_path: Path) -> None:
     assert find_newest_checkpoint(tmp_path / "nothing") is None
 
 
+def own(folder: Path, step: int) -> Path:
+    path = folder / f"step_{step}"
+    path.mkdir()
+    (path / "tapo.json").write_text(json.dumps({"step": step}))
+    seal(path)
+    return path
+
+
+def test_a_checkpoint_without_its_state_or_manifest_is_damaged_and_all_damaged_is_an_end(tmp_path: Path) -> None:
+    told: list[str] = []
+    for step in (8, 9, 10):
+        own(tmp_path, step)
+    (tmp_path / "step_10" / "tapo.json").unlink()
+    (tmp_path / "step_9" / "manifest.json").unlink()
+    found = choose_checkpoint(tmp_path, told.append)
+    assert found == Checkpoint(tmp_path / "step_8", {"step": 8})
+    assert [("step_10" in told[0], "step_9" in told[1])] == [(True, True)]
+    (tmp_path / "step_8" / "tapo.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"every checkpoint under .* is damaged \(step_8: tapo\.json has 2 bytes"):
+        choose_checkpoint(tmp_path, told.append)
+    assert (tmp_path / "step_8").is_dir()
+    assert choose_checkpoint(tmp_path / "nothing", told.append) is None
+
+
 # ---- NeMo-RL's time limit and logger ---------------------------------------------------------------------------------
 
 
@@ -178,8 +244,8 @@ class Notes:
 
     def resume(self, step: int) -> None: ...
 
-    def step(self, step: int, metrics: dict[str, float], *rest: Any) -> None:
-        self.steps.append(metrics)
+    def step(self, record: StepRecord) -> None:
+        self.steps.append(dict(record.metrics))
 
     def log_metrics(self, metrics: dict[str, float], step: int, prefix: str = "", step_finished: bool = False) -> None:
         self.logged[prefix] = metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from functools import cache
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config
 from nemo_tapo.runtime.nemo_rl.config.known_keys import find_unknown_paths, list_paths, read_known_keys
+from nemo_tapo.runtime.nemo_rl.runtime import prepare_master_config
+from tests.helpers.cluster_files import cluster_file
 
 pytestmark = pytest.mark.nemo_rl
 
@@ -127,3 +130,116 @@ def test_a_loss_that_takes_no_logits_is_refused_whether_the_release_has_the_key_
     with pytest.raises(ValueError, match="is not supported: the OTS weight needs the logits") as told:
         cluster_run.load_cluster_run(recipe, [f"+{key}=true"])
     assert "did you mean" not in str(told.value)
+
+
+# ---- what NeMo-RL's trainer does with its keys, and this loop in its place -------------------------------------------
+
+# Keys that `grpo_train` reads and that are not refused: who reads them here, or why nobody has to.
+SERVED = {
+    "checkpointing.checkpoint_must_save_by", "checkpointing.metric_name", "checkpointing.save_period",
+    "cluster.gpus_per_node", "cluster.num_nodes", "grpo.max_num_steps", "grpo.num_generations_per_prompt",
+    "grpo.num_prompts_per_step", "grpo.skip_reference_policy_logprobs_calculation", "loss_fn.force_on_policy_ratio",
+    "policy.generation.colocated.enabled", "policy.generation.vllm_cfg.async_engine",
+    "policy.make_sequence_length_divisible_by", "policy.max_total_sequence_length", "policy.refit_buffer_size_gb",
+}  # fmt: skip
+NOTED = {"grpo.max_num_epochs", "grpo.use_leave_one_out_baseline", "grpo.val_period"}
+WITHOUT_EFFECT = {
+    "grpo.calculate_advantages_on_gpu", "grpo.debug_payload_metrics",  # how it computes and what it prints
+    "grpo.stop_at_validation_threshold", "grpo.val_at_end", "grpo.val_at_start", "grpo.val_start_at",  # see val_period
+    "logger.wandb", "logger.wandb_enabled",  # its Logger reads them itself
+    "policy.generation.vllm_cfg.enable_vllm_metrics_logger",  # graphs of the engine
+    "policy.generation.vllm_cfg.vllm_metrics_logger_interval",
+}  # fmt: skip
+
+
+def keys_read_by(function: str) -> set[str]:
+    """The dotted keys below `master_config` that a function of grpo.py reads, by attribute, index or `.get`."""
+    module = ast.parse((SOURCE / "nemo_rl" / "algorithms" / "grpo.py").read_text())
+    (body,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    paths = {path for node in ast.walk(body) if (path := dotted(node)) and path[0] == "master_config"}
+    return {".".join(path[1:]) for path in paths if len(path) > 2 and path[-1] != "get"}
+
+
+def dotted(node: ast.AST) -> tuple[str, ...] | None:
+    match node:
+        case ast.Name(id=name):
+            return (name,)
+        case ast.Attribute(value=owner, attr=name):
+            pass
+        case ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
+            pass
+        case ast.Call(func=ast.Attribute(value=owner, attr="get"), args=[ast.Constant(value=str(name)), *_]):
+            pass
+        case _:
+            return None
+    inner = dotted(owner)
+    return None if inner is None else (*inner, name)
+
+
+def test_each_key_of_nemo_rls_trainer_is_served_refused_or_known_to_have_no_effect() -> None:
+    """This loop stands in the trainer's place: a key that only the trainer reads would do nothing, without a word."""
+    read = keys_read_by("grpo_train")
+    sections = {path.rpartition(".")[0] for path in read}
+    leaves = {path for path in read if path not in sections}
+    refused = {path for path in leaves if any(path == p or path.startswith(p + ".") or p.startswith(path + ".")
+                                              for p in validate.CHECKED_PATHS)}  # fmt: skip
+    assert len(leaves) > 25
+    assert leaves - refused - SERVED - NOTED - WITHOUT_EFFECT == set()
+
+
+def test_the_multiple_of_a_sequence_is_what_nemo_rl_asks_for(tmp_path: Path) -> None:
+    """Its own function, with every multiple up to 32, against what `plan` refuses."""
+    data = ast.parse((SOURCE / "nemo_rl" / "models" / "megatron" / "data.py").read_text())
+    (function,) = (n for n in data.body if getattr(n, "name", "") == "_get_pack_sequence_parameters_for_megatron")
+    space: dict[str, Any] = {}
+    exec(compile(ast.Module([function], []), "data.py", "exec"), space)  # the module itself needs Megatron-Bridge
+    theirs = space[function.name]
+    for tp, cp, sequence_parallel in ((2, 1, True), (2, 2, True), (2, 2, False), (1, 4, False), (4, 2, True)):
+        ranks = {"tensor_model_parallel_size": tp, "context_parallel_size": cp, "sequence_parallel": sequence_parallel}
+        for multiple in range(1, 33):
+            asked = [f"policy.megatron_cfg.{name}={str(value).lower()}" for name, value in ranks.items()]
+            asked += [f"policy.make_sequence_length_divisible_by={multiple}", "cluster.num_nodes=2"]
+            assert is_refused(tmp_path, asked) is raises(theirs, ranks | {"pipeline_model_parallel_size": 1}, multiple)
+
+
+def is_refused(folder: Path, overrides: list[str]) -> bool:
+    try:
+        cluster_run.load_cluster_run(cluster_file(folder), overrides)
+    except ValueError as error:
+        told = str(error)
+    else:
+        return False
+    assert "make_sequence_length_divisible_by" in told and len(told.splitlines()) == 1
+    return True
+
+
+def raises(function: Any, ranks: dict[str, Any], multiple: int) -> bool:
+    try:
+        function(ranks, multiple, 512)
+    except AssertionError:
+        return True
+    return False
+
+
+def test_what_turns_asynchronous_checkpoints_on_is_turned_off() -> None:
+    """The keys that a release forwards to Megatron's writer are among those that are set to false."""
+    recipe = CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml"
+    run = describe_run.load_checked_run(recipe)
+    master = prepare_master_config(run.master, run.cfg, "train")
+    given = (run.master["policy"]["megatron_cfg"].get("checkpoint") or {}).items()
+    left = (master["policy"]["megatron_cfg"].get("checkpoint") or {}).values()
+    assert not any(left) and all(f"{key} is set to false" in "\n".join(run.notes) for key, value in given if value)
+    setup = (SOURCE / "nemo_rl" / "models" / "megatron" / "setup.py").read_text()
+    assert '"async_save",' in setup if given else "async_save=False," in setup
+
+
+def test_nemo_rls_engine_takes_no_seed_with_a_request() -> None:
+    """Once it does, the generator's `seed` can be used, and the plan's note on seeds is no longer true."""
+    worker = ast.parse((SOURCE / "nemo_rl" / "models" / "generation" / "vllm" / "vllm_worker.py").read_text())
+    calls = [n for n in ast.walk(worker) if isinstance(n, ast.Call) and ast.unparse(n.func) == "self.SamplingParams"]
+    assert calls and all("seed" not in {keyword.arg for keyword in call.keywords} for call in calls)
+
+
+def test_the_mode_of_log_probabilities_is_set_where_a_release_leaves_it_open() -> None:
+    worker = (SOURCE / "nemo_rl" / "models" / "generation" / "vllm" / "vllm_worker.py").read_text()
+    assert 'logprobs_mode="processed_logprobs"' in worker or 'self.cfg["vllm_cfg"].get("logprobs_mode")' in worker

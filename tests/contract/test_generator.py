@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,8 +79,8 @@ async def step_of(cfg: RunConfig, with_generator: Any) -> tuple[Experience, list
     tokenizer = CharacterTokenizer()
     queries, _ = add_prompts(task.train_queries()[:6], tokenizer, 1000)
     algorithm = TAPO(cfg, Tools(with_generator, tokenizer, task))
-    experience = await algorithm.experience(0, queries)
-    return experience, algorithm.rows(experience)
+    experience = await algorithm.collect(0, queries)
+    return experience, algorithm.make_rows(experience)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -128,7 +130,7 @@ def test_queries_with_equal_prompts_stay_groups_of_their_own() -> None:
     (first, *_), _ = add_prompts(task.train_queries()[:1], tokenizer, 1000)
     doubles = [replace(first, uid=f"double{i}") for i in range(6)]
     algorithm = TAPO(cfg, Tools(generator(StubEngine()), tokenizer, task))
-    rows = algorithm.rows(asyncio.run(algorithm.experience(0, doubles)))
+    rows = algorithm.make_rows(asyncio.run(algorithm.collect(0, doubles)))
     assert len({row.prompt_ids for row in rows}) == 1
     groups: dict[tuple[str, Kind], list[Row]] = {}
     for row in rows:
@@ -195,6 +197,107 @@ def test_an_engine_that_fails_ends_everybodys_wait(asynchronous: bool) -> None:
     engine._answer = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeFailure, match="no memory"):
         asyncio.run(asyncio.wait_for(step_of(settings(), generator(engine, asynchronous=asynchronous)), 20))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_engine_that_hangs_is_named_when_its_time_is_over(asynchronous: bool) -> None:
+    engine, release = StubEngine(), threading.Event()
+
+    async def silent(data: Any, greedy: bool = False) -> AsyncIterator[Any]:
+        await asyncio.get_running_loop().create_future()
+        yield
+
+    engine.generate = lambda data, greedy=False: release.wait()  # type: ignore[assignment,method-assign]
+    engine.generate_async = silent  # type: ignore[method-assign]
+    here = generator(engine, asynchronous=asynchronous)
+    here._scheduler.timeout = 0.05
+    request = Request("a", CharacterTokenizer().chat(QUESTION), seed=1, max_tokens=300)
+    with pytest.raises(RuntimeFailure, match=r"NeMo-RL's generation engine did not answer within 0\.05 seconds"):
+        asyncio.run(here.generate(request))
+    release.set()
+
+
+def test_a_policy_that_hangs_is_named_with_what_it_was_doing() -> None:
+    engine, release = StubEngine(), threading.Event()
+    scheduler = ColocationScheduler(NotingPolicy(engine.calls), engine, True, lambda *parts: None, timeout=0.05)
+    with pytest.raises(RuntimeFailure, match=r"NeMo-RL's policy \(updating\) did not answer within 0\.05 seconds"):
+        asyncio.run(scheduler.training(release.wait, "updating"))
+    scheduler.engine.finish_generation = release.wait
+    scheduler.phase = "generating"
+    with pytest.raises(RuntimeFailure, match=r"generation engine \(going to sleep\) did not answer"):
+        asyncio.run(scheduler.scoring(lambda: None, "scoring"))
+    release.set()
+
+
+def test_a_refit_that_fails_is_the_loss_of_an_engine() -> None:
+    """NeMo-RL raises a plain RuntimeError; exit code 3 tells the launcher to go on in another allocation."""
+
+    def refit(*parts: Any) -> None:
+        raise RuntimeError("Updating weights for the generation policy failed during refit.")
+
+    engine = StubEngine()
+    scheduler = ColocationScheduler(NotingPolicy(engine.calls), engine, True, refit)
+    here = NemoGenerator(engine, scheduler, SETTINGS, CharacterTokenizer(), dict)
+    with pytest.raises(RuntimeFailure, match=r"policy or engine \(handing weights over\) failed: .*during refit"):
+        asyncio.run(here.generate(Request("a", CharacterTokenizer().chat(QUESTION), seed=1, max_tokens=300)))
+
+
+def test_an_async_answer_is_read_to_its_end() -> None:
+    """A caller that leaves a generator before its end cancels what runs behind it."""
+    engine, ends = StubEngine(), []
+    whole = engine.generate_async
+
+    async def noting(data: Any, greedy: bool = False) -> AsyncIterator[Any]:
+        try:
+            async for output in whole(data, greedy):
+                yield output
+            ends.append("end")
+        except GeneratorExit:
+            ends.append("left")
+            raise
+
+    engine.generate_async = noting  # type: ignore[method-assign]
+    asyncio.run(step_of(settings(), generator(engine, asynchronous=True)))
+    assert len(ends) >= 48 and set(ends) == {"end"}
+
+
+@pytest.mark.nemo_rl
+def test_nemo_rl_cancels_no_request_that_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own VllmGeneration over a worker group that answers at once; main cancels the request of who leaves early."""
+    import ray
+
+    from nemo_tapo.runtime.nemo_rl import compat
+
+    engine, cancelled = StubEngine(nemo_batch), []
+    vllm = object.__new__(compat.load("VllmGeneration"))
+    vllm.cfg = {"vllm_cfg": {"async_engine": True}}
+    vllm.current_generate_dp_shard_idx, vllm.fleet_selector, vllm.fleet_monitor = 0, None, None
+
+    async def answer(data: Any) -> Any:
+        return 0, engine._answer(data)
+
+    async def proxy(data: Any) -> AsyncIterator[Any]:
+        yield answer(data)
+
+    vllm.worker_group = SimpleNamespace(
+        dp_size=1,
+        workers=[None],
+        get_dp_leader_worker_idx=lambda shard: 0,
+        run_single_worker_single_data=lambda method_name, worker_idx, data, greedy: proxy(data),
+        shutdown=lambda **options: True,
+    )
+    vllm.weight_synchronizer = None
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    scheduler = ColocationScheduler(NotingPolicy([]), vllm, True, lambda *parts: None)
+    here = NemoGenerator(vllm, scheduler, replace(SETTINGS, asynchronous=True), CharacterTokenizer(), nemo_batch)
+    requests = [Request(str(i), CharacterTokenizer().chat(QUESTION), seed=i, max_tokens=300) for i in range(4)]
+
+    async def ask() -> list[Any]:
+        return list(await asyncio.gather(*map(here.generate, requests)))
+
+    answers = asyncio.run(ask())
+    assert len(answers) == 4 and all(a.token_ids for a in answers)
+    assert cancelled == []
 
 
 # ---- whose turn it is ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_tapo.batch import collate
+from nemo_tapo.batch import EQUAL_WEIGHTS, collate
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import reduce_parts
@@ -74,7 +74,7 @@ def batch() -> Batch:
         ids = torch.randint(3, 500, (prompt + response,), generator=draw).tolist()
         kind = Kind.CONSTRUCTED if i in (1, 4) else Kind.ORIGINAL
         rows.append(Row(f"q/{i}", "q", kind, tuple(ids[:prompt]), tuple(ids[prompt:]), 1.0, advantages[i]))
-    return collate(rows, pad_id=0, reflection_weight=0.7)
+    return collate(rows, pad_id=0, term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.7})
 
 
 def reference_model() -> Any:
@@ -136,11 +136,11 @@ def test_an_update_equals_a_single_process_of_torch(running: Running, batch: Bat
     result = running(running.runtime.actor.train(batch, OBJECTIVE))
     assert result.loss == pytest.approx(float(output.loss.detach()), abs=1e-6)
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-4)
-    expected = reduce_parts([output.metrics])
+    expected = reduce_parts([output.parts])
     for name, value in expected.items():
         assert result.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert result.metrics["num_valid_samples"] == 5  # fillers count nowhere
-    assert result.learning_rate == pytest.approx(1.5e-4)  # the first of two warm-up steps to 3e-4
+    assert result.learning_rate == pytest.approx(1.5e-4)  # lr_warmup_init
     assert running.runtime._scheduler.stale and not before
 
 

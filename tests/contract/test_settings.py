@@ -7,14 +7,21 @@ import copy
 import json
 import math
 import re
+import signal
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
+from nemo_tapo.runtime.nemo_rl import hf_export
 from nemo_tapo.runtime.nemo_rl.actor import BatchShape, make_update_result, pad_batch, reorder_rows
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import seal
 from nemo_tapo.runtime.nemo_rl.hf_export import HFConverter
 from nemo_tapo.runtime.nemo_rl.runtime import (
     NemoRLRuntime,
@@ -24,7 +31,8 @@ from nemo_tapo.runtime.nemo_rl.runtime import (
     prepare_master_config,
 )
 from nemo_tapo.types import Batch, Kind, Row
-from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure, Stopped
+from nemo_tapo.utils.signals import Stop
 
 MASTER: dict[str, Any] = {
     "policy": {"generation": {"temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 999}},
@@ -55,6 +63,26 @@ def test_an_evaluation_takes_the_model_and_not_the_newest_checkpoint_of_a_run() 
     assert prepare_master_config(master, settings(), "train")["checkpointing"]["checkpoint_dir"] == "results/run"
     evaluate = prepare_master_config(master, settings(output="runs/x"), "evaluate")
     assert evaluate["checkpointing"]["checkpoint_dir"] == "runs/x/evaluation/no-checkpoints"
+
+
+def test_checkpoints_are_written_at_once_where_a_release_can_write_them_later() -> None:
+    """NeMo-RL issues 3312 and 4183; the writer of DTensor v2 is waited for by nobody."""
+    later = {"async_save": True, "ckpt_assume_constant_structure": True, "ckpt_fully_parallel_save_process_group": "dp"}
+    megatron = {**MASTER, "policy": {**MASTER["policy"], "megatron_cfg": {"enabled": True, "checkpoint": later}}}
+    assert prepare_master_config(megatron, settings(), "train")["policy"]["megatron_cfg"]["checkpoint"] == {
+        "async_save": False, "ckpt_assume_constant_structure": False, "ckpt_fully_parallel_save_process_group": "dp",
+    }  # fmt: skip
+    assert later["async_save"]
+    v070 = {**MASTER, "policy": {**MASTER["policy"], "megatron_cfg": {"enabled": True}}}
+    assert prepare_master_config(v070, settings(), "train")["policy"]["megatron_cfg"] == {"enabled": True}
+    dtensor = {**MASTER, "policy": {**MASTER["policy"], "dtensor_cfg": {"enabled": True}}}
+    assert prepare_master_config(dtensor, settings(), "train")["checkpointing"]["is_async"] is False
+
+
+def test_the_engines_log_probabilities_are_at_its_temperature() -> None:
+    """vLLM's default is another; v0.7.0 sets it, main takes it from the configuration."""
+    engine = prepare_master_config(MASTER, settings(), "train")["policy"]["generation"]["vllm_cfg"]
+    assert engine == {"logprobs_mode": "processed_logprobs"}
 
 
 def test_nemo_rls_own_validation_is_off() -> None:
@@ -133,14 +161,25 @@ def test_another_order_keeps_the_width() -> None:
 def test_an_update_that_nothing_is_reported_of() -> None:
     """DTensor's workers say nothing of micro-batches without a valid row."""
     idle = make_update_result({"loss": torch.zeros(1), "grad_norm": torch.zeros(1), "all_mb_metrics": {}})
-    assert (idle.loss, idle.grad_norm) == (0.0, 0.0)
+    assert (idle.loss, idle.grad_norm, idle.metrics) == (0.0, 0.0, {})
     assert math.isnan(idle.learning_rate)
+
+
+def test_what_experts_and_further_heads_report_is_among_the_metrics() -> None:
+    found = make_update_result(
+        {
+            "loss": torch.zeros(1), "grad_norm": torch.zeros(1), "all_mb_metrics": {"loss": [0.5], "lr": [1e-6]},
+            "moe_metrics": {"load_balancing_loss": torch.tensor(1.25), "z_loss": 0.5}, "mtp_metrics": {"loss_0": 2.0},
+        }
+    )  # fmt: skip
+    assert found.metrics == {"loss": 0.5, "moe/load_balancing_loss": 1.25, "moe/z_loss": 0.5, "mtp/loss_0": 2.0}
 
 
 def test_a_checkpoint_of_other_settings_is_refused_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "step_1").mkdir()
     state = {"step": 1, "fingerprint": rl_fingerprint(settings(seed=7))}
     (tmp_path / "step_1" / "tapo.json").write_text(json.dumps(state))
+    seal(tmp_path / "step_1")
     master = {**MASTER, "checkpointing": {"checkpoint_dir": str(tmp_path)}}
     with pytest.raises(ValueError, match=r"other settings \(seed: 7 -> 0\)"):
         asyncio.run(NemoRLRuntime.start(master, settings()))
@@ -153,7 +192,7 @@ def test_export_is_nemo_rls_converter_on_the_newest_checkpoint(tmp_path: Path, m
     source = tmp_path / "nemo"
     (source / "examples" / "configs").mkdir(parents=True)
     monkeypatch.setenv("NEMO_RL_SRC", str(source))
-    convert = HFConverter(tmp_path, {"megatron_cfg": {"enabled": True}})
+    convert = HFConverter(tmp_path, {"megatron_cfg": {"enabled": True}, "model_name": str(tmp_path / "old")})
     command = convert.command(tmp_path / "hf")
     assert command[1:] == [
         str(source / "examples/converters/convert_megatron_to_hf.py"),
@@ -165,6 +204,89 @@ def test_export_is_nemo_rls_converter_on_the_newest_checkpoint(tmp_path: Path, m
         convert(tmp_path / "hf")  # the script is not there
     dtensor = HFConverter(tmp_path, {"dtensor_cfg": {"enabled": True}}).command(tmp_path / "hf")
     assert dtensor[1].endswith("convert_dcp_to_hf.py") and "--dcp-ckpt-path" in dtensor
+
+
+CONVERTER = """
+import pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--hf-ckpt-path") + 1])
+assert not out.exists(), "it refuses a folder that exists"
+out.mkdir()
+(out / "begun").touch()
+ACTION
+"""
+MODEL = Path(__file__).parents[2] / "assets" / "tiny-coldstart"
+COPY = f"import shutil; shutil.copytree({str(MODEL)!r}, out, dirs_exist_ok=True)"
+LOSE = """
+from safetensors.torch import load_file, save_file
+file = out / "model.safetensors"
+kept = {name: t for name, t in load_file(file).items() if "layers.1." not in name}
+file.unlink()
+save_file(kept, file)
+"""
+
+
+def converter(folder: Path, monkeypatch: pytest.MonkeyPatch, action: str, **options: Any) -> HFConverter:
+    """A run of one checkpoint, whose converter is a script that does `action`."""
+    step = folder / "checkpoints" / "step_1"
+    step.mkdir(parents=True)
+    (step / "tapo.json").write_text('{"step": 1}')
+    scripts = folder / "nemo" / "examples" / "converters"
+    scripts.mkdir(parents=True)
+    (folder / "nemo" / "examples" / "configs").mkdir()
+    (scripts / "convert_megatron_to_hf.py").write_text(CONVERTER.replace("ACTION", action))
+    monkeypatch.setenv("NEMO_RL_SRC", str(folder / "nemo"))
+    policy = {"megatron_cfg": {"enabled": True}, "model_name": str(MODEL), "precision": "float32"}
+    return HFConverter(folder / "checkpoints", policy, **options)
+
+
+def test_an_export_that_was_interrupted_does_not_block_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = converter(tmp_path, monkeypatch, COPY)
+    (tmp_path / "tmp-hf").mkdir()
+    (tmp_path / "tmp-hf" / "half").write_text("x")
+    convert(tmp_path / "tmp-hf")
+    assert (tmp_path / "tmp-hf" / "model.safetensors").is_file() and not (tmp_path / "tmp-hf" / "half").exists()
+
+
+def test_an_export_without_a_layer_is_a_failure_though_the_converter_ended_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = converter(tmp_path, monkeypatch, COPY + LOSE)
+    with pytest.raises(RuntimeFailure, match=r"is not the trained one's \(layers without any tensor: 1\)\. By hand: "):
+        convert(tmp_path / "tmp-hf")
+
+
+@pytest.mark.timeout(60)
+def test_an_export_that_hangs_ends_and_so_do_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "import subprocess\n(out / 'pid').write_text(str(subprocess.Popen(['sleep', '600']).pid))\n"
+    convert = converter(tmp_path, monkeypatch, child + "time.sleep(600)", timeout=900.0)
+    pid = tmp_path / "tmp-hf" / "pid"
+    clock = SimpleNamespace(sleep=time.sleep, monotonic=lambda: 1000.0 if pid.is_file() and pid.read_text() else 0.0)
+    monkeypatch.setattr(hf_export, "time", clock)
+    with pytest.raises(RuntimeFailure, match=r"converter did not end within 900 seconds \(tapo\.call_timeout\)"):
+        convert(tmp_path / "tmp-hf")
+    gone = int(pid.read_text())
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(gone) and psutil.Process(gone).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(60)
+def test_a_stop_ends_an_export_and_the_next_job_makes_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop()
+    convert = converter(tmp_path, monkeypatch, "time.sleep(600)", check_stop=stop.check)
+    timer = threading.Timer(1.0, stop.request, [signal.SIGUSR1])
+    timer.start()
+    with pytest.raises(Stopped, match="stopped by SIGUSR1; training is done and its checkpoint saved"):
+        convert(tmp_path / "tmp-hf")
+    timer.join()
+    (tmp_path / "nemo" / "examples" / "converters" / "convert_megatron_to_hf.py").write_text(
+        CONVERTER.replace("ACTION", COPY)
+    )
+    HFConverter(convert.checkpoints, convert.policy)(tmp_path / "tmp-hf")
+    assert (tmp_path / "tmp-hf" / "config.json").is_file()
 
 
 def test_one_module_alone_imports_nemo_rl() -> None:

@@ -93,7 +93,9 @@ def test_the_written_configuration_has_our_steps_and_schedule(
     megatron = master["policy"]["megatron_cfg"]
     assert (megatron["optimizer"]["lr"], megatron["optimizer"]["min_lr"]) == (5e-4, 0.0)
     scheduler = megatron["scheduler"]
-    assert (scheduler["lr_decay_style"], scheduler["lr_decay_iters"], scheduler["lr_warmup_iters"]) == ("cosine", 9, 8)
+    # 9 steps, 8 of warm-up; Megatron counts the updates done, and its first one has lr_warmup_init
+    assert (scheduler["lr_decay_style"], scheduler["lr_decay_iters"], scheduler["lr_warmup_iters"]) == ("cosine", 8, 7)
+    assert scheduler["lr_warmup_init"] == pytest.approx(5e-4 / 8)
     assert Path(master["data"]["train"]["data_path"]) == cfg.output / "examples.jsonl"
 
 

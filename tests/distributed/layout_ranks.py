@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_tapo.batch import collate
+from nemo_tapo.batch import EQUAL_WEIGHTS, collate
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import reduce_parts
@@ -47,7 +47,7 @@ def fixed_batch() -> Batch:
         Row(f"{i}", "q", Kind.CONSTRUCTED if i % 3 == 2 else Kind.ORIGINAL, ids(4), ids(3 + (5 * i) % 11), 1.0, a)
         for i, a in enumerate((1.2, -0.7, 0.9, 0.4, -1.1, 1.0, -0.3))
     ]
-    batch = collate(rows, pad_id=0, reflection_weight=0.8)
+    batch = collate(rows, pad_id=0, term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.8})
     noise = torch.randn(2, *batch.input_ids.shape, generator=draw) * 0.2 - 5
     return replace(batch, prev_logprobs=noise[0], reference_policy_logprobs=noise[1])
 

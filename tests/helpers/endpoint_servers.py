@@ -34,8 +34,8 @@ class Answer:
     hang_up: bool = False  # close the connection without a word
 
 
-def completion(text: str | None, tokens: int = 7, finish: str = "stop", **message: Any) -> Answer:
-    """A well-formed chat completion."""
+def completion(text: Any, tokens: Any = 7, finish: str = "stop", **message: Any) -> Answer:
+    """A chat completion; well-formed if `text` is a text or None and `tokens` a number."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
     return as_json({"object": "chat.completion", "choices": [choice], "usage": {"completion_tokens": tokens}})
 
@@ -53,12 +53,16 @@ Script = Callable[[int, Body], Answer]  # (number of the chat request, from 0; i
 
 
 class ScriptedServer:
-    """Answers chats by a script and lists `models`. `requests` holds every chat's body, in order of arrival."""
+    """Answers chats by a script and lists `models`. `requests` holds every chat's body, in order of arrival.
+
+    `calls` counts every request, the listing and wrong paths among them.
+    """
 
     def __init__(self, script: Script, models: Answer) -> None:
         self.script, self.models = script, models
         self.requests: list[Body] = []
         self.keys: list[str | None] = []
+        self.calls = 0
         self.most_at_once = 0
         self._now = 0
         self._lock = threading.Lock()
@@ -101,9 +105,11 @@ class ScriptedServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                server.calls += 1
                 self.send(server.models if self.path == "/v1/models" else error(404, "Not Found"))
 
             def do_POST(self) -> None:
+                server.calls += 1
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 wrong = self.path != "/v1/chat/completions"
                 self.send(error(404, "Not Found") if wrong else server.chat(body, self.headers["Authorization"]))

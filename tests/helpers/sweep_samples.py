@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 from nemo_tapo.config.run_config import to_yaml, validate
-from nemo_tapo.evaluation.benchmarks import hash_json
 from nemo_tapo.evaluation.sample_store import Sample
 from nemo_tapo.tasks import arithmetic
+from nemo_tapo.utils.files import hash_json
 
 # Held-out problems in which a carry can be forgotten, under the names that the task gives them.
 PROBLEMS = [

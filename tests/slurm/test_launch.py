@@ -118,6 +118,98 @@ def test_container_sees_the_run_and_the_folder_of_submission(tmp_path: Path) -> 
     assert "export NT_PYTHON=python\n" in done.stdout
 
 
+def in_container(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A dry run with a container, in a shell with `variables` and no other of the caches'."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "NRL_", "NEMO_"))}
+    command = [sys.executable, str(LAUNCH), "--container", "any", "--dry-run", *arguments]
+    given = {"check": False, "capture_output": True, "text": True, "cwd": folder, "env": environment | variables}
+    return subprocess.run(command, timeout=60, **given)  # type: ignore[call-overload, no-any-return]
+
+
+def exported(script: str, name: str) -> list[str]:
+    return [line.partition("=")[2] for line in script.splitlines() if line.startswith(f"export {name}=")]
+
+
+def mounts(script: str) -> list[str]:
+    return script.split("--container-mounts=")[1].split()[0].split(",")
+
+
+def test_a_container_has_the_models_caches_of_all_runs_beside_this_one(tmp_path: Path) -> None:
+    runs, here = tmp_path / "runs", tmp_path / "here"
+    here.mkdir()
+    for output in (runs / "a", runs / "b"):
+        script = in_container(here, "--", "train", f"output={output}").stdout
+        assert exported(script, "HF_HOME") == [f"{runs}/model-cache/huggingface"]
+        assert exported(script, "NRL_MEGATRON_CHECKPOINT_DIR") == [f"{runs}/model-cache/megatron"]
+        assert mounts(script) == [
+            f"{folder}:{folder}"
+            for folder in (output, here, f"{runs}/model-cache/huggingface", f"{runs}/model-cache/megatron")
+        ]
+    assert not runs.exists()
+    plain = dry(tmp_path, "--", "train", f"output={runs}/a")
+    assert not exported(plain, "HF_HOME")  # without a container the home folder is there
+
+
+def test_caches_that_the_user_names_are_kept(tmp_path: Path) -> None:
+    own = ("--mounts", f"{tmp_path}:{tmp_path}", "--", "train", f"output={tmp_path}/runs/a")
+    script = in_container(tmp_path, *own, HF_HOME=f"{tmp_path}/hub", NRL_MEGATRON_CHECKPOINT_DIR=" ").stdout
+    assert not exported(script, "HF_HOME")  # it goes along with the shell's variables
+    assert exported(script, "NRL_MEGATRON_CHECKPOINT_DIR") == [f"{tmp_path}/runs/model-cache/megatron"]
+    script = in_container(tmp_path, "--env", f"HF_HOME={tmp_path}/other", *own).stdout
+    assert exported(script, "HF_HOME") == [f"{tmp_path}/other"]
+    assert mounts(script) == [f"{tmp_path}:{tmp_path}"]
+
+
+@pytest.mark.parametrize("name", ["HF_HOME", "NRL_MEGATRON_CHECKPOINT_DIR", "HF_HUB_CACHE", "NEMO_RL_SRC"])
+def test_a_folder_of_a_variable_that_is_not_mounted_is_refused(tmp_path: Path, name: str) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    here.mkdir()
+    sentence = f"launch.py: {name}={there}: the container would not have {there}, add it (or a folder above it) to"
+    for arguments, variables in (([], {name: str(there)}), (["--env", f"{name}={there}"], {})):
+        done = in_container(here, *arguments, "--", "train", "output=x", **variables)
+        assert done.returncode == 2 and done.stderr.startswith(sentence) and done.stderr.count("\n") == 1, done.stderr
+    assert in_container(here, "--mounts", f"{tmp_path}:{tmp_path}", "--", "train", "output=x", **variables).stdout
+
+
+def test_a_path_that_is_here_and_not_in_the_container_is_refused(tmp_path: Path) -> None:
+    """In the command, also quoted or in a list, or in the config; a link too. What is nowhere may be in the image."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there / "my model", here):
+        folder.mkdir(parents=True)
+    (there / "data.jsonl").touch()
+    (here / "model").symlink_to(there / "my model")
+    (here / "with.yaml").write_text(f"policy:\n  model_name: '{there}/data.jsonl' # here\n")
+    (here / "without.yaml").write_text(f"# {there}/data.jsonl\npolicy: {{model_name: acme/tiny}}\n")
+    lost = {
+        f"policy.model_name='{there}/my model'": f"{there}/my model",
+        "model.path=../there": str(there),
+        "policy.model_name=./model": f"{there}/my model",
+        f"task.files=[{here},{there}/data.jsonl]": f"{there}/data.jsonl",
+        "checkpointing.checkpoint_dir=/nowhere/kept": "/nowhere/kept",  # what is written there would be lost
+    }
+    for argument, path in lost.items():
+        done = in_container(here, "--", "train", "tapo.output=x", argument)
+        assert done.returncode == 2, argument
+        assert f"launch.py: {argument}: the container would not have {path}, add it" in done.stderr
+    done = in_container(here, "--", "train", "--config", "with.yaml", "tapo.output=x")
+    assert f"with.yaml: model_name: '{there}/data.jsonl': the container would not have {there}/data" in done.stderr
+    fine = ["--config", "without.yaml", "policy.model_name=/opt/models/tiny", "tapo.prompt=a / b ../ c", "x=acme/tiny"]
+    assert in_container(here, "--", "train", "tapo.output=x", *fine).returncode == 0
+    for argument in [*list(lost)[:4], "x=1"]:
+        seen = in_container(here, "--mounts", f"{there}:{there}", "--", "train", "tapo.output=x", argument)
+        assert seen.returncode == 0, seen.stderr
+
+
+def test_a_mount_to_another_place_is_known_by_that_place(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+    (there / "model").mkdir()
+    moved = ("--mounts", f"{there}:/data", "--", "train", "output=x")
+    assert in_container(here, *moved, "model.path=/data/model").returncode == 0
+    assert f"would not have {there}/model" in in_container(here, *moved, f"model.path={there}/model").stderr
+
+
 @pytest.mark.parametrize(
     "image", ["nvcr.io#nvidia/nemo-rl:v0.5.0", "docker://nvcr.io/nvidia/nemo-rl:v0.5.0", "nvcr.io#nvidia/nemo-rl"]
 )
@@ -162,7 +254,8 @@ def test_the_job_sees_what_an_allocation_saved(tmp_path: Path, place: str | None
         file.touch()
         os.utime(file, (1000, 1000))
     (run / "metrics.jsonl").touch()
-    (logs / "nodes.log").touch()
+    (logs / "nodes").mkdir()
+    (logs / "nodes" / "n1.log").touch()
     if place is not None:
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "weights").touch()

@@ -96,7 +96,7 @@ def test_sigkill_at_every_write_leaves_a_good_checkpoint(tmp_path: Path) -> None
         folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
         async def write(path):
             (path / "model").write_bytes(b"x" * 5000)
-        asyncio.run(checkpoint.save(folder, {"step": 1, "fingerprint": {}}, write, 1))
+        asyncio.run(checkpoint.save_checkpoint(folder, {"step": 1, "fingerprint": {}}, write, 1))
         count = 0
         def hook(event, args):
             global count
@@ -106,7 +106,7 @@ def test_sigkill_at_every_write_leaves_a_good_checkpoint(tmp_path: Path) -> None
                 if count == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
-        asyncio.run(checkpoint.save(folder, {"step": 2, "fingerprint": {}}, write, 1))
+        asyncio.run(checkpoint.save_checkpoint(folder, {"step": 2, "fingerprint": {}}, write, 1))
     """)
     killed = 0
     for fatal in range(1, 60):

@@ -49,13 +49,19 @@ def defined(kind: str) -> dict[str, Any]:
 
 def test_an_algorithm_is_a_class_and_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the whole command line on the scripted runtime, refusals and report included."""
-    kind = defined("algorithm")["RLOO"]
-    monkeypatch.setitem(registry.ALGORITHMS, "rloo", kind)
-    monkeypatch.setitem(ALGORITHMS, "rloo", AlgorithmSettings())
+    kind = defined("algorithm")
+    monkeypatch.setitem(registry.ALGORITHMS, "rloo", kind["RLOO"])
+    monkeypatch.setitem(ALGORITHMS, "rloo", AlgorithmSettings(check=kind["check_rloo"]))
     settings = ("runtime=scripted", "steps=2", "model.max_length=4096", "rollout.max_tokens=300")
     done = nemo_tapo("train", "--config", str(CONFIG), "algorithm=rloo", *settings, f"output={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "hf").is_dir() and (tmp_path / "run" / "report.html").is_file()
+    refused = nemo_tapo("train", "--config", str(CONFIG), "algorithm=rloo", "rollout.samples_per_query=1")
+    assert refused.returncode == 2 and "compares a rollout with others" in refused.stderr
+
+
+def test_settings_and_registry_know_the_same_algorithms() -> None:
+    assert registry.ALGORITHMS.keys() == ALGORITHMS.keys()
 
 
 def test_its_advantages_leave_the_rollout_itself_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +72,7 @@ def test_its_advantages_leave_the_rollout_itself_out(monkeypatch: pytest.MonkeyP
     algorithm = defined("algorithm")["RLOO"](validate({"algorithm": "rloo"}), None)
     from nemo_tapo.types import Experience
 
-    rows = algorithm.rows(Experience(groups=(group(1.0, 0.0, 0.0),)))
+    rows = algorithm.make_rows(Experience(groups=(group(1.0, 0.0, 0.0),)))
     assert [row.advantage for row in rows] == [1.0, -0.5, -0.5]
 
 

@@ -20,7 +20,7 @@ from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
 from nemo_tapo.runtime.scripted_runtime import Script, ScriptedActor, ScriptedRuntime, arithmetic_script
-from nemo_tapo.scoring import check_first_step
+from nemo_tapo.scoring import PolicyComparison
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
 from nemo_tapo.types import Experience, Kind, Request, Row, StepRecord
@@ -89,7 +89,6 @@ def run(
         cfg.steps,
         cfg.optimizer,
         cfg.loss,
-        cfg.tapo.weight,
         checkpoint_every=2,
         fingerprint=cfg.fingerprint("tapo", "rollout"),
     )
@@ -259,8 +258,9 @@ def test_first_step_faults_are_sentences(tmp_path: Path, metrics: dict[str, floa
     cfg = settings()
     loop = LoopConfig(tmp_path, 1, cfg.optimizer, cfg.loss)
     with pytest.raises(ValueError, match=sentence):
-        check_first_step(0, metrics, loop)
-    check_first_step(0, {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}, loop)
+        PolicyComparison(loop, print).check(0, metrics, first=True)
+    fine = {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}
+    PolicyComparison(loop, print).check(0, fine, first=True)
 
 
 def test_constructions_that_make_a_mistake_up_are_dropped_and_counted(tmp_path: Path) -> None:

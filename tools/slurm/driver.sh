@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# On the first node: waits for Ray on all nodes, then runs nemo-tapo. A signal goes to nemo-tapo's own process alone,
-# for its workers would die of it; it is asked to save, and they have to live until then.
+# On the first node, started by node.sh: waits for Ray on all nodes, then runs nemo-tapo. A signal goes to nemo-tapo's
+# own process alone, for its workers would die of it; it is asked to save, and they have to live until then.
 set -u
-export PYTHONPATH=$NT_CODE${PYTHONPATH:+:$PYTHONPATH}
 process='' asked='' heard=''
 pass_on() {
-    asked=$1 heard=yes
+    heard=yes
+    [ "$asked" != "$1" ] || return # a second one would abort it
+    asked=$1
     [ -z "$process" ] || kill -s "$1" "$process" 2>/dev/null
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
+touch "$NT_LOGS/driver" || exit 1 # from now on it may be asked to stop
 
-touch "$NT_LOGS/driver" || exit 1
 if [ -n "$NT_RAY" ]; then
     "$NT_PYTHON" -P "$NT_CODE/tools/slurm/ray_nodes.py" "$NT_LOGS" "$NT_START_SECONDS" $NT_NODES
     code=$?
@@ -20,8 +21,6 @@ if [ -n "$NT_RAY" ]; then
     [ $code -eq 0 ] || exit $code
     NEMO_TAPO_RAY_ADDRESS=$(cat "$NT_LOGS/address")
     export NEMO_TAPO_RAY_ADDRESS RAY_ADDRESS=$NEMO_TAPO_RAY_ADDRESS # the second is what NeMo-RL looks at
-elif [ -n "$NT_CONTAINER" ]; then
-    "$NT_PYTHON" -P "$NT_CODE/tools/check_container.py" --gpus "$NT_GPUS" || exit 1
 fi
 touch "$NT_LOGS/running"
 setsid "$NT_PYTHON" -P -m nemo_tapo.cli "$@" &

@@ -1,6 +1,6 @@
 # ---- what follows is the same in every job: tools/slurm/job.sh -------------------------------------------------------
-# Brings up Ray on all nodes (with more than one), runs the command on the first, watches both, and requeues the job
-# when it was stopped before its time limit. NT_* and COMMAND and STEP are set above.
+# Starts node.sh on all nodes (it keeps Ray there, and runs the command on the first), watches them, and requeues the
+# job when it was stopped before its time limit. NT_* and COMMAND and STEP are set above.
 set -u
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
@@ -10,17 +10,17 @@ TO_BE_CONTINUED=138 # 128 + SIGUSR1: nemo-tapo saved and stopped because the lim
 mkdir -p "$NT_LOGS/nodes"
 touch "$NT_LOGS/begin"
 
-driver='' ray='' asked='' # process ids of the two sruns; whether Slurm asked to stop
+step='' # process id of srun
 alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
 say() { echo "$(date '+%F %T') slurm: $*"; }
 node_failed() { compgen -G "$NT_LOGS/nodes/*.failed" >/dev/null; }
-end_ray() { # the nodes' Ray ends by this file, and leaves its logs
+end_step() { # the nodes' Ray ends by this file, and leaves its logs
     touch "$NT_LOGS/ended"
-    for ((i = 0; i < 30; i++)); do alive "$ray" && sleep 1; done
+    for ((i = 0; i < 30; i++)); do alive "$step" && sleep 1; done
 }
 fail() {
     say "FAILED: $1"
-    end_ray
+    end_step
     exit "${2:-1}"
 }
 
@@ -35,18 +35,13 @@ address() { # of a node, IPv4
     getent ahostsv4 "${name:-$1}" | awk '{print $1; exit}'
 }
 
-step() { # to be run with &. All CPUs of the node: Slurm would give the step one
-    exec srun --overlap --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none "${STEP[@]}" "$@"
-}
-
 on_usr1() {
-    asked=yes
     say "asked to stop by Slurm; a checkpoint follows at the end of the step"
-    alive "$driver" && kill -USR1 "$driver" # srun passes it on to driver.sh
+    touch "$NT_LOGS/stop" # node.sh tells nemo-tapo, and nobody else: srun would send the signal to Ray as well
 }
 trap on_usr1 USR1
 
-export NT_RAY= # yes: driver.sh waits for Ray
+export NT_RAY= # yes: with more than one node
 if [ ${#NODES[@]} -gt 1 ]; then
     NT_RAY=yes
     for node in "${NODES[@]}"; do
@@ -57,33 +52,38 @@ if [ ${#NODES[@]} -gt 1 ]; then
     done
     RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n') # only this job's processes may join its Ray
     export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-    step --nodes=${#NODES[@]} --ntasks=${#NODES[@]} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 \
-        --label bash "$NT_CODE/tools/slurm/node.sh" >"$NT_LOGS/nodes.log" 2>&1 &
-    ray=$!
 fi
-step --nodes=1 --ntasks=1 --nodelist="$NT_HEAD" bash "$NT_CODE/tools/slurm/driver.sh" "${COMMAND[@]}" &
-driver=$!
-[ -z "$asked" ] || kill -USR1 "$driver"
+# One step for Ray and the driver, so that they share a container on the first node. pyxis makes one for each step, and
+# enroot gives it a /tmp of its own, but a driver reaches Ray by sockets in /tmp. A second step could join by
+# --container-name; that one, though, stays on every node's disk after the job, and a later job with another image would
+# be given it.
+srun --overlap --nodes=${#NODES[@]} --ntasks=${#NODES[@]} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 \
+    --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none "${STEP[@]}" \
+    bash "$NT_CODE/tools/slurm/node.sh" "${COMMAND[@]}" & # all CPUs of the node: Slurm would give the step one
+step=$!
 
-why_nodes() { # the nodes that said why, or else the end of what srun and they printed
-    if node_failed; then cat "$NT_LOGS"/nodes/*.failed; else tail -n 20 "$NT_LOGS/nodes.log"; fi
+why_nodes() { # the nodes that said why, or else the end of what they printed
+    if node_failed; then cat "$NT_LOGS"/nodes/*.failed; else tail -n 20 "$NT_LOGS"/nodes/*.log 2>/dev/null; fi
 }
 
-while alive "$driver"; do
-    if [ -n "$ray" ] && { node_failed || ! alive "$ray"; }; then
+while alive "$step" && [ ! -e "$NT_LOGS/code" ]; do
+    if node_failed; then
         [ ! -e "$NT_LOGS/running" ] || for ((i = 0; i < 30; i++)); do
-            alive "$driver" && sleep 1 # it may know more, as which actor was lost
+            [ -e "$NT_LOGS/code" ] || sleep 1 # the driver may know more, as which actor was lost
         done
-        fail "Ray ended on a node: $(why_nodes)"
+        fail "$(why_nodes)"
     fi
-    if [ ! -e "$NT_LOGS/driver" ] && [ $SECONDS -gt "$NT_START_SECONDS" ]; then
+    if [ ! -e "$NT_LOGS/nodes/$NT_HEAD.started" ] && [ $SECONDS -gt "$NT_START_SECONDS" ]; then
         fail "node $NT_HEAD did not start the run within $NT_START_SECONDS seconds."
     fi
     sleep 2 & wait $!
 done
-wait "$driver"
-code=$?
-end_ray
+if [ ! -e "$NT_LOGS/code" ]; then
+    wait "$step"
+    fail "srun ended with exit code $? before the run did; the lines above say why, or these: $(why_nodes)"
+fi
+code=$(cat "$NT_LOGS/code")
+end_step
 
 saved() { # whether this allocation left anything that the next one goes on from
     {

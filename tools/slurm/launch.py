@@ -10,6 +10,9 @@ What stands behind `--` is what `nemo-tapo` would get, with `output=FOLDER` amon
     slurm/<job>.log        what the run prints, over all its allocations
     slurm/<job>/<n>/       of the n-th allocation: which nodes came up, and Ray's logs
 
+With a container, `model-cache` beside that folder has the models of all runs there, unless HF_HOME and
+NRL_MEGATRON_CHECKPOINT_DIR name other places.
+
 Exit codes of the job: 0 done; 138 stopped before its time limit and not requeued; else those of nemo-tapo, and 1 for a
 node that failed. Exit codes of this program: 0 submitted; 2 bad arguments; else sbatch's own.
 """
@@ -30,6 +33,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from mounts import (
+    CACHES,
+    PLACES,
+    choose_caches,
+    find_paths,
+    find_paths_in_yaml,
+    find_unseen,
+    list_mounts,
+    read_variables,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -101,12 +115,14 @@ def launch(options: argparse.Namespace) -> int:
     config, snapshot_of_config = config_in(submission, options.arguments)
     arguments = [str(config) if config and a == config_argument(options.arguments) else a for a in options.arguments]
     runs = configurations(arguments, base, options.sweep, options.list)
+    check_mounts(options, runs, base)
     script = text_of(options, runs, base, submission)
     if options.dry_run:
         print(script)
         return 0
     if not shutil.which("sbatch"):
         raise Bad("there is no sbatch here: submit from a login node, or look at the script with --dry-run.")
+    make_caches(options, base)
     take_snapshot(submission, snapshot_of_config)
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +201,53 @@ def config_argument(arguments: Sequence[str]) -> str | None:
         if argument.startswith("--config="):
             raise Bad("write --config FILE, not --config=FILE.")
     return None
+
+
+# ---- what a container sees -------------------------------------------------------------------------------------------
+
+
+def caches_of(options: argparse.Namespace, base: Path) -> dict[str, Path]:
+    """Return the cache variables that the script sets. Without a container the user's home folder is there as here."""
+    return choose_caches(options.env, base) if options.container else {}
+
+
+def mounts_of(options: argparse.Namespace, base: Path) -> list[str]:
+    """Return the container's mounts: those asked for, the runs' folder, this folder, and the caches."""
+    return list_mounts(options.mounts, [str(base), os.getcwd(), *map(str, caches_of(options, base).values())])
+
+
+def check_mounts(options: argparse.Namespace, runs: Sequence[Configuration], base: Path) -> None:
+    """Raise Bad for a folder or file that the run needs and the container would not have.
+
+    A path in the settings that is not here either may be the image's own; a folder to write to may not.
+    """
+    if not options.container:
+        return
+    variables = read_variables(options.env)
+    needed = [(f"{name}={variables[name]}", variables[name]) for name in PLACES if name in variables]
+    for run in runs:
+        settings = named(run.arguments)
+        needed += [(f"{key}={settings[key]}", settings[key]) for key in THEIRS if key in settings]
+        needed += [(argument, path) for argument in run.arguments for path in find_paths(argument)]
+    config = config_argument(options.arguments)
+    if config is not None:
+        needed += [(f"{config}: {line}", path) for line, path in find_paths_in_yaml(Path(config))]
+    mounts = mounts_of(options, base)
+    for said, path in needed:
+        missing = find_unseen(path, mounts)
+        if missing is not None:
+            raise Bad(f"{said}: the container would not have {missing}, add it (or a folder above it) to --mounts.")
+
+
+def make_caches(options: argparse.Namespace, base: Path) -> None:
+    for folder in caches_of(options, base).values():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            names = " and ".join(CACHES)
+            raise Bad(
+                f"{folder} cannot be made ({error.strerror}): set {names} to folders that all nodes see."
+            ) from None
 
 
 # ---- snapshot --------------------------------------------------------------------------------------------------------
@@ -308,7 +371,9 @@ def named(arguments: Sequence[str]) -> dict[str, str]:
 def text_of(options: argparse.Namespace, runs: Sequence[Configuration], base: Path, submission: Path) -> str:
     """Write the whole batch script: Slurm's options, this run's values, and job.sh."""
     lines = ["#!/bin/bash", *(f"#SBATCH --{line}" for line in sbatch_options(options, runs, base)), ""]
-    lines += [f"export {pair.partition('=')[0]}={shlex.quote(pair.partition('=')[2])}" for pair in options.env]
+    exported = [(name, value) for name, _, value in (pair.partition("=") for pair in options.env)]
+    exported += caches_of(options, base).items()
+    lines += [f"export {name}={shlex.quote(str(value))}" for name, value in exported]
     values: dict[str, object] = {
         "NT_CODE": submission / "code",
         "NT_PYTHON": python_of(options),
@@ -357,15 +422,10 @@ def step_options(options: argparse.Namespace, base: Path) -> list[str]:
     lines = [f"--gres=gpu:{options.gpus_per_node}"] if options.gpus_per_node else []
     if not options.container:
         return lines
-    mounts = [mount for mount in options.mounts.split(",") if mount]
-    for folder in (str(base), os.getcwd()):
-        covered = any(folder == m.split(":")[1] or folder.startswith(m.split(":")[1].rstrip("/") + "/") for m in mounts)
-        if not covered:
-            mounts.append(f"{folder}:{folder}")
     return [
         *lines,
         f"--container-image={options.container}",
-        f"--container-mounts={','.join(mounts)}",
+        f"--container-mounts={','.join(mounts_of(options, base))}",
         f"--container-workdir={os.getcwd()}",
         "--no-container-mount-home",
     ]

@@ -266,7 +266,7 @@ class MegatronWorker:
 
         def score(logits: Tensor, part: Batch) -> tuple[Tensor, tuple[Parts, Tensor | None]]:
             output = loss_fn(logits, part, self.vocab, next(teacher_logits))
-            return output.loss, (output.metrics, output.token_weights)
+            return output.loss, (output.parts, output.token_weights)
 
         if not eval_mode:
             self.model.zero_grad_buffer()

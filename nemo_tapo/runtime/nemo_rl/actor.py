@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch import Tensor
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.runtime.batch_sharding import deal_rows
-from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler, run_blocking
+from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler
 from nemo_tapo.runtime.nemo_rl.loss_setup import reduce_worker_metrics
+from nemo_tapo.runtime.nemo_rl.nemo_calls import run_blocking
 from nemo_tapo.types import Batch, UpdateResult
 
 FILLER_LENGTH = 2  # tokens of a padding row: one that predicts and one that is predicted
@@ -147,7 +149,8 @@ class NemoActor:
         data = self._adapters.make_batch(reorder_rows(padded, self._balance_ranks(padded)).as_dict())
         nemo_loss = self._adapters.make_loss(loss)
         self._scheduler.stale = True
-        results = await self._scheduler.training(lambda: self._policy.train(data, nemo_loss, gbs=shape.train_rows))
+        update = partial(self._policy.train, data, nemo_loss, gbs=shape.train_rows)
+        results = await self._scheduler.training(update, "updating")
         self._updates += 1
         return make_update_result(results)
 
@@ -180,7 +183,7 @@ class NemoActor:
         order = self._balance_ranks(padded)
         names = ("input_ids", "input_lengths", "token_mask", "sample_mask")
         data = self._adapters.make_batch({k: v for k, v in reorder_rows(padded, order).as_dict().items() if k in names})
-        scores: Tensor = (await self._scheduler.scoring(lambda: call(data)))[key]
+        scores: Tensor = (await self._scheduler.scoring(lambda: call(data), f"computing {key}"))[key]
         out = torch.zeros(padded.input_ids.shape)
         out[order, : scores.shape[1]] = scores.float()
         width = batch.input_ids.shape[1]
@@ -215,12 +218,16 @@ class NemoActor:
                 optimizer_path=optimizer,
                 tokenizer_path=str(folder / "tokenizer"),
                 checkpointing_cfg=self._checkpointing,
-            )
+            ),
+            "saving a checkpoint",
         )
 
     async def export(self, path: Path) -> None:
-        """Write a Hugging Face model directory: NeMo-RL's converter makes it from the newest checkpoint."""
-        await run_blocking(lambda: self._adapters.export(path))
+        """Write a Hugging Face model directory: NeMo-RL's converter makes it from the newest checkpoint.
+
+        The converter has a deadline of its own (hf_export.py); Stopped ends it as it ends the loop.
+        """
+        await run_blocking(lambda: self._adapters.export(path), "NeMo-RL's converter", math.inf)
 
 
 def pad_batch(batch: Batch, rows: int, shape: BatchShape) -> Batch:
@@ -274,5 +281,20 @@ def make_update_result(results: Mapping[str, Any]) -> UpdateResult:
         grad_norm=float(torch.as_tensor(results["grad_norm"]).reshape(-1)[0]),
         # DTensor's workers report nothing for micro-batches without a valid row, hence no "lr" if all rows are padding.
         learning_rate=float(shares["lr"][0]) if "lr" in shares else math.nan,
-        metrics=reduce_worker_metrics(shares),
+        metrics={**reduce_worker_metrics(shares), **read_model_metrics(results)},
     )
+
+
+def read_model_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the model itself reports of an update: the load of its experts, multi-token prediction.
+
+    The names are those of NeMo-RL's own trainer.
+
+    >>> read_model_metrics({"loss": 0.5, "moe_metrics": {"load_balancing_loss": torch.tensor(1.5)}})
+    {'moe/load_balancing_loss': 1.5}
+    """
+    return {
+        f"{kind}/{name}": float(value)
+        for kind in ("moe", "mtp")
+        for name, value in (results.get(f"{kind}_metrics") or {}).items()
+    }

@@ -7,45 +7,66 @@
         train_dataloader.pt      NeMo-RL's setup requires it; not used here, as queries are a function of (seed, step):
                                  see datasets/query_order.py
         tapo.json                this package's: the step and the settings that decide the numbers
+        manifest.json            this package's: size and sha256 of every other file
 
-NeMo-RL also decides which checkpoints are kept (keep_top_k, metric_name).
+NeMo-RL also decides which checkpoints are kept (keep_top_k, metric_name). Its setup loads the newest one and checks
+nothing. So a damaged one is renamed to damaged_step_20 before the setup, which then loads the one before it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.checkpoint import Checkpoint, Warn, Write, remove_on_failure
+from nemo_tapo.checkpoint import MANIFEST, Checkpoint, Warn, Write, find_fault, make_manifest, remove_on_failure
 from nemo_tapo.runtime.nemo_rl import compat
-from nemo_tapo.runtime.nemo_rl.colocation import run_blocking
+from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, run_blocking
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.files import write_json
 
 STATE_FILE = "tapo.json"
+DAMAGED = "damaged_"  # prefix of a folder that was set aside; NeMo-RL's manager looks for step_* alone
+WRITER = "the writer of NeMo-RL's checkpoints"
 
 
 class NemoCheckpoints:
     """The CheckpointStore over NeMo-RL's CheckpointManager; see the module docstring.
 
-    The final name may appear after `save` has returned: Megatron writes in the background.
+    The final name may appear after `save` has returned: main computes the manifest and renames in the background.
     """
 
     def __init__(
-        self, manager: Any, policy: Any, master: Any, dataloader: Any, queries_per_step: int, loaded: Checkpoint | None
+        self,
+        manager: Any,
+        policy: Any,
+        master: Any,
+        dataloader: Any,
+        queries_per_step: int,
+        loaded: Checkpoint | None,
+        warnings: Sequence[str] = (),
+        timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Wrap `manager`, a CheckpointManager.
 
-        `loaded` is the checkpoint that the policy was made from (see `find_newest_checkpoint`).
+        `loaded` is the checkpoint that the policy was made from and `warnings` what `choose_checkpoint` said of it.
+        `timeout` is the deadline of a call, seconds.
         """
+        self._warnings, self._timeout = tuple(warnings), timeout
         self._manager, self._policy, self._master = manager, policy, master
         self._dataloader, self._queries, self._loaded = dataloader, queries_per_step, loaded
         self._pending: Path | None = None
 
     def latest(self, warn: Warn) -> Checkpoint | None:
-        """Return the checkpoint that the policy was made from: NeMo-RL loads weights only at that time."""
+        """Return the checkpoint that the policy was made from: NeMo-RL loads weights only at that time.
+
+        It was verified then; what was found is told through `warn` now.
+        """
+        for sentence in self._warnings:
+            warn(sentence)
         return self._loaded
 
     async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
@@ -62,7 +83,8 @@ class NemoCheckpoints:
             await write(folder)
             compat.save_dataloader(self._dataloader, folder)
             write_json(folder / STATE_FILE, state)
-        compat.begin_checkpoint(self._manager, folder, self._policy)
+            begin = partial(compat.begin_checkpoint, self._manager, folder, self._policy, partial(seal, folder))
+            await run_blocking(begin, WRITER, self._timeout)
         self._pending = final
 
     async def settle(self) -> None:
@@ -74,9 +96,9 @@ class NemoCheckpoints:
             return
         final, self._pending = self._pending, None
         try:
-            await run_blocking(lambda: compat.end_checkpoints(self._manager))
+            await run_blocking(partial(compat.end_checkpoints, self._manager), WRITER, self._timeout)
         except Exception as error:  # NeMo-RL wraps any error of its thread
-            cause = error.__cause__ or error
+            cause = find_first_cause(error)
             raise RuntimeFailure(f"checkpoint {final} was not completed: {cause!r}. The one before is kept.") from error
 
     def _training_info(self, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -93,19 +115,73 @@ class NemoCheckpoints:
         return info
 
 
-def find_newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest finished checkpoint under a checkpoint_dir; None if there is none.
+def seal(folder: Path) -> None:
+    """Write the manifest of a complete checkpoint folder."""
+    write_json(folder / MANIFEST, make_manifest(folder))
 
-    Called before anything is started, as NeMo-RL makes the policy from that checkpoint. Raises ValueError for a
-    checkpoint that another program wrote.
+
+def find_first_cause(error: BaseException) -> BaseException:
+    """Follow a chain of `raise ... from ...` to what happened first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def find_newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest finished checkpoint under a checkpoint_dir, unverified; None if there is none.
+
+    Raises ValueError for a checkpoint that another program wrote.
     """
+    for path in _list_steps(folder):
+        _require_own(path)
+        return _read(path)
+    return None
+
+
+def choose_checkpoint(folder: Path, warn: Warn) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, and make it the one that NeMo-RL's setup loads.
+
+    Called before anything is started; None if there is no checkpoint. A damaged one is renamed, and named through
+    `warn`. Raises ValueError for a checkpoint that another program wrote, and if all are damaged: starting over
+    silently would lose the run.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in _list_steps(folder):
+        _require_own(path)
+        fault = find_fault(path)
+        if fault is None:
+            _set_aside(damaged, path, warn)
+            return _read(path)
+        damaged.append((path, fault))
+    if damaged:
+        raise ValueError(
+            f"every checkpoint under {folder} is damaged ({damaged[0][0].name}: {damaged[0][1]}); remove the folder to "
+            "start over."
+        )
+    return None
+
+
+def _set_aside(damaged: Sequence[tuple[Path, str]], good: Path, warn: Warn) -> None:
+    for path, fault in damaged:
+        aside = path.with_name(DAMAGED + path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        warn(f"checkpoint {path} is damaged ({fault}) and now called {aside.name}; the run goes on from {good.name}")
+
+
+def _list_steps(folder: Path) -> list[Path]:
+    """List the finished checkpoints, newest first."""
     steps = [p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit()]
-    if not steps:
-        return None
-    path = max(steps, key=lambda p: int(p.name.removeprefix("step_")))
-    if not (path / STATE_FILE).is_file():
+    return sorted(steps, key=lambda p: int(p.name.removeprefix("step_")), reverse=True)
+
+
+def _require_own(path: Path) -> None:
+    if not (path / STATE_FILE).is_file() and not (path / MANIFEST).is_file():
         raise ValueError(
             f"{path} has no {STATE_FILE}: another program wrote it. Choose another checkpointing.checkpoint_dir, or "
             "give its weights as policy.model_name."
         )
+
+
+def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, json.loads((path / STATE_FILE).read_text()))

@@ -18,32 +18,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, run_blocking
 from nemo_tapo.utils.errors import RuntimeFailure
 
 Phase = Literal["asleep", "generating", "scoring", "training"]
+POLICY, ENGINE = "NeMo-RL's policy", "NeMo-RL's generation engine"  # who did not answer, in messages
 
 
 class ColocationScheduler:
     """The phases of one policy (NeMo-RL's Policy) and its engine (a GenerationInterface) on the same GPUs.
 
-    NeMo-RL's calls block until Ray answers. Each runs in a thread, one at a time, so the event loop is not blocked.
+    NeMo-RL's calls block until Ray answers. Each runs in a thread, one at a time, with a deadline (nemo_calls.py).
     """
 
     def __init__(
-        self, policy: Any, engine: Any, colocated: bool, refit: Callable[[Any, Any, bool], object], stale: bool = True
+        self,
+        policy: Any,
+        engine: Any,
+        colocated: bool,
+        refit: Callable[[Any, Any, bool], object],
+        stale: bool = True,
+        timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Start with the engine asleep.
 
         `refit` copies the policy's weights to the engine. `stale` is True while the engine holds other weights than
-        the policy.
+        the policy. `timeout` is the deadline of every call, seconds.
         """
         self.policy, self.engine, self.colocated, self._refit = policy, engine, colocated, refit
         self.phase: Phase = "asleep"  # as NeMo-RL's setup leaves the engine
-        self.stale = stale
+        self.stale, self.timeout = stale, timeout
         self.in_flight = 0  # requests that the engine is answering
         self.seconds: dict[str, float] = {}  # spent in phase changes since `take_times`
         self._lock = asyncio.Lock()
@@ -61,35 +69,37 @@ class ColocationScheduler:
         finally:
             self.in_flight -= 1
 
-    async def scoring(self, call: Callable[[], Any]) -> Any:
-        """Return `call()`, run while the policy is ready for forward passes."""
-        return await self._run_in_phase("scoring", call)
+    async def scoring(self, call: Callable[[], Any], what: str) -> Any:
+        """Return `call()`, run while the policy is ready for forward passes; `what` it does, for a message."""
+        return await self._run_in_phase("scoring", call, what)
 
-    async def training(self, call: Callable[[], Any]) -> Any:
-        """Return `call()`, run while the policy is ready for an update or a checkpoint."""
-        return await self._run_in_phase("training", call)
+    async def training(self, call: Callable[[], Any], what: str) -> Any:
+        """Return `call()`, run while the policy is ready for an update or a checkpoint; `what` as in `scoring`."""
+        return await self._run_in_phase("training", call, what)
 
     def take_times(self) -> dict[str, float]:
         """Return the seconds spent in phase changes since the last call, keyed by NeMo-RL's timer names."""
         times, self.seconds = self.seconds, {}
         return times
 
-    async def _run_in_phase(self, phase: Literal["scoring", "training"], call: Callable[[], Any]) -> Any:
+    async def _run_in_phase(self, phase: Literal["scoring", "training"], call: Callable[[], Any], what: str) -> Any:
         async with self._lock:
             if self.phase != phase:
                 assert not self.in_flight, f"{self.in_flight} requests in flight: the engine must not be put to sleep"
                 if self.phase == "generating":
-                    await self._run_timed("finish_generation", self._sleep)
+                    await self._run_timed("finish_generation", self._sleep, f"{ENGINE} (going to sleep)")
+                who = f"{POLICY} (preparing for {phase})"
                 if phase == "scoring":
-                    await self._run_timed("logprob_inference_prep", self.policy.prepare_for_lp_inference)
+                    await self._run_timed("logprob_inference_prep", self.policy.prepare_for_lp_inference, who)
                 else:
-                    await self._run_timed("training_prep", self.policy.prepare_for_training)
+                    await self._run_timed("training_prep", self.policy.prepare_for_training, who)
                 self.phase = phase
-            return await run_blocking(call)
+            return await run_blocking(call, f"{POLICY} ({what})", self.timeout)
 
     async def _wake(self) -> None:
         assert not (self.stale and self.in_flight), "weights may not change while requests are in flight"
-        await self._run_timed("prepare_for_generation/total", self._refit_or_wake)
+        who = f"{POLICY} or engine (handing weights over)" if self.stale else f"{ENGINE} (waking up)"
+        await self._run_timed("prepare_for_generation/total", self._refit_or_wake, who)
         self.stale, self.phase = False, "generating"
 
     def _refit_or_wake(self) -> None:
@@ -111,44 +121,7 @@ class ColocationScheduler:
         if done is False:
             raise RuntimeFailure(f"the generation engine did not {what}; its cause is printed above.")
 
-    async def _run_timed(self, name: str, call: Callable[[], Any]) -> None:
+    async def _run_timed(self, name: str, call: Callable[[], Any], who: str) -> None:
         begin = time.perf_counter()
-        await run_blocking(call)
+        await run_blocking(call, who, self.timeout)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-
-async def run_blocking(call: Callable[[], Any]) -> Any:
-    """Run a call that blocks on Ray in a thread and return its result.
-
-    Raises what `ray_errors_as_runtime_failure` raises.
-    """
-    with ray_errors_as_runtime_failure("a worker"):
-        return await asyncio.to_thread(call)
-
-
-async def await_ray(reference: Any, who: str) -> Any:
-    """Return the value of a Ray object reference.
-
-    `who` names its producer in an error. Raises what `ray_errors_as_runtime_failure` raises.
-    """
-    with ray_errors_as_runtime_failure(who):
-        return await reference
-
-
-@contextmanager
-def ray_errors_as_runtime_failure(who: str) -> Iterator[None]:
-    """Turn Ray's errors inside the block into RuntimeFailure; `who` names the failed process in the message.
-
-    A ValueError or AssertionError that a worker raised is re-raised unchanged: the worker is alive, and its message
-    explains the fault.
-    """
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError | AssertionError):
-            raise error.cause from error
-        raise RuntimeFailure(f"{who} failed: {error.cause!r}\n{error}") from error
-    except RayError as error:
-        raise RuntimeFailure(f"{who} was lost: {error}") from error

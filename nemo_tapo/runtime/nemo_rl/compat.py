@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -138,14 +138,21 @@ def run_setup(master: Any, tokenizer: Any, dataset: Any, policy_factory: Any = N
     return NemoParts(policy, engine, tuple(clusters), dataloader, logger, checkpointer, master)
 
 
-def begin_checkpoint(manager: Any, folder: str | Path, policy: Any) -> None:
+def begin_checkpoint(manager: Any, folder: str | Path, policy: Any, seal: Callable[[], None]) -> None:
     """Begin to rename a temporary checkpoint folder to its final name; `end_checkpoints` waits for the end.
 
-    main renames it in a background thread, after the policy's own asynchronous writing has ended; v0.7.0 at once.
+    `seal` is called when all files are written and before the folder gets its name. main does both in a background
+    thread, after the policy's own asynchronous writing has ended; v0.7.0 at once.
     """
     if hasattr(manager, "begin_finalization"):
-        manager.begin_finalization(folder, wait_fn=policy.finalize_async_save)
+
+        def finish_writing() -> None:
+            policy.finalize_async_save()
+            seal()
+
+        manager.begin_finalization(folder, wait_fn=finish_writing)
     else:
+        seal()
         manager.finalize_checkpoint(folder)
 
 

@@ -91,9 +91,7 @@ class EnvironmentTask:
         datum = self._data[query.uid]
         log = [{"role": "user", "content": datum.prompt}, {"role": "assistant", "content": response}]
         step = self._environments[datum.task].step.remote([log], [dict(datum.info)])
-        _, _, _, rewards, _, answers = await await_ray(
-            step, f"the environment of {datum.task}", self._timeout
-        )
+        _, _, _, rewards, _, answers = await await_ray(step, f"the environment of {datum.task}", self._timeout)
         if isinstance(rewards, Mapping):
             raise ValueError(f"the environment of {datum.task} gives several rewards; TAPO needs one, right or wrong.")
         reward = float(rewards[0])

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl.actor import WeightsHandle
-from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler, run_blocking
+from nemo_tapo.runtime.nemo_rl.colocation import ENGINE, ColocationScheduler
+from nemo_tapo.runtime.nemo_rl.nemo_calls import run_blocking, wait_for_answer
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
 
@@ -103,13 +104,19 @@ class NemoGenerator:
 
     async def _generate_alone(self, request: Request) -> Completion:
         try:
-            async for _, output in self._engine.generate_async(self._make_engine_input([request]), greedy=False):
-                return self._make_completion(request, output, 0)
-        except (ValueError, AssertionError):
+            outputs = await wait_for_answer(self._read_all_outputs(request), ENGINE, self._scheduler.timeout)
+        except (RuntimeFailure, ValueError, AssertionError):
             raise
         except Exception as error:  # Ray and engines raise many types; after any of them the run cannot continue
-            raise RuntimeFailure(f"the generation engine failed: {error!r}") from error
-        raise RuntimeFailure(f"the generation engine gave no answer to {request.uid}.")
+            raise RuntimeFailure(f"{ENGINE} failed: {error!r}") from error
+        if not outputs:
+            raise RuntimeFailure(f"{ENGINE} gave no answer to {request.uid}.")
+        return self._make_completion(request, outputs[-1], 0)
+
+    async def _read_all_outputs(self, request: Request) -> list[Mapping[str, Tensor]]:
+        """Read to the end of the engine's answer: NeMo-RL cancels the request of a caller that leaves before it."""
+        answer = self._engine.generate_async(self._make_engine_input([request]), greedy=False)
+        return [output async for _, output in answer]
 
     # ---- the sync engine -------------------------------------------------------------------------------------------
 
@@ -128,13 +135,14 @@ class NemoGenerator:
                 batch, self._waiting = self._waiting, []
                 requests = [request for request, _ in batch]
                 data = self._make_engine_input(requests)
-                output = await run_blocking(partial(self._engine.generate, data, greedy=False))
+                call = partial(self._engine.generate, data, greedy=False)
+                output = await run_blocking(call, ENGINE, self._scheduler.timeout)
                 for i, (request, future) in enumerate(batch):
                     if not future.done():  # otherwise its coroutine was cancelled
                         future.set_result(self._make_completion(request, output, i))
         except Exception as error:  # of any type: the waiting callers must get it, or they would wait forever
             known = isinstance(error, RuntimeFailure | ValueError | AssertionError)
-            failure = error if known else RuntimeFailure(f"the generation engine failed: {error!r}")
+            failure = error if known else RuntimeFailure(f"{ENGINE} failed: {error!r}")
             for _, future in [*batch, *self._waiting]:
                 if not future.done():
                     future.set_exception(failure)

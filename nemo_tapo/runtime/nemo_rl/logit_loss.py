@@ -66,7 +66,7 @@ class LogitLoss:
         logp, entropy = compute_scores(shard, batch.input_ids, needs.entropy)
         output = self.token_loss.from_logprobs(logp, entropy, batch)
         valid = Sum(float(batch.sample_mask.sum()))  # DTensor workers skip a micro-batch where it is 0
-        return output.loss, to_numbers({**output.metrics, VALID_SAMPLES: valid, **measure_mismatch(logp, batch)})
+        return output.loss, to_numbers({**output.parts, VALID_SAMPLES: valid, **measure_mismatch(logp, batch)})
 
 
 @dataclass(frozen=True)

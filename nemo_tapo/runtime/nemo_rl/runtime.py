@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,28 +26,43 @@ from nemo_tapo.interfaces import CheckpointStore, Recorder, Task
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.actor import BatchShape, NemoActor, PolicyAdapters, PolicyOrigin
-from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, find_newest_checkpoint
-from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler, ray_errors_as_runtime_failure
-from nemo_tapo.runtime.nemo_rl.config.translate import keeps_reference
+from nemo_tapo.runtime.nemo_rl.checkpoint_manager import NemoCheckpoints, choose_checkpoint, find_newest_checkpoint
+from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler
+from nemo_tapo.runtime.nemo_rl.config.translate import keeps_reference, read_timeouts
+from nemo_tapo.runtime.nemo_rl.conversion import choose_conversion, record_conversion, use_conversion
 from nemo_tapo.runtime.nemo_rl.environment_task import make_environment_task
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
 from nemo_tapo.runtime.nemo_rl.hf_export import HFConverter
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_logit_loss, ship_by_value
+from nemo_tapo.runtime.nemo_rl.nemo_calls import CLOSE_TIMEOUT, run_blocking, run_in_time
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
 from nemo_tapo.tasks.registry import make_task
+from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop
 
 Status = Callable[[str], None]
 COMMANDS = ("train", "evaluate", "coldstart")
+ANSWER_TIMEOUT = "NRL_VLLM_ASYNC_TIMEOUT_SECONDS"  # NeMo-RL's own deadline of one response, 900 s unless it is set
 
 
 class NemoRLRuntime:
     """`interfaces.Runtime` on a cluster. Created by `start`."""
 
-    def __init__(self, master: Mapping[str, Any], cfg: RunConfig, parts: compat.NemoParts, tokenizer: Any) -> None:
-        """Connect `parts`, which NeMo-RL's setup created from `master` (see `prepare_master_config`)."""
+    def __init__(
+        self,
+        master: Mapping[str, Any],
+        cfg: RunConfig,
+        parts: compat.NemoParts,
+        tokenizer: Any,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Connect `parts`, which NeMo-RL's setup created from `master` (see `prepare_master_config`).
+
+        `warnings` are sentences on the checkpoint that it starts from; they are told when the loop begins.
+        """
         policy, generation = master["policy"], master["policy"]["generation"]
-        self._closed = False
+        self._closed, self._stop, self._warnings = False, Stop(), tuple(warnings)
+        self._limits = read_timeouts(master.get("tapo") or {})
         self._parts, self._checkpoint = parts, find_newest_checkpoint(get_checkpoint_dir(master))
         self._config, self._nemo_tokenizer, self._master = master, tokenizer, parts.master
         self._queries_per_step = cfg.rollout.queries_per_step
@@ -55,7 +71,8 @@ class NemoRLRuntime:
         make_batch = compat.load("BatchedDataDict")
         buffer = policy.get("refit_buffer_size_gb")
         refit = partial(compat.load("refit_policy_generation"), _refit_buffer_size_gb=buffer)
-        scheduler = ColocationScheduler(parts.policy, parts.engine, bool(generation["colocated"]["enabled"]), refit)
+        colocated, timeout = bool(generation["colocated"]["enabled"]), self._limits.call_timeout
+        scheduler = ColocationScheduler(parts.policy, parts.engine, colocated, refit, timeout=timeout)
         self._scheduler = scheduler
         self.actor = NemoActor(
             policy=parts.policy,
@@ -74,7 +91,7 @@ class NemoRLRuntime:
                     chunk=policy.get("logprob_chunk_size"),
                 ),
                 make_batch=make_batch,
-                export=HFConverter(get_checkpoint_dir(master), policy),
+                export=HFConverter(get_checkpoint_dir(master), policy, timeout, lambda saved: self._stop.check(saved)),
             ),
             checkpointing=master["checkpointing"],
         )
@@ -97,10 +114,15 @@ class NemoRLRuntime:
         settings that cannot run, before anything is started.
         """
         master = prepare_master_config(master, cfg, command)
-        checkpoint = find_newest_checkpoint(get_checkpoint_dir(master))
+        limits, warnings = read_timeouts(master.get("tapo") or {}), list[str]()
+        status("verifying the last checkpoint")
+        checkpoint = choose_checkpoint(get_checkpoint_dir(master), warnings.append)
         if checkpoint is not None and command == "train":
             require_same_run(checkpoint, rl_fingerprint(cfg))  # the loop checks again; here no GPU is in use yet
+        resumed = checkpoint is not None and command == "train"
+        conversion = choose_conversion(master["policy"], cfg.output, resumed, keeps_reference(cfg))
         status("joining Ray")
+        os.environ.setdefault(ANSWER_TIMEOUT, str(limits.call_timeout))
         join_ray()
         ship_by_value()
         tokenizer = compat.load("get_tokenizer")(master["policy"]["tokenizer"])
@@ -108,10 +130,13 @@ class NemoRLRuntime:
         status("starting NeMo-RL" + (f" from {checkpoint.path}" if checkpoint else ""))
         config = compat.load("MasterConfig")(**master)
         queries = PlaceholderDataset(master["grpo"]["num_prompts_per_step"] * cfg.steps)
-        make = policy_factory or compat.load("Policy")
-        with ray_errors_as_runtime_failure("a worker of NeMo-RL's setup"):
-            parts = compat.run_setup(config, tokenizer, queries, partial(make_policy, make, keeps_reference(cfg)))
-        return cls(master, cfg, parts, tokenizer)
+        make = partial(make_policy, policy_factory or compat.load("Policy"), keeps_reference(cfg))
+        setup = partial(compat.run_setup, config, tokenizer, queries, make)
+        with use_conversion(conversion, master["policy"], status):
+            parts = await run_blocking(setup, "NeMo-RL's setup of workers", limits.start_timeout, "start_timeout")
+        if command == "train":
+            record_conversion(conversion, cfg.output)
+        return cls(master, cfg, parts, tokenizer, warnings)
 
     def checkpoints(self, folder: Path, keep: int) -> CheckpointStore:
         """Return the store in checkpointing.checkpoint_dir, which NeMo-RL prunes by its own rules.
@@ -120,18 +145,29 @@ class NemoRLRuntime:
         """
         parts = self._parts
         return NemoCheckpoints(
-            parts.checkpointer, parts.policy, self._master, parts.dataloader, self._queries_per_step, self._checkpoint
+            parts.checkpointer,
+            parts.policy,
+            self._master,
+            parts.dataloader,
+            self._queries_per_step,
+            self._checkpoint,
+            self._warnings,
+            self._limits.call_timeout,
         )
 
     def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
-        """Return a recorder that also writes to NeMo-RL's Logger and watches checkpoint_must_save_by."""
+        """Return a recorder that also writes to NeMo-RL's Logger and watches checkpoint_must_save_by.
+
+        From now on `stop` also ends an export.
+        """
+        self._stop = stop
         timeout = compat.load("TimeoutChecker")(timeout=self._must_save_by, fit_last_save_time=True)
         return NemoRecorder(recorder, self._parts.logger, timeout, stop, self._scheduler.take_times)
 
     def task(self, cfg: RunConfig) -> Task:
         """Return the task that `cfg.task` names; `nemo_rl` means NeMo-RL's own data and environments."""
         if cfg.task.name == "nemo_rl":
-            return make_environment_task(self._config, self._nemo_tokenizer, self.tokenizer)
+            return make_environment_task(self._config, self._nemo_tokenizer, self.tokenizer, self._limits)
         return make_task(cfg.task, cfg.seed)
 
     def close(self) -> None:
@@ -140,11 +176,11 @@ class NemoRLRuntime:
         if self._closed:
             return
         self._closed = True
-        for each in (parts.engine, parts.policy, *parts.clusters):
-            each.shutdown()
-        finish = getattr(parts.logger, "finish", None)  # main only
-        if finish is not None:
-            finish()
+        ends = [each.shutdown for each in (parts.engine, parts.policy, *parts.clusters)]
+        ends += [parts.logger.finish] if hasattr(parts.logger, "finish") else []  # main only
+        for end in ends:
+            with suppress(RuntimeFailure):  # it hangs or is gone: what ended the run is the thing to tell
+                run_in_time(end, "NeMo-RL's shutdown", CLOSE_TIMEOUT)
 
 
 class PlaceholderDataset:
@@ -194,10 +230,26 @@ def prepare_master_config(master: Mapping[str, Any], cfg: RunConfig, command: st
         if cfg.constructs if command == "train" else cfg.coldstart.writer == "model":
             require_one_temperature(cfg)
             generation["max_new_tokens"] = max(cfg.rollout.max_tokens, cfg.tapo.max_tokens)
+    write_checkpoints_at_once(adapted)
+    engine = generation.setdefault("vllm_cfg", {})
+    engine["logprobs_mode"] = "processed_logprobs"  # v0.7.0 always has it; on main vLLM's default is another
     generation |= {f"val_{name}": generation[name] for name in ("temperature", "top_p", "top_k")}
     adapted["grpo"] |= {"val_period": 0, "val_at_start": False, "val_at_end": False}  # `nemo-tapo evaluate` does that
     adapted["data"] |= {"shuffle": False, "num_workers": 0, "use_multiple_dataloader": False}  # see PlaceholderDataset
     return adapted
+
+
+def write_checkpoints_at_once(master: dict[str, Any]) -> None:
+    """Turn asynchronous checkpoints off in `master`, where its release has them.
+
+    On main, Megatron's writer has silently repeated its first checkpoint (NeMo-RL issue 3312) and damaged optimizer
+    states (4183); nothing waits for the writer of DTensor v2. A run that goes on from its checkpoints cannot have that.
+    """
+    checkpoint = (master["policy"].get("megatron_cfg") or {}).get("checkpoint")
+    if checkpoint:
+        checkpoint |= {"async_save": False, "ckpt_assume_constant_structure": False}
+    if (master["policy"].get("dtensor_cfg") or {}).get("enabled"):
+        master.setdefault("checkpointing", {})["is_async"] = False
 
 
 def make_policy(make: Callable[..., Any], reference: bool, **arguments: Any) -> Any:

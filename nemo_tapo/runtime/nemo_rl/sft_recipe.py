@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+import nemo_tapo
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.sft_examples import DATA_FILE, EXAMPLES_FILE, read_examples
@@ -62,16 +63,28 @@ def prepare_next_step(cfg: RunConfig, output: Path) -> str:
     )
 
 
+def locate_recipe(recipe: Path) -> Path:
+    """Return the recipe's path: relative to the working directory, else to the folder that has this package.
+
+    (A path that the config file itself can reach is absolute already, see `config/checkout.py`.) Raises ValueError if
+    it is in neither place.
+    """
+    places = [Path.cwd() / recipe, Path(nemo_tapo.__file__).parents[1] / recipe]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(f"coldstart.sft_recipe: no config file {' or '.join(dict.fromkeys(map(str, places)))}.")
+
+
 def complete_recipe(cfg: RunConfig, output: Path, examples: int, longest: int) -> dict[str, Any]:
     """Return the resolved recipe with data, model, steps and schedule filled in.
 
     `examples` is their number, `longest` the tokens of the longest one. Raises ValueError for a recipe that cannot
     train on them.
     """
-    c, recipe = cfg.coldstart, cfg.coldstart.sft_recipe
-    assert recipe is not None
-    if not recipe.is_file():
-        raise ValueError(f"coldstart.sft_recipe: no config file {recipe}.")
+    c = cfg.coldstart
+    assert c.sft_recipe is not None
+    recipe = locate_recipe(c.sft_recipe)
     if examples < c.examples_per_step:
         raise ValueError(
             f"there are {examples} examples, fewer than one step's coldstart.examples_per_step = "
@@ -95,11 +108,7 @@ def complete_recipe(cfg: RunConfig, output: Path, examples: int, longest: int) -
             "lr": c.optimizer.lr,
             "min_lr": c.optimizer.lr * c.optimizer.min_lr_ratio,
         }
-        master["policy"]["megatron_cfg"]["scheduler"] |= {
-            "lr_decay_style": c.optimizer.schedule,
-            "lr_decay_iters": steps,
-            "lr_warmup_iters": min(c.optimizer.warmup_steps, steps - 1),
-        }
+        master["policy"]["megatron_cfg"]["scheduler"] |= make_megatron_scheduler(c.optimizer, steps)
     else:
         master["policy"]["optimizer"]["kwargs"]["lr"] = c.optimizer.lr
         master["policy"]["scheduler"] = make_torch_schedulers(c.optimizer, steps)
@@ -111,6 +120,23 @@ def complete_recipe(cfg: RunConfig, output: Path, examples: int, longest: int) -
             "or lower coldstart.max_length."
         )
     return master
+
+
+def make_megatron_scheduler(optimizer: OptimizerConfig, steps: int) -> dict[str, Any]:
+    """Return `policy.megatron_cfg.scheduler` for the learning rates of `local.lr_schedule`.
+
+    Megatron counts the updates done, not the one at hand: with lr_warmup_init = 0 the first would have rate 0.
+
+    >>> make_megatron_scheduler(OptimizerConfig(lr=1e-4, schedule="cosine", warmup_steps=4), steps=10)
+    {'lr_decay_style': 'cosine', 'lr_decay_iters': 9, 'lr_warmup_iters': 3, 'lr_warmup_init': 2.5e-05}
+    """
+    warmup = max(1, min(optimizer.warmup_steps, steps - 1))
+    return {
+        "lr_decay_style": optimizer.schedule,
+        "lr_decay_iters": max(1, steps - 1),
+        "lr_warmup_iters": warmup - 1,
+        "lr_warmup_init": optimizer.lr / warmup,
+    }
 
 
 def make_torch_schedulers(optimizer: OptimizerConfig, steps: int) -> dict[str, Any] | list[dict[str, Any]]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sets import TRAIN
-from nemo_tapo.evaluation.benchmarks import hash_json
 from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import SampleStore, cut_torn_line
 from nemo_tapo.types import Completion, Grade, Group, Query, Rollout
 from nemo_tapo.utils.concurrency import for_each_concurrently
+from nemo_tapo.utils.files import hash_json
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
@@ -95,7 +95,7 @@ async def sample_groups(session: Session, queries: Sequence[Query], folder: Path
         stage = session.progress.start_stage("sampling from the base", len(queries), "queries", done=done)
 
         async def sample_one(query: Query) -> None:
-            store.append_row(TRAIN, row_from_group(await algorithm.rollouts(query, SEED_STEP)))
+            store.append_row(TRAIN, row_from_group(await algorithm.sample_group(query, SEED_STEP)))
             stage.advance()
 
         await for_each_concurrently(missing, sample_one, QUERIES_AT_ONCE, session.stop)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.evaluation.benchmarks import hash_json
 from nemo_tapo.evaluation.sample_store import SampleStore, cut_torn_line
 from nemo_tapo.stages.coldstart import base_samples
 from nemo_tapo.stages.coldstart.writers import UNANSWERED, Writer, get_writer_identity
 from nemo_tapo.types import Completion, Construction, Pair, Query
 from nemo_tapo.utils.concurrency import for_each_concurrently
+from nemo_tapo.utils.files import hash_json
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session

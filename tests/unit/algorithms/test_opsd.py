@@ -135,12 +135,12 @@ def test_rows_are_grpos_with_a_teachers_prompt() -> None:
     opsd, given = algorithm(cfg), group(1, 0, 0)
     lessons = tuple(opsd.make_lesson(r, given, 0) for r in given.rollouts)
     experience = Experience(groups=(given,), lessons=lessons)
-    rows = opsd.rows(experience)
+    rows = opsd.make_rows(experience)
     assert [row.uid for row in rows] == ["q/1", "q/2"]
     for row in rows:
         assert row.prompt_ids == given.query.prompt_ids and row.kind is Kind.ORIGINAL
         assert row.teacher_prompt_ids == opsd.tools.tokenizer.chat("1+1?|text 0")
-    metrics = opsd.metrics(experience, rows)
+    metrics = opsd.compute_metrics(experience, rows)
     assert metrics["opsd/rows"] == 2 and metrics["opsd/left_out/only_itself"] == 1
 
 
@@ -232,7 +232,7 @@ def test_what_the_loop_watches_goes_on_under_a_divergence() -> None:
         generation_logprobs=other, generation_mask=torch.tensor([1.0, 0.0]),
     )  # fmt: skip
     output = DivergenceLoss(DivergenceRules(0.5, None, 1.1))(logits, batch, vocab, torch.randn(4, 16))
-    found = reduce_parts([output.metrics])
+    found = reduce_parts([output.parts])
     logp, entropy = next_token_scores(logits, batch, vocab, temperature=1.1)
     assert entropy is not None
     mask = batch.token_mask > 0

@@ -49,9 +49,9 @@ def made(cfg: RunConfig) -> tuple[Algorithm, Experience, list[Row], Batch]:
     queries, _ = add_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
     order = QueryOrder(queries, cfg.rollout.queries_per_step, cfg.seed)
-    experience = asyncio.run(algorithm.experience(0, order.queries(0)))
-    rows = algorithm.rows(experience)
-    return algorithm, experience, rows, collate(rows, 0, cfg.tapo.weight, False, cfg.tapo.ift_weight)
+    experience = asyncio.run(algorithm.collect(0, order.queries(0)))
+    rows = algorithm.make_rows(experience)
+    return algorithm, experience, rows, collate(rows, 0, algorithm.term_weights)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +97,12 @@ def test_without_dae_groups_and_advantages_change(paper: Any) -> None:
 def test_a_group_that_teaches_is_not_counted_as_uniform(paper: Any) -> None:
     """Under Eq. 5 equal rewards teach nothing; in a joint group, or as rewards themselves, they do."""
     algorithm, experience, rows, _ = paper
-    uniform = algorithm.metrics(experience, rows)["tapo/uniform_groups"]
+    uniform = algorithm.compute_metrics(experience, rows)["tapo/uniform_groups"]
     assert uniform > 0
     joint, experience, rows, _ = made(configured(decoupled=False))
-    assert joint.metrics(experience, rows)["tapo/uniform_groups"] < uniform
+    assert joint.compute_metrics(experience, rows)["tapo/uniform_groups"] < uniform
     likelihood, experience, rows, _ = made(configured("reflective_sft"))
-    assert likelihood.metrics(experience, rows)["tapo/uniform_groups"] == 0
+    assert likelihood.compute_metrics(experience, rows)["tapo/uniform_groups"] == 0
 
 
 def test_without_negatives_constructed_rows_of_reward_0_are_gone(paper: Any) -> None:
@@ -252,7 +252,7 @@ def test_a_step_without_any_row_is_an_update_without_gradient() -> None:
     logits = torch.randn(*batch.input_ids.shape, 128, requires_grad=True)
     output = LikelihoodLoss()(logits, batch, VocabShard(0, 128))
     output.loss.backward()
-    assert float(output.loss.detach()) == 0.0 == reduce_parts([output.metrics])["loss"]
+    assert float(output.loss.detach()) == 0.0 == reduce_parts([output.parts])["loss"]
     assert logits.grad is not None
     assert not logits.grad.any()
 

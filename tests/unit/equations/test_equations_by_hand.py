@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nemo_tapo.batch import collate, compute_loss_coefficients, micro_batches
+from nemo_tapo.batch import EQUAL_WEIGHTS, collate, compute_loss_coefficients, micro_batches
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
 from nemo_tapo.equations.selection import Zone, classify_zone, select_pairs
 from nemo_tapo.equations.suppression import suppression_weights
@@ -225,11 +225,17 @@ def test_loss_coefficients() -> None:
         row(Kind.ORIGINAL, (1, 1, 1, 1)),
     ]
     # row mean: 1/(2 rows * 2 tokens), 0.5/(1 row * 5 tokens), 1/(2 rows * 4 tokens)
-    assert compute_loss_coefficients(rows, 0.5, False) == pytest.approx([0.25, 0.1, 0.125])
+    assert compute_loss_coefficients(rows, EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}, False) == pytest.approx(
+        [0.25, 0.1, 0.125]
+    )
     # token mean: 1/6 on all original tokens, 0.5/5 on the constructed ones
-    assert compute_loss_coefficients(rows, 0.5, True) == pytest.approx([1 / 6, 0.1, 1 / 6])
+    assert compute_loss_coefficients(rows, EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}, True) == pytest.approx(
+        [1 / 6, 0.1, 1 / 6]
+    )
     # the original rows' numbers do not depend on what was constructed
-    assert compute_loss_coefficients([rows[0], rows[2]], 0.5, False) == pytest.approx([0.25, 0.125])
+    assert compute_loss_coefficients(
+        [rows[0], rows[2]], EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}, False
+    ) == pytest.approx([0.25, 0.125])
 
 
 def test_micro_batches_by_length() -> None:
@@ -256,13 +262,13 @@ def test_one_row_of_each_kind() -> None:
                                   gradient -sqrt(2) (1/2, -1/4, -1/4) = (-0.707, 0.354, 0.354)
     """
     rows = [row(Kind.ORIGINAL, (0,), 1.0), row(Kind.CONSTRUCTED, (0,), 2.0)]
-    batch = collate(rows, pad_id=0, reflection_weight=0.5)
+    batch = collate(rows, pad_id=0, term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5})
     # column 0 predicts the response; column 1 stands behind the row's end and predicts nothing
     logits = log_probabilities(HALF, [0.1, 0.1, 0.8]).repeat(2, 1, 1).requires_grad_()
     output = PolicyLoss()(logits, batch, whole_vocabulary(3))
     assert output.token_weights is not None
     output.loss.backward()  # type: ignore[no-untyped-call]
-    metrics = reduce_parts([output.metrics])
+    metrics = reduce_parts([output.parts])
     assert float(output.loss.detach()) == pytest.approx(-1.0 - ROOT2, rel=1e-6)
     assert metrics["loss/original"] == pytest.approx(-1.0, rel=1e-6)
     assert metrics["loss/reflection"] == pytest.approx(-ROOT2, rel=1e-6)

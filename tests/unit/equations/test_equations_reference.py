@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_tapo.algorithms.tapo import TAPO
-from nemo_tapo.batch import collate, compute_loss_coefficients, micro_batches
+from nemo_tapo.batch import EQUAL_WEIGHTS, collate, compute_loss_coefficients, micro_batches
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
 from nemo_tapo.equations.selection import classify_zone, select_pairs
@@ -253,7 +253,7 @@ def tapo_of(**switches: Any) -> TAPO:
 )
 def test_the_rows_of_a_step(rewards: list[tuple[list[float], list[float | None]]], switches: dict[str, Any]) -> None:
     """Which rows a step has, in which group and with which advantage, for every switch of Table 4."""
-    rows = tapo_of(**switches).rows(experience_of(rewards))
+    rows = tapo_of(**switches).make_rows(experience_of(rewards))
     expected: list[tuple[str, Kind, float, float]] = []
     for number, (original, constructed) in enumerate(rewards):
         parsed = [r for r in constructed if r is not None]
@@ -274,7 +274,7 @@ def test_without_negatives_the_default_leaves_no_gradient_but_that_of_groups_of_
     made = experience_of([([1.0, 0.0, 0.0], [1.0, 1.0, 0.0]), ([1.0, 0.0], [1.0, 0.0])])
 
     def advantages(**switches: Any) -> list[float]:
-        return [r.advantage for r in tapo_of(**switches).rows(made) if r.kind is Kind.CONSTRUCTED]
+        return [r.advantage for r in tapo_of(**switches).make_rows(made) if r.kind is Kind.CONSTRUCTED]
 
     assert advantages(negatives=False) == [0.0, 0.0, 1.0]
     assert advantages(negatives=False, uniform_group="reward") == [1.0, 1.0, 1.0]
@@ -380,7 +380,12 @@ class Case:
                     advantage=float(np.float32(draw.normal())) if draw.random() > 0.1 else 0.0,
                 )
             )
-        batch = collate(self.rows, 0, reflection_weight=self.loss.weight, token_mean=self.loss.token_mean)
+        batch = collate(
+            self.rows,
+            0,
+            term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: self.loss.weight},
+            token_mean=self.loss.token_mean,
+        )
         z = draw.normal(size=(*batch.input_ids.shape, vocabulary + padded)) * 2.0
         if ties:
             z = np.round(z)
@@ -460,7 +465,7 @@ def evaluate(
     output = policy_loss(leaf, batch, shard(vocabulary))
     output.loss.backward()  # type: ignore[no-untyped-call]
     assert leaf.grad is not None and output.token_weights is not None
-    return float(output.loss.detach()), leaf.grad, output.metrics, output.token_weights
+    return float(output.loss.detach()), leaf.grad, output.parts, output.token_weights
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-6) -> bool:
@@ -696,7 +701,7 @@ def test_without_old_log_probabilities_it_is_reinforce(seed: int, kinds: list[bo
     logp = torch.log_softmax(leaf, -1)
     total = torch.zeros((), dtype=torch.float64)
     plain = 0.0
-    coefficients = compute_loss_coefficients(case.rows, case.loss.weight, False)
+    coefficients = compute_loss_coefficients(case.rows, EQUAL_WEIGHTS | {Kind.CONSTRUCTED: case.loss.weight}, False)
     for i, row in enumerate(case.rows):
         for t, token in enumerate(row.response_ids):
             at = len(row.prompt_ids) + t
@@ -730,7 +735,7 @@ def test_likelihood(seed: int, count: int, token_mean: bool) -> None:
     expected = by_token if token_mean else reference.mean([reference.mean(row) for row in losses])
     output = LikelihoodLoss()(case.logits, batch, shard(case.vocabulary))
     assert float(output.loss) == pytest.approx(expected, rel=1e-5)
-    assert reduce_parts([output.metrics])["nll"] == pytest.approx(by_token)
+    assert reduce_parts([output.parts])["nll"] == pytest.approx(by_token)
 
 
 @slow
@@ -793,8 +798,8 @@ def test_from_rewards_to_the_loss(
     rewards: list[tuple[list[float], list[float | None]]], decoupled: bool, negatives: bool, seed: int
 ) -> None:
     """The whole of Eq. 6: rewards -> rows -> batch -> objective, against the reference's own chain."""
-    rows = tapo_of(decoupled=decoupled, negatives=negatives).rows(experience_of(rewards))
-    batch = collate(rows, 0, reflection_weight=0.5)
+    rows = tapo_of(decoupled=decoupled, negatives=negatives).make_rows(experience_of(rewards))
+    batch = collate(rows, 0, term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5})
     logits = torch.tensor(np.random.default_rng(seed).normal(size=(*batch.input_ids.shape, 4)))
     wanted: list[float] = []
     for original, constructed in rewards:

@@ -64,6 +64,48 @@ def test_reporting_the_kl_keeps_a_reference_and_counts_its_memory(tmp_path: Path
     assert load(tmp_path, "tapo.loss.kl_rows=64").setup.reference
 
 
+def test_the_gap_that_is_allowed_follows_the_number_format(tmp_path: Path) -> None:
+    assert (
+        load(tmp_path).cfg.engine_gap_bound == load(tmp_path, "+policy.precision=bfloat16").cfg.engine_gap_bound == 0.05
+    )
+    assert load(tmp_path, "+policy.precision=float32").cfg.engine_gap_bound == 0.01
+    coarse = load(tmp_path, "+policy.precision=float32", "+policy.generation.vllm_cfg.precision=bfloat16")
+    assert coarse.cfg.engine_gap_bound == 0.05
+    assert load(tmp_path, "tapo.engine_gap_bound=0.2").cfg.engine_gap_bound == 0.2
+
+
+DTENSOR = ("policy.megatron_cfg.enabled=false", "policy.dtensor_cfg.enabled=true", "+policy.optimizer.kwargs.lr=1e-6")
+WARM_UP = "{name: torch.optim.lr_scheduler.LinearLR, kwargs: {start_factor: 0.1, end_factor: 1.0, total_iters: 50}}"
+COSINE = "{name: torch.optim.lr_scheduler.CosineAnnealingLR, kwargs: {T_max: 450, eta_min: 1.0e-7}}"
+CONSTANT = "{name: torch.optim.lr_scheduler.ConstantLR, kwargs: {factor: 1.0, total_iters: 100}}"
+
+
+def test_the_dtensor_workers_schedule_is_read(tmp_path: Path) -> None:
+    """A LinearLR over 50 updates has the whole rate in update 51."""
+    o = load(tmp_path, *DTENSOR, f"+policy.scheduler=[{WARM_UP},{CONSTANT},{{milestones: [50]}}]").cfg.optimizer
+    assert (o.lr, o.warmup_steps, o.schedule) == (1e-6, 51, "constant")
+    o = load(tmp_path, *DTENSOR, f"+policy.scheduler=[{WARM_UP},{COSINE},{{milestones: [50]}}]").cfg.optimizer
+    assert (o.warmup_steps, o.schedule, o.min_lr_ratio) == (51, "cosine", pytest.approx(0.1))
+    o = load(tmp_path, *DTENSOR, f"+policy.scheduler={CONSTANT}").cfg.optimizer
+    assert (o.warmup_steps, o.schedule) == (0, "constant")
+    other = load(
+        tmp_path, *DTENSOR, "+policy.scheduler={name: torch.optim.lr_scheduler.StepLR, kwargs: {step_size: 3}}"
+    )
+    assert "policy.scheduler has StepLR, which the settings above do not show" in other.notes
+
+
+def test_a_recipe_of_sft_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    path = cluster_file(tmp_path / "deep", "tapo: {coldstart: {sft_recipe: sft.yaml}}\n")
+    assert cluster_run.load_cluster_run(path).cfg.coldstart.sft_recipe == Path("sft.yaml")  # it is nowhere yet
+    recipe = tmp_path / "deep" / "sft.yaml"
+    recipe.write_text("sft: {}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("defaults: deep/run.yaml\n")
+    for file in (path, child):
+        assert cluster_run.load_cluster_run(file).cfg.coldstart.sft_recipe == recipe.resolve()
+
+
 def test_nemo_rls_own_keys_are_kept(tmp_path: Path) -> None:
     raw = compose_config(cluster_file(tmp_path))
     master = load(tmp_path).master
@@ -98,6 +140,19 @@ REFUSED = [
     ("policy.generation.top_p=0.9", "policy.generation.top_p = 0.9 is not supported"),
     ("policy.generation.top_k=50", "policy.generation.top_k = 50 is not supported"),
     ("+policy.generation.stop_strings=[END]", "one stop would end rollouts and synthesis alike"),
+    ("+policy.generation.vllm_cfg.kv_cache_dtype=fp8", "kv_cache_dtype = .fp8. is not supported"),
+    ("+policy.generation.vllm_cfg.logprobs_mode=raw_logprobs", "at the engine's temperature. Set it to .processed_l"),
+    ("+policy.megatron_cfg.peft.enabled=true", "peft.enabled = true is not supported: .* not of adapters"),
+    ("+policy.dtensor_cfg.lora_cfg.enabled=true", "lora_cfg.enabled = true is not supported"),
+    ("+checkpointing.save_optimizer=false", "a resumed run would begin Adam and the schedule anew. Set it to true"),
+    ("+checkpointing.ft_save_period=5", "checkpointing.ft_save_period = 5 is not supported: checkpointing.save_period"),
+    ("+checkpointing.is_async=true", "nothing waits for the writer"),
+    (
+        "policy.megatron_cfg.enabled=false policy.dtensor_cfg.enabled=true +policy.dtensor_cfg._v2=false "
+        "+checkpointing.model_save_format=safetensors",
+        "model_save_format = 'safetensors' is for policy.dtensor_cfg._v2=true.* Set it to null",
+    ),
+    ("+policy.megatron_cfg.scheduler.lr_warmup_init=0", "first update a learning rate of 0.* the optimizer's lr / 11"),
     ("checkpointing.enabled=false", "checkpointing.enabled = false is not supported"),
     ("checkpointing.metric_name=val:accuracy", "this loop does not validate while it trains"),
     ("+loss_fn.use_cispo=true", "loss_fn.use_cispo"),
@@ -107,7 +162,13 @@ REFUSED = [
     ("policy.generation.vllm_cfg.tensor_parallel_size=3", "an engine of TP 3 x PP 1 does not divide 8 GPUs"),
     ("policy.megatron_cfg.expert_model_parallel_size=3", "expert parallel 3"),
     ("policy.megatron_cfg.tensor_model_parallel_size=1", "sequence_parallel needs tensor parallelism"),
-    ("policy.make_sequence_length_divisible_by=3", "must be a multiple of TP = 2"),
+    ("policy.make_sequence_length_divisible_by=3", "must be a multiple of 2: .* .TP 2."),
+    ("policy.megatron_cfg.context_parallel_size=2", "divisible_by = 2 must be a multiple of 8: .* 2 CP pieces .CP 2."),
+    (
+        "policy.megatron_cfg.context_parallel_size=4 policy.megatron_cfg.sequence_parallel=false "
+        "policy.make_sequence_length_divisible_by=4",
+        "divisible_by = 4 must be a multiple of 8",
+    ),
     ("policy.dynamic_batching.enabled=true", "exclude each other"),
     ("policy.logprob_batch_size=4 policy.megatron_cfg.tensor_model_parallel_size=4", "must equal policy.train_micro_b"),
     (
@@ -154,6 +215,8 @@ REFUSED = [
     ("tapo.rollout.samples_per_query=4", "derived: set grpo.num_generations_per_prompt instead"),
     ("tapo.w_min=20", "tapo.w_min = 20.0 is above"),
     ("tapo.pipeline=none", "tapo.pipeline: .*'overlapped' or 'barrier'"),
+    ("tapo.call_timeout=0", "tapo.call_timeout: Input should be greater than 0 .got 0."),
+    ("tapo.start_timeout=soon", "tapo.start_timeout: Input should be a valid number"),
     ("tapo.plan.gpu=V100", "tapo.plan.gpu: .*'H100'"),
     ("tapo.container=nvcr.io/nvidia/nemo-rl:v0.5.0", "container nvcr.io/nvidia/nemo-rl:v0.5.0 is not supported"),
     ("tapo.container=docker://nvcr.io/nvidia/nemo-rl:v0.5.0", "nemo-rl:v0.5.0 is not supported"),
@@ -177,6 +240,13 @@ def test_what_cannot_run_is_refused_with_a_sentence(tmp_path: Path, overrides: s
         "loss_fn.force_on_policy_ratio=true",
         "+policy.megatron_cfg.use_linear_ce_fusion_loss=false",
         "policy.generation.top_k=-1",
+        "+policy.generation.vllm_cfg.kv_cache_dtype=auto +policy.generation.vllm_cfg.logprobs_mode=processed_logprobs",
+        "policy.megatron_cfg.context_parallel_size=2 policy.make_sequence_length_divisible_by=8",
+        "policy.megatron_cfg.context_parallel_size=2 policy.make_sequence_length_divisible_by=4 "
+        "policy.megatron_cfg.sequence_parallel=false",
+        "+policy.megatron_cfg.peft.enabled=false +checkpointing.save_optimizer=true +checkpointing.ft_save_period=null",
+        "+policy.megatron_cfg.scheduler.lr_warmup_init=1e-7",
+        "tapo.call_timeout=600 tapo.start_timeout=1e4",
         "policy.megatron_cfg.tensor_model_parallel_size=1 policy.megatron_cfg.sequence_parallel=false",
         "policy.generation.colocated.enabled=false policy.generation.colocated.resources.gpus_per_node=4",
         "tapo.task={name:mathematics,mathematics:{benchmarks:{mine:{path:a.jsonl}}}}",
@@ -234,7 +304,16 @@ def test_notes_say_what_is_read_otherwise(tmp_path: Path) -> None:
     run = load(tmp_path, "+grpo.use_leave_one_out_baseline=true", "policy.generation.vllm_cfg.max_model_len=20000")
     notes = "\n".join(run.notes)
     assert "use_leave_one_out_baseline is not used" in notes
+    assert "NeMo-RL's engines take no seed from it" in notes
     assert "longer than about 9248 tokens is dropped" in notes  # 20000 - 8192 answer - 512 template - 2048 question
+
+
+def test_notes_say_that_checkpoints_are_written_at_once(tmp_path: Path) -> None:
+    key = "policy.megatron_cfg.checkpoint"
+    run = load(tmp_path, f"+{key}={{async_save: true, ckpt_assume_constant_structure: true}}")
+    told = [note for note in run.notes if note.startswith(key)]
+    assert [note.split(" is ")[0] for note in told] == [f"{key}.async_save", f"{key}.ckpt_assume_constant_structure"]
+    assert not any("async_save" in note for note in load(tmp_path).notes)
 
 
 def test_files_are_told_apart(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def made(cfg: RunConfig) -> tuple[build.ExampleMix, list[Group], build.Candidate
     algorithm, synthesis = GRPO(cfg, tools), Synthesis(cfg, tools)
 
     async def make() -> tuple[list[Group], build.Candidates, list[Construction]]:
-        groups = [await algorithm.rollouts(query, -1) for query in queries]
+        groups = [await algorithm.sample_group(query, -1) for query in queries]
         found = build.collect_candidates(groups, cfg)
         writer = OracleWriter(synthesis, cfg.seed)
         return groups, found, [await writer.correct(pair) for pair in found.pairs]

@@ -239,7 +239,7 @@ def test_a_server_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
 def test_all_corrections_refused_is_a_sentence_and_the_samples_stay(tmp_path: Path) -> None:
     with scripted([completion("<analysis>a</analysis><reconstruction>\\boxed{-1}</reconstruction>")]) as served:
         code, errors = call(tmp_path, *endpoint(served.url))
-    assert code == 2 and "corrections was accepted (" in errors and "refused_by_verifier" in errors
+    assert code == 2 and "corrections was accepted (" in errors and "error_not_kept" in errors
     assert not (tmp_path / DATA).exists() and len(rows(tmp_path / SAMPLES)) == 24
     code, errors = call(tmp_path, "coldstart.writer=oracle")
     assert code == 2 and "coldstart.writer" in errors and "remove that" in errors  # the answers are another writer's

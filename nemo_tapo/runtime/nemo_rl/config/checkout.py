@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 CONTAINER_SOURCE = Path("/opt/nemo-rl")  # the checkout in NVIDIA's container
+FILE_KEYS = ("tapo.coldstart.sft_recipe",)  # they name another config file, as `defaults` does
 SOURCE_HINT = (
     "set NEMO_RL_SRC to a checkout of https://github.com/NVIDIA-NeMo/RL (its YAML files are enough), or run inside "
     "NVIDIA's container, which has it in /opt/nemo-rl"
@@ -68,6 +69,7 @@ def _load_with_defaults(path: Path) -> Any:
     config = OmegaConf.load(path)
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} is not a mapping of sections")
+    _anchor_files(config, path.parent)
     defaults = config.pop("defaults", [])
     base = OmegaConf.create({})
     for each in [defaults] if isinstance(defaults, str) else defaults:
@@ -77,6 +79,16 @@ def _load_with_defaults(path: Path) -> Any:
             inherited = OmegaConf.create({section: inherited})
         base = _merge_over(base, inherited)
     return _merge_over(base, config)
+
+
+def _anchor_files(config: Any, folder: Path) -> None:
+    """Make the path of a config file that `config` names absolute if the file is in `folder`, beside `config`."""
+    from omegaconf import OmegaConf
+
+    for key in FILE_KEYS:
+        named = OmegaConf.select(config, key)
+        if isinstance(named, str) and (folder / named).is_file():
+            OmegaConf.update(config, key, str((folder / named).resolve()))
 
 
 def _find_parent(child: Path, name: str) -> Path:

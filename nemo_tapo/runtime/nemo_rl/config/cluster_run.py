@@ -7,6 +7,7 @@
       task, opsd, evaluation, output, pipeline, ...  RunConfig's keys
       rollout: {logprobs}  loss: {updates_per_batch, advantage_eps, kl_rows}
       plan: {gpu: H100, ...}  container: ...         what `nemo-tapo plan` assumes
+      start_timeout, call_timeout                    seconds that NeMo-RL may take to answer
 
 A value that both sides need is set by NeMo-RL's key only; translate.py copies it to RunConfig.
 """
@@ -32,9 +33,11 @@ from nemo_tapo.runtime.nemo_rl.config.translate import (
     PARTIAL_SECTIONS,
     SCALARS,
     SECTIONS,
+    list_torch_schedulers,
     make_run_config,
     make_setup,
     read_assumptions,
+    read_timeouts,
 )
 from nemo_tapo.runtime.nemo_rl.config.validate import Master, get_at_path
 from nemo_tapo.runtime.nemo_rl.sft_recipe import is_sft
@@ -48,6 +51,7 @@ FREE_PREFIXES = (  # the user chooses the names below these
     "tapo.coldstart.endpoint.extra_body.",
 )
 COLDSTART = "`nemo-tapo coldstart` with coldstart.sft_recipe=<this file> makes the data and completes it."
+SHOWN_SCHEDULERS = {"LinearLR", "ConstantLR", "CosineAnnealingLR"}  # see translate.read_torch_schedule
 TEMPLATE_TOKENS = 512  # room for the fixed text of the synthesis prompt
 
 
@@ -98,6 +102,7 @@ def load_cluster_run(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     block = master.get("tapo") or {}
     cfg = make_run_config(master, block)
     assumed = read_assumptions(block)
+    read_timeouts(block)  # the runtime reads them again; invalid ones are told here
     setup = make_setup(master, cfg)
     _raise_faults(
         [
@@ -259,6 +264,13 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
         yield "grpo.use_leave_one_out_baseline is not used: a group's mean and deviation are over all its rows (Eq. 1)"
     if (get_at_path(master, "grpo.val_period", 0) or 0) > 0:
         yield "grpo.val_* are not used: evaluate a checkpoint with `nemo-tapo evaluate`"
+    for key in ("async_save", "ckpt_assume_constant_structure"):
+        if get_at_path(master, f"policy.megatron_cfg.checkpoint.{key}"):
+            yield f"policy.megatron_cfg.checkpoint.{key} is set to false: a checkpoint is complete when it is named"
+    unread = list_torch_schedulers(get_at_path(master, "policy.scheduler")).keys() - SHOWN_SCHEDULERS
+    if not setup.megatron and unread:
+        yield f"policy.scheduler has {', '.join(sorted(unread))}, which the settings above do not show"
+    yield "grpo.seed decides queries and pairs; NeMo-RL's engines take no seed from it: equal runs sample differently"
     yield "grpo.max_num_epochs is not used: the run ends after grpo.max_num_steps, queries are dealt out in epochs"
     if cfg.task.name != "nemo_rl":
         yield f"data and env are not used: queries and verifier are tapo.task ({cfg.task.name})"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import CheckpointConfig
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup, update_rows
 from nemo_tapo.runtime.nemo_rl.config.validate import Master, get_at_path
+from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, START_TIMEOUT
 
 SECTIONS = (
     "task",
@@ -22,7 +23,10 @@ SECTIONS = (
 )  # RunConfig's sections, unchanged under `tapo`
 SCALARS = ("algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")
 PARTIAL_SECTIONS = {"rollout": ("logprobs",), "loss": ("updates_per_batch", "advantage_eps", "kl_rows")}
-CLUSTER_ONLY = ("plan", "container")
+CLUSTER_ONLY = ("plan", "container", "start_timeout", "call_timeout")
+Checked = TypeVar("Checked", bound=BaseModel)
+# tapo.engine_gap_bound, unless it is set: neighbouring logits between 16 and 32 are 2e-6 apart in fp32, 0.125 in bf16.
+GAP_BOUND_FP32, GAP_BOUND_HALF = 0.01, 0.05
 DERIVED = {  # RunConfig's key -> NeMo-RL's
     "seed": "grpo.seed",
     "steps": "grpo.max_num_steps",
@@ -58,6 +62,7 @@ def make_run_config(master: Master, block: Mapping[str, Any]) -> RunConfig:
     _set_at_path(
         raw, "model.enable_thinking", get_at_path(master, "policy.tokenizer.chat_template_kwargs.enable_thinking", True)
     )
+    raw.setdefault("engine_gap_bound", choose_gap_bound(master))
     _set_at_path(raw, "checkpoint.keep", get_at_path(master, "checkpointing.keep_top_k", CheckpointConfig().keep))
     _set_at_path(raw, "checkpoint.min_free_gib", 0)  # not needed: planning computes the checkpoint's size
     _set_at_path(raw, "optimizer", _read_optimizer(master))
@@ -90,6 +95,17 @@ def _name_nemo_keys(sentence: str) -> str:
     return "\n".join(f"tapo.{line}" if line.startswith(tapo_keys) else line for line in sentence.splitlines())
 
 
+def choose_gap_bound(master: Master) -> float:
+    """Return how far, in nats a token, two computations of one policy may be apart: by the coarser number format.
+
+    >>> choose_gap_bound({"policy": {"precision": "float32"}}), choose_gap_bound({"policy": {"precision": "bfloat16"}})
+    (0.01, 0.05)
+    """
+    policy = get_at_path(master, "policy.precision", "bfloat16")
+    engine = get_at_path(master, "policy.generation.vllm_cfg.precision", policy)
+    return GAP_BOUND_FP32 if policy == engine == "float32" else GAP_BOUND_HALF
+
+
 def _read_optimizer(master: Master) -> dict[str, Any]:
     """Return NeMo-RL's optimizer settings under this package's keys.
 
@@ -103,11 +119,8 @@ def _read_optimizer(master: Master) -> dict[str, Any]:
     if nemo_optimizer is None:
         kwargs = get_at_path(master, "policy.optimizer.kwargs", {})
         adam = {key: kwargs[key] for key in ("lr", "betas", "eps", "weight_decay") if key in kwargs}
-        return adam | {
-            "clip_norm": get_at_path(master, "policy.max_grad_norm", 1.0),
-            "warmup_steps": 0,
-            "schedule": "constant",
-        }
+        schedule = read_torch_schedule(get_at_path(master, "policy.scheduler"), adam.get("lr"))
+        return adam | {"clip_norm": get_at_path(master, "policy.max_grad_norm", 1.0)} | schedule
     schedule = get_at_path(master, "policy.megatron_cfg.scheduler", {})
     lr = nemo_optimizer["lr"]
     return {
@@ -122,17 +135,70 @@ def _read_optimizer(master: Master) -> dict[str, Any]:
     }
 
 
+def list_torch_schedulers(scheduler: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the settings of each class that `policy.scheduler` of the DTensor workers names, by the class's name.
+
+    >>> list_torch_schedulers({"name": "torch.optim.lr_scheduler.LinearLR", "kwargs": {"total_iters": 9}})
+    {'LinearLR': {'total_iters': 9}}
+    """
+    parts = scheduler if isinstance(scheduler, list) else [scheduler or {}]
+    return {str(p["name"]).rpartition(".")[2]: p.get("kwargs") or {} for p in parts if "name" in p}
+
+
+def read_torch_schedule(scheduler: Any, lr: float | None) -> dict[str, Any]:
+    """Return `policy.scheduler` of the DTensor workers under this package's keys.
+
+    A LinearLR over n updates reaches the rate in update n + 1.
+
+    >>> warmup = {"name": "LinearLR", "kwargs": {"start_factor": 0.1, "total_iters": 9}}
+    >>> cosine = {"name": "CosineAnnealingLR", "kwargs": {"T_max": 90, "eta_min": 1e-7}}
+    >>> read_torch_schedule([warmup, cosine, {"milestones": [9]}], lr=1e-6)
+    {'warmup_steps': 10, 'schedule': 'cosine', 'min_lr_ratio': 0.1}
+    >>> read_torch_schedule(None, lr=1e-6)
+    {'warmup_steps': 0, 'schedule': 'constant'}
+    """
+    named = list_torch_schedulers(scheduler)
+    warmup, cosine = named.get("LinearLR"), named.get("CosineAnnealingLR")
+    read: dict[str, Any] = {"warmup_steps": 0 if warmup is None else int(warmup.get("total_iters", 5)) + 1}
+    if cosine is None:
+        return read | {"schedule": "constant"}
+    return read | {"schedule": "cosine", "min_lr_ratio": round(cosine.get("eta_min", 0.0) / lr, 12) if lr else 0.0}
+
+
+class Timeouts(BaseModel):
+    """How long NeMo-RL may take to answer; keys of the `tapo` block.
+
+    >>> Timeouts(call_timeout=600).call_timeout
+    600.0
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start_timeout: float = Field(START_TIMEOUT, gt=0, description="seconds until engines and workers have started")
+    call_timeout: float = Field(CALL_TIMEOUT, gt=0, description="seconds of any later call before it counts as hung")
+
+
+def read_timeouts(block: Mapping[str, Any]) -> Timeouts:
+    """Read the deadlines of the `tapo` block. Raises ValueError with one line for each invalid key."""
+    return _check_block(Timeouts, {key: block[key] for key in Timeouts.model_fields if key in block}, "tapo")
+
+
+def _check_block(kind: type[Checked], values: Mapping[str, Any], prefix: str) -> Checked:
+    """Return `values` as a `kind`. Raises ValueError with one line for each invalid key below `prefix`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{prefix}.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise ValueError("\n".join(lines)) from None
+
+
 def read_assumptions(block: Mapping[str, Any]) -> Assumptions:
     """Read `plan` of the `tapo` block. Raises ValueError with one line for each invalid key.
 
     >>> read_assumptions({"plan": {"gpu": "H200"}}).gpu
     'H200'
     """
-    try:
-        return Assumptions.model_validate(block.get("plan") or {})
-    except ValidationError as error:
-        lines = [f"tapo.plan.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-        raise ValueError("\n".join(lines)) from None
+    return _check_block(Assumptions, block.get("plan") or {}, "tapo.plan")
 
 
 def keeps_reference(cfg: RunConfig) -> bool:

@@ -17,6 +17,7 @@ from nemo_tapo.planning.model_shape import ModelShape
 
 Master = Mapping[str, Any]
 OFF: tuple[Any, ...] = (None, False)
+ADAPTERS = "export, refit and the plan's memory are those of a whole model, not of adapters"
 
 # path, allowed values (None: the key may be missing), reason
 ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
@@ -63,6 +64,22 @@ ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("policy.generation.top_p", (None, 1), "with a cut tail log-probability and entropy are of another distribution"),
     ("policy.generation.top_k", (-1, None), "with a cut tail log-probability and entropy are of another distribution"),
     ("policy.generation.stop_strings", ([], None), "one stop would end rollouts and synthesis alike"),
+    (
+        "policy.generation.vllm_cfg.kv_cache_dtype",
+        (None, "auto"),
+        "an FP8 cache needs scales measured under each step's policy, which this loop does not measure",
+    ),
+    (
+        "policy.generation.vllm_cfg.logprobs_mode",
+        (None, "processed_logprobs"),
+        "importance weights and the engine's gap are of log-probabilities at the engine's temperature",
+    ),
+    ("policy.megatron_cfg.peft.enabled", OFF, ADAPTERS),
+    ("policy.dtensor_cfg.lora_cfg.enabled", OFF, ADAPTERS),
+    ("checkpointing.is_peft", OFF, ADAPTERS),
+    ("checkpointing.save_optimizer", (None, True), "a resumed run would begin Adam and the schedule anew"),
+    ("checkpointing.ft_save_period", (None,), "checkpointing.save_period alone says how often a checkpoint is saved"),
+    ("checkpointing.is_async", OFF, "nothing waits for the writer before the checkpoint gets its final name"),
     ("checkpointing.enabled", (None, True), "a stopped run goes on from its checkpoint (save_period says how often)"),
 )
 
@@ -103,6 +120,24 @@ def check_settings(master: Master) -> Iterable[str]:
         yield (
             f"checkpointing.metric_name = {metric!r}: this loop does not validate while it trains, so no checkpoint "
             "would have it. Set it to null (the newest are kept) or to a train: metric."
+        )
+    yield from _check_backend(master)
+
+
+def _check_backend(master: Master) -> Iterable[str]:
+    """Yield what the chosen kind of policy worker cannot do, or does otherwise than a reader expects."""
+    dtensor, save_format = get_at_path(master, "policy.dtensor_cfg", {}), "checkpointing.model_save_format"
+    if dtensor.get("enabled") and not dtensor.get("_v2") and get_at_path(master, save_format) is not None:
+        yield (
+            f"{save_format} = {get_at_path(master, save_format)!r} is for policy.dtensor_cfg._v2=true: the workers "
+            "of _v2=false raise an error at the first checkpoint. Set it to null."
+        )
+    schedule = get_at_path(master, "policy.megatron_cfg.scheduler", {})
+    iterations = schedule.get("lr_warmup_iters") or 0
+    if get_at_path(master, "policy.megatron_cfg.enabled") and iterations and schedule.get("lr_warmup_init") == 0:
+        yield (
+            "policy.megatron_cfg.scheduler.lr_warmup_init = 0 gives the first update a learning rate of 0, so that its "
+            f"step changes nothing: set it to the optimizer's lr / {iterations + 1}."
         )
 
 
@@ -179,10 +214,11 @@ def _check_batching(master: Master, setup: ClusterSetup) -> Iterable[str]:
     elif setup.cp > 1 and not packing:
         yield "context parallelism needs policy.sequence_packing.enabled=true."
     multiple = get_at_path(master, "policy.make_sequence_length_divisible_by", 1)
-    if setup.sequence_parallel and multiple % setup.tp:
+    needed = (2 * setup.cp if setup.cp > 1 else 1) * (setup.tp if setup.sequence_parallel else 1)
+    if multiple % needed:
         yield (
-            f"policy.make_sequence_length_divisible_by = {multiple} must be a multiple of TP = {setup.tp} with "
-            "sequence_parallel."
+            f"policy.make_sequence_length_divisible_by = {multiple} must be a multiple of {needed}: a sequence is cut "
+            f"into 2 CP pieces (CP {setup.cp}), and with sequence_parallel each of them into TP (TP {setup.tp})."
         )
     micro, scoring = (
         get_at_path(master, "policy.train_micro_batch_size", 1),

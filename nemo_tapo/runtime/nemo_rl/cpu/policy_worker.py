@@ -8,9 +8,10 @@ NeMo-RL's MegatronPolicyWorker needs GPUs. Its `Policy`, worker groups, sharding
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +56,7 @@ class CpuPolicyWorkerImpl(MegatronWorker):
             self.set_reference()
         if init_optimizer:
             self.configure(make_optimizer_config(megatron, config["max_grad_norm"]), megatron["train_iters"])
+        self._rate = make_megatron_schedule(megatron)
         if weights_path is not None:
             self.load_checkpoint(weights_path, optimizer_path)
 
@@ -86,6 +88,9 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         check_dim_skip_keys: Any = None,
     ) -> dict[str, Any]:
         """Make one update; report each metric as NeMo-RL's Megatron worker does, as a list over micro-batches."""
+        assert self._optimizer is not None
+        rate = {"lr": self._rate(self._optimizer.steps_done), "schedule": "constant", "warmup_steps": 0}
+        self._optimizer.settings = self._optimizer.settings.model_copy(update=rate)
         report = super().train(data, _NemoLossAdapter(loss_fn, self.temperature), eval_mode, gbs, mbs)
         shares = [{**to_numbers(metrics), "lr": report["lr"], "wd": 0.0} for metrics in report["metrics"]]
         return {
@@ -160,6 +165,35 @@ class _NemoLossAdapter:
             logits=logits / self.temperature if self.temperature != 1 else logits,
         )
         return LossOutput(loss, from_numbers(numbers))
+
+
+def make_megatron_schedule(megatron: Mapping[str, Any]) -> Callable[[int], float]:
+    """Return Megatron's own schedule: updates done so far -> learning rate of the next one.
+
+    The first update has lr_warmup_init, and update lr_warmup_iters + 1 has lr.
+    """
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    adam, schedule = megatron["optimizer"], megatron["scheduler"]
+    scheduler = OptimizerParamScheduler(
+        SimpleNamespace(param_groups=[]),
+        init_lr=schedule["lr_warmup_init"],
+        max_lr=adam["lr"],
+        min_lr=adam["min_lr"],
+        lr_warmup_steps=schedule["lr_warmup_iters"],
+        lr_decay_steps=schedule["lr_decay_iters"],
+        lr_decay_style=schedule["lr_decay_style"],
+        start_wd=adam["weight_decay"],
+        end_wd=adam["weight_decay"],
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+
+    def rate(updates: int) -> float:
+        scheduler.num_steps = updates
+        return float(scheduler.get_lr({}))
+
+    return rate
 
 
 def make_optimizer_config(megatron: Mapping[str, Any], max_grad_norm: float) -> OptimizerConfig:
