@@ -2,6 +2,7 @@
 
 Rows are read, graded and written in order, a window at a time. The result file appears only when it is complete. A row
 that cannot be graded is written too, with null `outcomes` and `correct`, the reason as `fault`, and its `line` number.
+NaN and infinities, which JSON does not have, become null.
 """
 
 from __future__ import annotations
@@ -21,13 +22,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_tapo.config.sections import VerifierConfig
+from nemo_tapo.datasets.field_text import BLANK, MISSING, FieldFault, parse_text
+from nemo_tapo.datasets.row_files import load_json
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from nemo_tapo.tracking.progress import Progress, ProgressStage
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
+from nemo_tapo.utils.jsonl import replace_non_finite
 
 WINDOW = 64  # rows that are being graded at once
 MAX_LISTED = 50  # disagreements and faulty lines that are printed
 JsonRow = dict[str, Any]
+
+ANSWER_FAULTS = {  # FieldFault.reason -> what is wrong with the row
+    "not_text": "answer is neither text nor number",
+    "too_long": "the answer is too long",
+    "not_unicode": "the answer has half a surrogate pair",
+    "lost_backslash": r"the answer lost a backslash (in JSON, \frac is written \\frac)",
+}
 
 
 @dataclass
@@ -170,20 +181,23 @@ def parse_row(text: bytes, seen: set[str]) -> tuple[JsonRow, str | None]:
 
     >>> parse_row(b'{"id": 1, "answer": "85", "responses": []}', set())
     ({'id': 1, 'answer': '85', 'responses': []}, None)
-    >>> parse_row(b'{"id": 1, "answer": "85"}', set())
-    ({'id': 1, 'answer': '85'}, 'no responses')
+    >>> parse_row(b'{"id": 1, "answer": NaN, "responses": []}', set())
+    ({'id': 1, 'answer': None, 'responses': []}, 'no answer (it is the number nan)')
     """
     try:
-        row = json.loads(text)
+        read = load_json(text)
+        row = replace_non_finite(read)
     except (ValueError, RecursionError):
         return {}, "not JSON"
     if not isinstance(row, dict):
         return {}, "not an object"
-    for name in ("id", "answer", "responses"):
-        if row.get(name) is None:
-            return row, f"no {name}"
-    if isinstance(row["answer"], bool) or not isinstance(row["answer"], (str, int, float)):
-        return row, "answer is neither text nor number"
+    if row.get("id") is None:
+        return row, "no id"
+    fault = describe_answer_fault(read.get("answer"))
+    if fault is not None:
+        return row, fault
+    if row.get("responses") is None:
+        return row, "no responses"
     if not isinstance(row["responses"], list) or not all(isinstance(r, str) for r in row["responses"]):
         return row, "responses is not a list of texts"
     name = json.dumps(row["id"])
@@ -193,13 +207,28 @@ def parse_row(text: bytes, seen: set[str]) -> tuple[JsonRow, str | None]:
     return row, None
 
 
+def describe_answer_fault(answer: Any) -> str | None:
+    """Return why a field is no gold answer, or None; of a blank text the verifier says so.
+
+    >>> describe_answer_fault(["5"]), describe_answer_fault(1e22)
+    ('answer is neither text nor number', None)
+    """
+    gold = parse_text(answer)
+    if not isinstance(gold, FieldFault) or gold.detail == BLANK:
+        return None
+    if gold.reason == MISSING:
+        return f"no answer ({gold.detail})" if gold.detail else "no answer"
+    return ANSWER_FAULTS[gold.reason]
+
+
 async def grade_row(
     line: int, row: JsonRow, fault: str | None, verifier: Verifier, agree: str | None, tally: Tally
 ) -> tuple[int, JsonRow, str | None]:
     """Grade one row. Return it with `outcomes` and `correct`, or with the fault of the row or of its gold answer."""
     if fault is not None:
         return line, row, fault
-    gold = str(row["answer"])
+    gold = parse_text(row["answer"])
+    gold = "" if isinstance(gold, FieldFault) else gold  # only a blank one comes so far
     fault = await verifier.find_gold_fault_async(gold)
     if fault is not None:
         return line, row, f"the answer {fault}"

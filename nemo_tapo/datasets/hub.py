@@ -14,6 +14,7 @@ from typing import Any
 
 from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.datasets.row_files import RawDataset
+from nemo_tapo.utils.errors import get_first_line
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_SECONDS = 10.0  # for the first request; the library's own timeouts apply to the download
@@ -183,9 +184,10 @@ def download(name: str, revision: str, key: str) -> Path:
 def explain_offline(name: str, revision: str, key: str, error: Exception) -> str:
     """Return an error message: which files to copy from a machine with internet access, and where to put them."""
     folder = "data/" + name.split("/")[-1]
+    kind, text = type(error).__name__, get_first_line(error)[:200]
     return (
         f"{key}.hub: '{name}' is not on this machine, and {SITE} did not give it "
-        f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). On a machine with internet: "
+        f"({kind if text == kind else f'{kind}: {text}'}). On a machine with internet: "
         f"hf download {name} --repo-type dataset --revision {revision} --local-dir {folder}. Bring that folder here "
         f"and add {key}.hub={folder}; or bring its rows as one JSONL or Parquet file and add {key}.hub=null "
         f"{key}.path=FILE."
@@ -215,7 +217,7 @@ def list_configs(source: LocalRepository, cfg: DatasetConfig, key: str) -> list[
     try:
         names = list(datasets.get_dataset_config_names(str(source.folder)))
     except Exception as error:  # the library raises many types: no data files, invalid YAML, ...
-        raise ValueError(f"{key}.hub: {source.folder} cannot be read as a data set: {_first_line(error)}") from None
+        raise ValueError(f"{key}.hub: {source.folder} cannot be read as a data set: {get_first_line(error)}") from None
     unknown = [c for c in cfg.configs if c not in names]
     if unknown:
         raise ValueError(f"{key}.configs: {source.description} has no '{unknown[0]}', it has {', '.join(names)}.")
@@ -240,14 +242,9 @@ def _stream_rows(source: LocalRepository, chosen: tuple[str, ...], split: str, k
             yield from rows
         except Exception as error:  # as in `list_configs`
             raise ValueError(
-                f"{key}: {source.description}, {name}: the rows cannot be read: {_first_line(error)}."
+                f"{key}: {source.description}, {name}: the rows cannot be read: {get_first_line(error)}."
             ) from None
         if split not in splits:
             raise ValueError(
                 f"{key}.split: {source.description}, {name} has no split '{split}', it has {', '.join(splits)}."
             )
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type's name if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

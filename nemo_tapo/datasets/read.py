@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nemo_tapo.config.sections import DatasetConfig
+from nemo_tapo.datasets.field_text import FieldFault, parse_text
 from nemo_tapo.datasets.row_files import BrokenRow, RawDataset, Record, read_records
 from nemo_tapo.types import Provenance, SetAside
-
-LONGEST_TEXT = 100_000  # characters of a question or an answer; no person writes a longer problem
 
 # Benchmarks of known size, by the repository's name without its owner: these are checked even without `rows`.
 # opencompass/AIME2025, for example, has two configurations of 15 rows, and one alone looks like a whole benchmark.
@@ -127,40 +125,36 @@ def parse_row(record: Record, cfg: DatasetConfig, fallback_uid: str) -> DataRow 
     """Parse a row into question and answer, or return why it is set aside."""
     if isinstance(record, BrokenRow):
         return SetAside(fallback_uid, record.reason, record.detail)
-    uid, fault = (fallback_uid, None) if cfg.uid is None else parse_text(record.get(cfg.uid))
-    if fault is not None:
-        return SetAside(fallback_uid, f"uid_{fault}")
-    question, fault = parse_text(record.get(cfg.question), numbers=False)
-    if fault is not None:
-        return SetAside(uid, f"question_{fault}")
-    answer, fault = parse_text(record.get(cfg.answer))
-    if fault is None and cfg.answer_after is not None:
-        _, marker, answer = answer.rpartition(cfg.answer_after)
-        fault = "without_marker" if not marker else None if answer.strip() else "missing"
-    if fault is not None:
-        return SetAside(uid, f"answer_{fault}", question=question)
-    solution = "" if cfg.solution is None else parse_text(record.get(cfg.solution), numbers=False)[0]
-    return DataRow(uid, question, answer.strip(), record, solution)
+    uid = fallback_uid if cfg.uid is None else parse_text(record.get(cfg.uid))
+    if isinstance(uid, FieldFault):
+        return SetAside(fallback_uid, f"uid_{uid.reason}", uid.detail)
+    question = parse_text(record.get(cfg.question), numbers=False, short=False)
+    if isinstance(question, FieldFault):
+        return SetAside(uid, f"question_{question.reason}", question.detail)
+    answer = parse_answer(record.get(cfg.answer), cfg.answer_after)
+    if isinstance(answer, FieldFault):
+        return SetAside(uid, f"answer_{answer.reason}", answer.detail, question)
+    solution = "" if cfg.solution is None else parse_text(record.get(cfg.solution), numbers=False, short=False)
+    if isinstance(solution, FieldFault):
+        if solution.reason == "lost_backslash":
+            return SetAside(uid, f"solution_{solution.reason}", solution.detail, question)
+        solution = ""
+    return DataRow(uid, question, answer, record, solution)
 
 
-def parse_text(value: Any, numbers: bool = True) -> tuple[str, str | None]:
-    """Return (text, None), or ("", reason) if the value is not usable as text. Numbers are allowed if `numbers`.
+def parse_answer(value: Any, marker: str | None = None) -> str | FieldFault:
+    """Return the gold answer in a field, or why there is none: the field itself, or what follows the last `marker`.
 
-    Whole floats lose their decimal point, because a table column with 72 and 0.5 stores 72 as 72.0.
-
-    >>> parse_text(72.0), parse_text("  "), parse_text([1])
-    (('72', None), ('', 'missing'), ('', 'not_text'))
+    >>> parse_answer("40 + 2 is #### 42", "####"), parse_answer(1e-05)
+    ('42', '0.00001')
     """
-    if isinstance(value, float) and math.isnan(value):  # an empty cell in a table
-        value = None
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return "", "missing"
-    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return str(int(value)) if value == int(value) else repr(value), None
-    if not isinstance(value, str):
-        return "", "not_text"
-    if len(value) > LONGEST_TEXT:
-        return "", "too_long"
-    if any("\ud800" <= character <= "\udfff" for character in value):  # a lone surrogate, from a JSON escape
-        return "", "not_unicode"
-    return value, None
+    if marker is not None:
+        whole = value if isinstance(value, str) else parse_text(value)
+        if isinstance(whole, FieldFault):
+            return whole
+        if whole.strip():
+            _, found, value = whole.rpartition(marker)
+            if not found:
+                return FieldFault("without_marker")
+    answer = parse_text(value)
+    return answer if isinstance(answer, FieldFault) else answer.strip()

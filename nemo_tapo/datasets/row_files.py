@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from nemo_tapo.utils.errors import get_first_line
+
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is a broken row, and is never in memory as a whole
 PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"  # the first bytes of such files
 
@@ -73,6 +75,21 @@ def _suggest_file(folder: Path) -> str:
     return f"{meant} A copy of a Hugging Face repository is read as hub={folder}"
 
 
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON. An integer with more digits than Python converts (4,300) becomes text: it costs only its own field.
+
+    Raises ValueError if the text is not JSON, RecursionError if it is nested too deep.
+    """
+    return json.loads(text, parse_int=_parse_integer)
+
+
+def _parse_integer(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
 def _read_text(path: Path, zipped: bool) -> Iterator[Record]:
     """Read a text file: one JSON array if it begins with `[`, else JSON Lines."""
     try:
@@ -95,7 +112,7 @@ def _peek_first_byte(file: Any) -> bytes:
 def _read_array(path: Path, file: Any) -> Iterator[Record]:
     """Read one JSON array of objects, as DeepScaleR is published."""
     try:
-        rows = json.loads(file.read().decode("utf-8-sig"))
+        rows = load_json(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except (ValueError, RecursionError) as error:
@@ -125,7 +142,7 @@ def _read_lines(path: Path, file: BinaryIO) -> Iterator[Record]:
 def _parse_line(text: str, number: int) -> Record:
     """Parse one line as a JSON object; `number` is for the message."""
     try:
-        row = json.loads(text)
+        row = load_json(text)
     except (ValueError, RecursionError) as error:
         return BrokenRow("not_json", f"line {number}: {error}")
     return row if isinstance(row, dict) else BrokenRow("not_an_object", f"line {number}: {type(row).__name__}")
@@ -143,4 +160,4 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: the Parquet file is damaged ({str(error).splitlines()[0]}).") from None
+        raise ValueError(f"{path}: the Parquet file is damaged ({get_first_line(error)}).") from None

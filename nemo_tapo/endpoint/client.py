@@ -7,7 +7,9 @@ Failed attempts are handled so:
 
 - no connection, a broken one, a timeout, 408, 409, 425, 429, 5xx, a body without a completion: another attempt;
 - 401, 403, 404: ValueError, because every further request would fail in the same way;
+- a redirect: ValueError that names its target; none is followed, because the key would go along;
 - any other status (for example 400, if this request is too long): EndpointRefused with that status, at once;
+- 200 with an error inside: as the status that the error names; without one, as a body without a completion;
 - no attempts left: EndpointError. If this happens to several requests with no answer in between: EndpointDown.
 """
 
@@ -35,11 +37,14 @@ from nemo_tapo.endpoint.protocol import (
     parse_retry_after,
     read_error_text,
     read_key,
+    read_redirect,
+    read_status,
 )
 from nemo_tapo.utils.errors import RuntimeFailure
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})  # and every 5xx
 LONGEST_BODY = 16 * 2**20  # bytes of a body; a longer one is malformed, and is never in memory as a whole
+LONGEST_QUOTE = 300  # characters of an answer that a message quotes
 LONGEST_PAUSE = 60.0  # seconds between two attempts, whatever Retry-After asks
 CHECK_SECONDS = 10.0  # a server that does not list its models within this time counts as down
 CHECK_ATTEMPTS = 3
@@ -101,6 +106,7 @@ class Endpoint:
     async def __aenter__(self) -> Self:
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            follow_redirects=False,  # `_send` names the target instead
             timeout=None,  # `_send` limits the whole attempt; httpx limits single reads only
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.cfg.concurrency),
             trust_env=not is_loopback(self.url),  # a proxy from the environment cannot reach local servers
@@ -129,7 +135,8 @@ class Endpoint:
     async def check_server(self) -> None:
         """Check within seconds that the server answers, and find the model's name if the config does not set it.
 
-        Raises EndpointError if nothing answers, ValueError if the key is refused or the model's name is not clear.
+        Raises EndpointError if nothing answers, ValueError if the key is refused, if the url redirects, or if the
+        model's name is not clear.
         """
         names = await self._list_models()
         if self._model is not None:
@@ -145,7 +152,7 @@ class Endpoint:
     async def _list_models(self) -> list[str]:
         """Return the names of the served models; [] if the server has no such list.
 
-        Raises EndpointError if the server is down, ValueError if it refuses the key.
+        Raises EndpointError if the server is down, ValueError if it refuses the key or redirects.
         """
         try:
             async with asyncio.timeout(CHECK_SECONDS):
@@ -155,7 +162,7 @@ class Endpoint:
             raise EndpointError(
                 f"nothing usable at {self.url} ({why}): start the server, or correct {self.section}.url."
             ) from None
-        if response.status_code in (401, 403):
+        if read_status(response) in (401, 403):
             raise ValueError(self._explain_refused_key(response))
         listing = parse_json(response)
         data = listing.get("data") if isinstance(listing, dict) else None
@@ -166,9 +173,10 @@ class Endpoint:
         for attempt in range(1, CHECK_ATTEMPTS + 1):
             try:
                 response = await self._send("GET", "models")
-                if response.status_code < 500:
+                status = read_status(response)
+                if status < 500:
                     return response
-                raise _AttemptFailed(str(response.status_code), f"it answers {self._describe_response(response)}")
+                raise _AttemptFailed(str(status), f"it answers {self._describe_response(response)}")
             except _AttemptFailed:
                 if attempt == CHECK_ATTEMPTS:
                     raise
@@ -232,7 +240,7 @@ class Endpoint:
     def _break_circuit(self, error: _AttemptFailed, last: bool, begun: float) -> None:
         """Raise EndpointDown if the server has answered nothing for long; the pauses bridge short outages.
 
-        `started` is the time of the request's first attempt: silence counts only while a request waits.
+        `begun` is the time of the request's first attempt: silence counts only while a request waits.
         """
         self._failures_in_row += last
         silent = time.monotonic() - max(self._last_answer, begun)
@@ -244,12 +252,12 @@ class Endpoint:
     async def _attempt(self, body: Mapping[str, Any]) -> ChatReply:
         """Make one attempt. Raises _AttemptFailed for a failure that another attempt may avoid."""
         response = await self._send("POST", "chat/completions", body)
-        status = response.status_code
+        status = read_status(response)
         if status == 200:
             try:
                 return parse_reply(response)
             except MalformedReply as error:
-                raise _AttemptFailed("malformed", str(error), status=status) from None
+                raise _AttemptFailed("malformed", self._quote(str(error)), status=status) from None
         answer = self._describe_response(response)
         if status in RETRIED_STATUSES or status >= 500:
             raise _AttemptFailed(str(status), f"it answers {answer}", parse_retry_after(response), status)
@@ -262,7 +270,7 @@ class Endpoint:
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """Send one HTTP request and read the whole response within `timeout`.
 
-        Raises _AttemptFailed for a timeout or a failed connection.
+        Raises _AttemptFailed for a timeout or a failed connection, ValueError for a redirect.
         """
         assert self._client is not None, "an endpoint is entered before it is used"
         # json.dumps writes ASCII: a model's text may contain half a surrogate pair, which UTF-8 cannot encode.
@@ -273,19 +281,36 @@ class Endpoint:
                 asyncio.timeout(self.cfg.timeout),
                 self._client.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response,
             ):
-                return await _read_body(response)
+                answer = await _read_body(response)
         except TimeoutError:
             raise _AttemptFailed("timeout", f"no answer in {self.cfg.timeout:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise _AttemptFailed("connection", str(error) or type(error).__name__) from None
+        if 300 <= answer.status_code < 400:
+            raise ValueError(self._explain_redirect(answer, path))
+        return answer
 
     # ---------------------------------------------------------------------------- error messages
 
+    def _quote(self, text: str) -> str:
+        """Return an answer's text as a message may show it: the key masked, and not too long."""
+        text = text.replace(self._key, "***") if self._key else text
+        return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
     def _describe_response(self, response: httpx.Response) -> str:
         """Return the status and the server's error message in one line, with the key masked if it appears there."""
-        text = read_error_text(response)
-        text = text.replace(self._key, "***") if self._key else text
-        return f"{response.status_code} {response.reason_phrase}: {text}".rstrip(": ")
+        status = read_status(response)
+        inside = "" if status == response.status_code else f" with an error {status} inside"
+        text = self._quote(read_error_text(response))
+        return f"{response.status_code} {response.reason_phrase}{inside}: {text}".rstrip(": ")
+
+    def _explain_redirect(self, response: httpx.Response, path: str) -> str:
+        """Return the error message for a redirect."""
+        target = self._quote(read_redirect(response, f"{self.url}/{path}"))
+        return (
+            f"{self.url} redirects to {target} ({response.status_code} {response.reason_phrase}), and no redirect is "
+            f"followed, so that no key goes to another server: set {self.section}.url to it if it is the one you mean."
+        )
 
     def _explain_refused_key(self, response: httpx.Response) -> str:
         """Return the error message for a status 401 or 403."""
@@ -307,7 +332,8 @@ async def _read_body(response: httpx.Response) -> httpx.Response:
         body += part
         if len(body) > LONGEST_BODY:
             raise _AttemptFailed("malformed", f"its answer is longer than {LONGEST_BODY // 2**20} MiB")
-    headers = {name: value for name, value in response.headers.items() if name in ("content-type", "retry-after")}
+    used = ("content-type", "location", "retry-after")
+    headers = {name: value for name, value in response.headers.items() if name in used}
     return httpx.Response(response.status_code, headers=headers, content=bytes(body))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nemo_tapo.evaluation import passk
 from nemo_tapo.evaluation.bootstrap import bootstrap_interval95
-from nemo_tapo.evaluation.sample_store import Sample
+from nemo_tapo.evaluation.sample_store import Sample, select_samples
 from nemo_tapo.grading.normal import normalise, parse_integer, strip_layout
 from nemo_tapo.metrics import RESPONSE_LENGTH_MEAN
 
@@ -41,25 +41,15 @@ class GradedSamples:
 
 
 def collect_samples(benchmark: str, samples: Iterable[Sample], runs: int, n: int, problems: int) -> GradedSamples:
-    """Return the arrays of the first `runs` runs and of the first `n` samples of each run.
-
-    Further samples are ignored. If a sample occurs twice, the first one counts. Raises ValueError if samples are
-    missing.
-    """
+    """Return the arrays of the samples that `select_samples` selects. Raises ValueError if some are missing."""
     kept: dict[tuple[str, int, int], tuple[float, str | None, int, bool]] = {}
     outcomes: Counter[str] = Counter()
     turns = 0
-    for s in samples:
-        if s.run < runs and s.index < n and s.key not in kept:
-            kept[s.key] = s.reward, s.answer, s.tokens, s.truncated
-            outcomes[s.outcome] += 1
-            turns += REFLECTION_MARKER in s.text
+    for s in select_samples(samples, runs, n, problems, f"{benchmark}:"):
+        kept[s.key] = s.reward, s.answer, s.tokens, s.truncated
+        outcomes[s.outcome] += 1
+        turns += REFLECTION_MARKER in s.text
     uids = sorted({uid for uid, _, _ in kept})
-    if len(kept) != problems * runs * n or len(uids) != problems:
-        raise ValueError(
-            f"{benchmark}: {len(kept)} of {problems} problems x {runs} runs x {n} samples are there; run the "
-            "evaluation to its end."
-        )
     rows = [[[kept[uid, run, index] for index in range(n)] for run in range(runs)] for uid in uids]
     return GradedSamples(
         benchmark=benchmark,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +17,7 @@ from nemo_tapo.evaluation.samplers import ResponseSampler, Verify, list_missing_
 from nemo_tapo.metrics import BEYOND, ELIGIBLE, MASTERED, MIXED_REFLECTION_GROUPS, REFLECTION_GROUPS
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Query
+from nemo_tapo.utils.files import hash_json
 from nemo_tapo.utils.signals import Stop
 
 Benchmarks = Mapping[str, Sequence[Query]]
@@ -59,15 +58,6 @@ def get_sampling_settings(cfg: RunConfig, model: Mapping[str, Any], benchmarks: 
         "runs": e.runs,
         "samples": e.samples,
     }
-
-
-def hash_json(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, in hex.
-
-    >>> hash_json([1, "a"])[:8]
-    '4a72386a'
-    """
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 async def evaluate(
@@ -134,8 +124,8 @@ async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks
     ]
     rollout = cfg.rollout.model_copy(update={"logprobs": "never"})
     algorithm: GRPO = TAPO(cfg.model_copy(update={"rollout": rollout}), tools)
-    experience = await algorithm.experience(0, held_out[:queries])
-    metrics = algorithm.metrics(experience, algorithm.rows(experience))
+    experience = await algorithm.collect(0, held_out[:queries])
+    metrics = algorithm.compute_metrics(experience, algorithm.make_rows(experience))
     counts = count_constructions(experience.constructions)
     names = (ELIGIBLE, MASTERED, BEYOND, REFLECTION_GROUPS, MIXED_REFLECTION_GROUPS)
     return {k.removeprefix("tapo/"): v for k, v in {**{n: metrics[n] for n in names}, **counts}.items()}

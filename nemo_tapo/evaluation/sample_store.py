@@ -98,6 +98,36 @@ def _parse_sample(line: bytes, path: Path, number: int) -> Sample:
     return Sample(**row)
 
 
+def select_samples(samples: Iterable[Sample], runs: int, n: int, problems: int, where: str) -> Iterator[Sample]:
+    """Yield the samples of the first `runs` runs and of the first `n` of each run; of equal keys the first one counts.
+
+    Further samples are ignored. Raises ValueError, which begins with `where`, at the end if samples are missing.
+    """
+    seen: set[tuple[str, int, int]] = set()
+    for sample in samples:
+        if sample.run < runs and sample.index < n and sample.key not in seen:
+            seen.add(sample.key)
+            yield sample
+    if len(seen) != problems * runs * n or len({uid for uid, _, _ in seen}) != problems:
+        raise ValueError(
+            f"{where} {len(seen)} of {problems} problems x {runs} runs x {n} samples: run the evaluation to its end."
+        )
+
+
+def read_selected(folder: Path, settings: Mapping[str, Any]) -> list[Sample]:
+    """Read the samples that belong to the evaluation in `folder`, as `select_samples` selects them.
+
+    settings: as in its settings.json, perhaps with fewer runs or samples. Raises ValueError if samples are missing.
+    """
+    selected: list[Sample] = []
+    for benchmark, entry in settings["benchmarks"].items():
+        path = folder / f"{escape_file_name(benchmark)}.jsonl"
+        selected += select_samples(
+            read_samples(path), settings["runs"], settings["samples"], entry["problems"], f"{path} holds"
+        )
+    return selected
+
+
 class SampleStore:
     """The folder of one evaluation, open for adding samples."""
 

@@ -10,13 +10,15 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import EvaluationConfig
 from nemo_tapo.endpoint.client import Endpoint
 from nemo_tapo.evaluation.sample_store import Sample
-from nemo_tapo.interfaces import Generator
+from nemo_tapo.interfaces import Generator, Tokenizer
 from nemo_tapo.types import Grade, Query, Request
 from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.seeding import seed_from
 from nemo_tapo.utils.signals import Stop
 
 Verify = Callable[[Query, str], Awaitable[Grade]]
+THINK = "<think>"
+PROMPT_END = 16  # tokens at the end of a prompt, among which a THINK is looked for
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Response:
     text: str
     tokens: int  # length; 0: not known
     truncated: bool
+    thinks: bool = False  # its prompt, by the model's chat template, ends with THINK
 
 
 class ResponseSampler(Protocol):
@@ -38,10 +41,13 @@ class ResponseSampler(Protocol):
 
 
 class EngineSampler:
-    """Samples from the runtime's engine, by token ids."""
+    """Samples from the runtime's engine, by token ids.
 
-    def __init__(self, generator: Generator, cfg: RunConfig) -> None:
-        self.generator, self.settings = generator, cfg.evaluation
+    tokenizer: shows whether a prompt ends with THINK; without one, none does.
+    """
+
+    def __init__(self, generator: Generator, cfg: RunConfig, tokenizer: Tokenizer | None = None) -> None:
+        self.generator, self.settings, self.tokenizer = generator, cfg.evaluation, tokenizer
         self.in_flight = 2 * cfg.local.max_num_seqs  # one half runs, the other half waits for free slots
 
     async def sample(self, query: Query, uid: str, seed: int) -> Response:
@@ -49,14 +55,22 @@ class EngineSampler:
         s = self.settings
         request = Request(uid, query.prompt_ids, seed, s.max_tokens, s.temperature, s.top_p)
         completion = await self.generator.generate(request)
-        return Response(completion.text, len(completion.token_ids), completion.truncated)
+        thinks = self._ends_with_think(query.prompt_ids)
+        return Response(completion.text, len(completion.token_ids), completion.truncated, thinks)
+
+    def _ends_with_think(self, prompt_ids: tuple[int, ...]) -> bool:
+        if self.tokenizer is None:
+            return False
+        return self.tokenizer.decode(prompt_ids[-PROMPT_END:]).rstrip().endswith(THINK)
 
 
 class EndpointSampler:
     """Samples from a served model, by chat messages.
 
     The server applies its own chat template, thinking mode included: `model.enable_thinking` reaches it only as
-    evaluation.endpoint.extra_body.chat_template_kwargs.enable_thinking. Not every server respects the seed.
+    evaluation.endpoint.extra_body.chat_template_kwargs.enable_thinking. Not every server respects the seed. Whether
+    the template ends with THINK is not known here; a server that separates the reasoning returns no text if it is cut
+    off there.
     """
 
     def __init__(self, endpoint: Endpoint, settings: EvaluationConfig) -> None:
@@ -129,7 +143,7 @@ async def take_samples(
 async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify, seed: int) -> Sample:
     sample_seed = seed_from(seed, "evaluate", job.benchmark, job.run, job.query.uid, job.index)
     response = await sampler.sample(job.query, f"{job.benchmark}/{job.query.uid}/{job.run}/{job.index}", sample_seed)
-    grade = await verify(job.query, response.text)
+    grade = await verify(job.query, get_graded_text(response))
     return Sample(
         benchmark=job.benchmark,
         uid=job.query.uid,
@@ -142,3 +156,14 @@ async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify,
         reward=grade.reward,
         answer=grade.answer,
     )
+
+
+def get_graded_text(response: Response) -> str:
+    r"""Return what the verifier reads: the text; with its THINK if it was cut off and that is in the prompt.
+
+    So the verifier sees which responses were cut off within their thinking: these never answered, whatever is boxed.
+
+    >>> get_graded_text(Response(r"Suppose \boxed{5}. But then", 9, truncated=True, thinks=True))
+    '<think>Suppose \\boxed{5}. But then'
+    """
+    return THINK + response.text if response.thinks and response.truncated else response.text

@@ -52,17 +52,18 @@ def make_tables(evaluations: Evaluations) -> list[EvaluationTable]:
     """Make one table per benchmark: one row per measure, one column per evaluation, "-" where it was not measured.
 
     If "before" or "after" is among the evaluations, these two come first, followed by their change. The
-    last table shows how well synthesis worked, if it was measured. A single evaluation of several benchmarks gets
-    exactly one table instead, with the benchmarks as columns.
+    last table shows how well synthesis worked, if it was measured. The benchmarks of a single evaluation share one
+    table, as its columns.
     """
     titles = list_titles(evaluations)
+    tables = []
     if len(evaluations) == 1 and len(titles) > 1:
         [(name, result)] = evaluations.items()
-        return [EvaluationTable(name, titles, list(_make_rows([get_measures(result, title) for title in titles])))]
-    tables = []
-    for title in titles:
-        head, sides = _make_columns(evaluations, title)
-        tables.append(EvaluationTable(title, head, list(_make_rows(sides))))
+        tables.append(EvaluationTable(name, titles, list(_make_rows([get_measures(result, t) for t in titles]))))
+    else:
+        for title in titles:
+            head, sides = _make_columns(evaluations, title)
+            tables.append(EvaluationTable(title, head, list(_make_rows(sides))))
     synthesis = _make_synthesis_table(evaluations)
     return [*tables, *([synthesis] if synthesis.rows else [])]
 

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_tapo.config.sections import JudgeConfig
+from nemo_tapo.datasets.field_text import parse_text
+from nemo_tapo.evaluation.bootstrap import DRAWS
 from nemo_tapo.judge.judging import JudgeItem, Judgement, judge_all, print_counts
 from nemo_tapo.judge.prompt import LABELS
-from nemo_tapo.judge.rates import DRAWS, Interval
+from nemo_tapo.judge.rates import Interval
 from nemo_tapo.utils import jsonl
 from nemo_tapo.utils.seeding import seed_from
 
@@ -85,10 +87,14 @@ def _parse_row(row: jsonl.Record, where: str) -> LabelledResponse:
 
 def _require_text(value: Any, name: str, where: str) -> str:
     """Return `value` if it is text; a gold answer may also be a number. Raises ValueError for anything else."""
+    if name == "answer" and value is not None:
+        gold = parse_text(value)
+        if isinstance(gold, str):
+            return gold
+        if gold.reason != "not_text":
+            raise ValueError(f"{where}: answer is no gold answer ({gold.reason}: {gold.detail}).")
     if isinstance(value, str):
         return value
-    if name == "answer" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
     raise ValueError(f"{where}: {name} is {value!r}, not text.")
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_tapo.evaluation.bootstrap import DRAWS
 from nemo_tapo.judge.verdict import Verdict
 from nemo_tapo.utils.seeding import seed_from
 
 RATES = ("DSR", "ERR")
-DRAWS = 2000  # bootstrap resamplings
 Counts = dict[str, tuple[int, int]]  # problem's uid -> (numerator, denominator)
 Interval = tuple[float, float]
 

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.evaluation.benchmarks import hash_json
 from nemo_tapo.evaluation.compare import find_evaluation
-from nemo_tapo.evaluation.sample_store import SETTINGS, Sample, escape_file_name, read_samples
+from nemo_tapo.evaluation.sample_store import SETTINGS, Sample, read_selected
+from nemo_tapo.utils.files import hash_json
 
 ProblemKey = tuple[str, str]  # (benchmark, uid)
 
@@ -40,23 +39,8 @@ def read_responses(folder: Path) -> ModelResponses:
     """
     store = find_evaluation(folder)
     settings = json.loads((store / SETTINGS).read_text())
-    samples: list[Sample] = []
-    for benchmark, entry in settings["benchmarks"].items():
-        samples += _read_benchmark(store / f"{escape_file_name(benchmark)}.jsonl", settings, entry["problems"])
     data = {benchmark: str(entry["data"]) for benchmark, entry in settings["benchmarks"].items()}
-    return ModelResponses(unquote(store.name), store, data, tuple(samples))
-
-
-def _read_benchmark(path: Path, settings: Mapping[str, Any], problems: int) -> list[Sample]:
-    """Read the samples of one file that belong to the evaluation, each once. Raises ValueError if some are missing."""
-    runs, n = settings["runs"], settings["samples"]
-    kept = {s.key: s for s in read_samples(path) if s.run < runs and s.index < n}
-    if len(kept) != problems * runs * n:
-        raise ValueError(
-            f"{path} holds {len(kept)} of {problems} problems x {runs} runs x {n} samples: "
-            "run the evaluation to its end."
-        )
-    return list(kept.values())
+    return ModelResponses(unquote(store.name), store, data, tuple(read_selected(store, settings)))
 
 
 def require_same_problems(models: Sequence[ModelResponses]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from nemo_tapo.judge.prompt import LABELS
 
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
+_FENCES = ("```", "~~~")
+_LANGUAGE = re.compile(r"[ \t]*[a-zA-Z0-9]*")  # after an opening fence
+_THINKING_ENDS = re.compile(r"</think(?:ing)?>\s*", re.IGNORECASE)
 _NEEDS = {
     "correction": "reflection",
     "located": "correction",
@@ -49,18 +51,17 @@ class Verdict:
 
 
 def parse_verdict(reply: str, truncated: bool = False) -> Verdict:
-    """Return the verdict in a reply. A <think> block before the object and a code fence around it are allowed.
+    """Return the verdict in a reply. <think> blocks before the object and a code fence around it are allowed.
 
-    Raises UnparsableReply.
+    The fence may stand on lines of its own or not, and name any language. Raises UnparsableReply.
     """
     if truncated:
         raise UnparsableReply("truncated")
     text = strip_thinking(reply)
     if not text:
         raise UnparsableReply("empty")
-    fenced = _FENCED.fullmatch(text)
     try:
-        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_make_object)
+        value = json.loads(strip_fence(text), object_pairs_hook=_make_object)
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         raise UnparsableReply("not_json") from None
     return verdict_from_dict(value)
@@ -78,19 +79,32 @@ def verdict_from_dict(value: Any) -> Verdict:
 
 
 def strip_thinking(reply: str) -> str:
-    """Return the reply without its reasoning, that is, the part after </think>.
+    """Return the reply without its reasoning, that is, the part after the last </think> before the object.
 
-    Some chat templates put the opening <think> into the prompt, so it need not be in the reply. A </think> inside the
-    object itself does not count: a judge may quote one.
+    There may be several blocks. Some chat templates put the opening <think> into the prompt, so it need not be in the
+    reply. A </think> inside the object itself does not count: a judge may quote one.
 
-    >>> strip_thinking("The carry was forgotten.</think> {}")
+    >>> strip_thinking("The carry was forgotten.</think> <think>Or was it?</think> {}")
     '{}'
     """
-    text = reply.strip()
-    if text.startswith(("{", "```")):
+    text, start = reply.strip(), 0
+    while not text.startswith(("{", *_FENCES), start) and (end := _THINKING_ENDS.search(text, start)):
+        start = end.end()
+    return text[start:]
+
+
+def strip_fence(text: str) -> str:
+    """Return what a code fence encloses, if the text begins with one and ends with one; else the text itself.
+
+    >>> strip_fence("```JSON {} ```"), strip_fence("~~~\\n{}\\n~~~"), strip_fence("```{}``` and more")
+    ('{}', '{}', '```{}``` and more')
+    """
+    if not (text.startswith(_FENCES) and text.endswith(text[:3])):
         return text
-    _, closing, after = text.partition("</think>")
-    return after.strip() if closing else text
+    content = text.strip(text[0])
+    language = _LANGUAGE.match(content)
+    assert language is not None, "it matches nothing too"
+    return content[language.end() :].strip()
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

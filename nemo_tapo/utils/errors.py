@@ -24,3 +24,12 @@ class Stopped(Exception):
     def __init__(self, signum: int, what: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; {what}")
         self.signum = signum
+
+
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, or its type's name if it has no message.
+
+    >>> get_first_line(OSError("no route to host.\\nMore about it.")), get_first_line(TimeoutError())
+    ('no route to host', 'TimeoutError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

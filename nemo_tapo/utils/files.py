@@ -16,6 +16,15 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, in hex.
+
+    >>> hash_json([1, "a"])[:8]
+    '4a72386a'
+    """
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def sync_tree(path: Path) -> None:
     """Flush every file and folder below `path` to the disk."""
     for file in path.rglob("*"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_tapo.evaluation import paper_results
-from nemo_tapo.evaluation.sample_store import Sample, escape_file_name, read_samples
+from nemo_tapo.evaluation.sample_store import read_selected
 from nemo_tapo.judge import oracle
 from nemo_tapo.judge.rates import RATES, JudgedResponse, count_by_problem, estimate_rate
 from nemo_tapo.judge.responses import ModelResponses, find_boundary, get_problem, load_questions
@@ -100,13 +100,8 @@ def _read_responses(run: SweepRun) -> ModelResponses:
     """Read the run's samples, as many as the report's other tables count."""
     assert run.evaluation is not None, "only runs that count are in an outcome"
     folder, settings = run.evaluation.folder, run.evaluation.settings
-    kept: dict[tuple[str, str, int, int], Sample] = {}
-    for benchmark in settings["benchmarks"]:
-        for s in read_samples(folder / f"{escape_file_name(benchmark)}.jsonl"):
-            if s.run < settings["runs"] and s.index < settings["samples"]:
-                kept.setdefault((benchmark, *s.key), s)
     data = {benchmark: str(of["data"]) for benchmark, of in settings["benchmarks"].items()}
-    return ModelResponses(run.row.label, folder, data, tuple(kept.values()))
+    return ModelResponses(run.row.label, folder, data, tuple(read_selected(folder, settings)))
 
 
 def make_table2(rated: ReflectionRates) -> ReportTable:

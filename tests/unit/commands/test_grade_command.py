@@ -28,6 +28,9 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+LOST_BACKSLASH = r"the answer lost a backslash (in JSON, \frac is written \\frac)"
+
+
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), check=False, capture_output=True, text=True, timeout=120)
 
@@ -85,6 +88,17 @@ def test_broken_rows_are_named_counted_and_kept(tmp_path: Path) -> None:
         ({"id": "7", "answer": " ", "responses": []}, "the answer is empty"),
         ({"id": "8", "answer": r"\frac{1}{", "responses": ["x"], "more": 1}, "the answer does not parse"),
         ({"id": "9", "answer": "9^{9^{9^9}}", "responses": ["x"]}, "the answer is too large to be worked out"),
+        ({"id": "10", "answer": True, "responses": []}, "answer is neither text nor number"),
+        ({"id": "11", "answer": float("nan"), "responses": ["x"]}, "no answer (it is the number nan)"),
+        ('{"id": "12", "answer": -Infinity, "responses": ["x"]}', "no answer (it is the number -inf)"),
+        ('{"id": "13", "answer": 1e400, "responses": ["x"]}', "no answer (it is the number inf)"),
+        ({"id": "14", "answer": "nan", "responses": [r"\boxed{a n^2}"]}, "no answer (it is the text 'nan')"),
+        ({"id": "15", "answer": "None", "responses": [r"\boxed{None}"]}, "no answer (it is the text 'None')"),
+        (r'{"id": "16", "answer": "2\frac{1}{2}", "responses": ["x"]}', LOST_BACKSLASH),
+        (r'{"id": "17", "answer": "3\times 10", "responses": ["x"]}', LOST_BACKSLASH),
+        ({"id": "18", "answer": "half \ud83d", "responses": []}, "the answer has half a surrogate pair"),
+        ('{"id": "19", "answer": ' + "7" * 5000 + ', "responses": []}', "the answer is longer than 500 characters"),
+        ('{"id": NaN, "answer": "5", "responses": []}', "no id"),
     ]
     file, out = write(tmp_path / "in.jsonl", [good, "", *(row for row, _ in broken)]), tmp_path / "out.jsonl"
     done = call(file, "--out", out)
@@ -93,9 +107,29 @@ def test_broken_rows_are_named_counted_and_kept(tmp_path: Path) -> None:
     assert rows[0] == {**good, "outcomes": ["right"], "correct": [True]}
     assert [(row["fault"], row["line"]) for row in rows[1:]] == [(fault, i) for i, (_, fault) in enumerate(broken, 3)]
     assert all(row["outcomes"] is None and row["correct"] is None for row in rows[1:])
-    assert rows[-2]["more"] == 1
+    assert next(row for row in rows if row.get("id") == "8")["more"] == 1
+    assert next(row for row in rows if row.get("id") == "11")["answer"] is None
+    assert "NaN" not in out.read_text()
+    assert "Infinity" not in out.read_text()
     assert f"1 rows graded, {len(broken)} not." in done.stdout
     assert "not JSON: 3 (line 3, 4, 5)" in done.stdout
+
+
+def test_gold_numbers_are_read_exactly_and_the_output_is_json(tmp_path: Path) -> None:
+    """1e22 is 10^22; a field that is NaN becomes null, at any depth."""
+    lines = [
+        r'{"id": 1, "answer": 1e22, "responses": ["\\boxed{10^{22}}", "\\boxed{1}"], "s": [NaN, {"a": Infinity}]}',
+        r'{"id": 2, "answer": 1e-05, "responses": ["\\boxed{10^{-5}}", "\\boxed{0.00001}", "\\boxed{10^{-6}}"]}',
+        r'{"id": 3, "answer": 72.0, "responses": ["\\boxed{72}"]}',
+        r'{"id": 4, "answer": "\\frac{1}{2}", "responses": ["\\boxed{0.5}"]}',
+    ]
+    file, out = write(tmp_path / "in.jsonl", [*lines]), tmp_path / "out.jsonl"
+    done = call(file, "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in out.read_text().splitlines()]
+    assert [row["correct"] for row in rows] == [[True, False], [True, True, False], [True], [True]]
+    assert rows[0]["s"] == [None, {"a": None}]
+    assert [rows[i]["answer"] for i in (0, 1)] == [1e22, 1e-05]
 
 
 def test_bad_arguments_are_a_sentence_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,63 @@ def test_broken_rows_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
         '{"problem": "float", "answer": 72.0}',
         '{"problem": "half", "answer": 0.5}',
         '{"problem": "negative", "answer": -3}',
+        '{"problem": "small", "answer": 1e-05}',
+        '{"problem": "large", "answer": 1e22}',
+        '{"problem": "a gap as text", "answer": "nan"}',
+        r'{"problem": "one backslash", "answer": "2\frac{1}{2}"}',
+        r'{"problem": "one backslash in \theta", "answer": "1"}',
+        '{"problem": "too many digits", "answer": ' + "7" * 5000 + "}",
     )
     found = loaded(path)
     assert [(e.uid, e.answer) for e in found.rows] == [
-        ("train-0", "2"), ("train-15", "72"), ("train-16", "0.5"), ("train-17", "-3"),
+        ("train-0", "2"), ("train-15", "72"), ("train-16", "0.5"), ("train-17", "-3"), ("train-18", "0.00001"),
+        ("train-19", "1" + "0" * 22), ("train-23", "7" * 5000),
     ]  # fmt: skip
     reasons = Counter(row.reason for row in found.provenance.set_aside)
     assert reasons == {
-        "not_json": 2, "not_an_object": 1, "answer_missing": 3, "question_missing": 2, "question_not_text": 1,
-        "answer_not_text": 3, "question_not_unicode": 1, "question_too_long": 1,
+        "not_json": 2, "not_an_object": 1, "answer_missing": 5, "question_missing": 2, "question_not_text": 1,
+        "answer_not_text": 2, "question_not_unicode": 1, "question_too_long": 1, "answer_lost_backslash": 1,
+        "question_lost_backslash": 1,
     }  # fmt: skip
-    assert found.provenance.rows == 18 == len(found.rows) + sum(reasons.values())
+    details = {row.uid: row.detail for row in found.provenance.set_aside}
+    assert (details["train-10"], details["train-11"]) == ("it is the number inf", "it is the number nan")
+    assert details["train-21"] == r"a form feed and 'rac', where \frac was meant; in JSON it is \\frac"
+    assert found.provenance.rows == 24 == len(found.rows) + sum(reasons.values())
     torn = next(row for row in found.provenance.set_aside if row.reason == "not_json")
     assert (torn.uid, torn.detail[:6]) == ("train-1", "line 2")
+
+
+def test_a_number_that_python_does_not_convert_costs_its_own_row_alone(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text(
+        '[{"problem": "a", "answer": ' + "7" * 5000 + '}, {"problem": "b", "answer": 5}]'
+    )
+    assert [e.answer for e in loaded(tmp_path / "array.json").rows] == ["7" * 5000, "5"]
+
+
+def test_the_solution_of_a_row_counts_too(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        r'{"problem": "1+1?", "answer": "2", "solution": "it is \\frac{4}{2}"}',
+        r'{"problem": "1+2?", "answer": "3", "solution": "it is \frac{6}{2}"}',
+        '{"problem": "1+3?", "answer": "4", "solution": null}',
+    )
+    found = loaded(path, solution="solution")
+    assert [e.solution for e in found.rows] == [r"it is \frac{4}{2}", ""]
+    assert [(row.uid, row.reason) for row in found.provenance.set_aside] == [("train-1", "solution_lost_backslash")]
+
+
+def test_numbers_of_a_table_are_exact(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name, values, kind, answers in (
+        ("float", [72.0, 1e-05, None, float("nan")], pa.float64(), ["72", "0.00001"]),
+        ("decimal", [Decimal("0.10"), Decimal("7.00"), None], pa.decimal128(10, 2), ["0.1", "7"]),
+        ("text", ["0.10", "None", "nan"], pa.string(), ["0.10"]),
+    ):
+        table = pa.table({"problem": [f"{i}?" for i in range(len(values))], "answer": pa.array(values, kind)})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        found = loaded(tmp_path / f"{name}.parquet")
+        assert [e.answer for e in found.rows] == answers
+        assert {row.reason for row in found.provenance.set_aside} == {"answer_missing"}
 
 
 def test_a_line_of_many_megabytes_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.config.sections import DatasetConfig
+from nemo_tapo.datasets.hub import explain_offline
 from nemo_tapo.datasets.read import LoadedDataset, read_dataset
 
 pytest.importorskip("datasets")
@@ -102,6 +103,19 @@ def test_the_commit_of_a_copied_folder_is_held_against_the_pinned_one(tmp_path: 
     assert aime(folder, revision=COMMIT).provenance.notes == ()
     assert COMMIT in aime(folder).provenance.source
     assert f"holds commit {COMMIT}, {KEY}.revision wants {OTHER}" in sentence(folder, revision=OTHER)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "(TimeoutError)"),
+        (ValueError(" \n "), "(ValueError)"),
+        (OSError("no route\nand more"), "(OSError: no route)"),
+        (RuntimeError("x" * 999), f"(RuntimeError: {'x' * 200})"),
+    ],
+)
+def test_a_failure_without_a_message_is_named_by_its_type(error: Exception, said: str) -> None:
+    assert f"did not give it {said}. On a machine with internet" in explain_offline("a/b", COMMIT, KEY, error)
 
 
 # ----------------------------------------------------------------------- the hub itself, in processes of their own

@@ -71,13 +71,29 @@ def test_a_reply_and_what_was_asked_for() -> None:
         (completion(None, reasoning_content="still thinking", finish="length"), ChatReply("", 7, True)),
         (as_json({"choices": [{"message": {"content": "4"}}]}), ChatReply("4", 0, False)),  # no usage, no finish_reason
         (as_json({"choices": [{"message": {"content": "4"}}], "usage": None}), ChatReply("4", 0, False)),
+        (as_json({"choices": [{"message": {"content": "4"}}], "usage": [], "error": None}), ChatReply("4", 0, False)),
+        (completion([{"type": "text", "text": "the "}, {"text": "answer"}]), ChatReply("the answer", 7, False)),
+        (completion([{"type": "thinking", "thinking": "7 + 8"}, {"text": "15"}]), ChatReply("15", 7, False)),
+        (completion([{"type": "reasoning", "text": "still thinking"}], finish="length"), ChatReply("", 7, True)),
+        (completion(["1", "5"]), ChatReply("15", 7, False)),
+        (completion({"type": "output_text", "text": "15"}), ChatReply("15", 7, False)),
+        (completion([]), ChatReply("", 7, False)),
+        (completion("fine", tokens=12.0), ChatReply("fine", 12, False)),
+        (completion("fine", tokens="12"), ChatReply("fine", 12, False)),
+        (completion("fine", tokens="many"), ChatReply("fine", 0, False)),
+        (completion("fine", tokens=float("nan")), ChatReply("fine", 0, False)),
+        (completion("fine", tokens=10**400), ChatReply("fine", 0, False)),
+        (completion("fine", tokens=True), ChatReply("fine", 0, False)),
+        (completion("fine", tokens=[12]), ChatReply("fine", 0, False)),
     ],
-)
+)  # fmt: skip
 def test_replies_of_other_shapes(answer: Answer, reply: ChatReply) -> None:
     with scripted([answer]) as server:
         assert one(server) == reply
 
 
+NULL: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": None}, "finish_reason": None}]}
+HALF: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": "ha"}, "finish_reason": "stop"}]}
 BAD = {
     "429": error(429, "slow down"),
     "500": error(500, "oops"),
@@ -89,6 +105,15 @@ BAD = {
     "malformed, error inside": as_json({"error": {"message": "upstream died"}}),
     "malformed, a list": as_json([1, 2]),
     "malformed, content": as_json({"choices": [{"message": {"content": 5}}]}),
+    "malformed, parts": completion([{"type": "text", "text": None}]),
+    "malformed, parts without a form": completion([7]),
+    "malformed, error beside a null": as_json({**NULL, "error": {"message": "oops", "code": "rate_limited"}}),
+    "malformed, error beside a text": as_json({**HALF, "error": "the stream broke"}),
+    "malformed, no object but an error": as_json({"object": "error", "message": "too busy", "code": 50002}),
+    "429, inside": as_json({**NULL, "error": {"message": "slow down", "code": 429}}),
+    "429, inside as text": as_json({**NULL, "error": {"message": "slow down", "code": "429"}}),
+    "503, inside under another name": as_json({**NULL, "error": {"status_code": 503}}),
+    "502, inside the choice": as_json({"choices": [{**HALF["choices"][0], "error": {"code": 502, "message": "gone"}}]}),
     "malformed, aborted": completion("half", finish="abort"),
     "malformed, nested": Answer(200, b"[" * 200_000),
     "connection, cut": Answer(200, completion("4").body, cut=30),
@@ -103,6 +128,45 @@ def test_what_another_attempt_may_mend_is_tried_again_and_counted(name: str) -> 
         (reply,), endpoint = run(chats(server))
     assert reply.text == "4" and len(server.requests) == 3
     assert endpoint.retries == {name.split(",")[0]: 2}
+
+
+def inside(status: int, message: str) -> Answer:
+    """An error in an answer with status 200."""
+    return as_json({**NULL, "error": {"message": message, "code": status}})
+
+
+def test_an_error_inside_is_treated_as_the_status_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    with scripted([inside(400, "maximum context length is 1024")]) as server:
+        failure = one(server)
+    assert type(failure) is EndpointRefused and failure.status == 400
+    assert "200 OK with an error 400 inside: maximum context length is 1024" in str(failure)
+    with scripted([inside(401, "not your key: sk-secret")]) as server:
+        failure = one(server, key_env="JUDGE_KEY")
+    assert isinstance(failure, ValueError) and "correct the key in JUDGE_KEY" in str(failure)
+    with scripted([inside(404, "no such model")], listing("tiny", "large")) as server:
+        assert "has no model 'x'; it has tiny, large" in str(one(server, model="x"))
+    with scripted([inside(529, "overloaded")]) as server:
+        failure = one(server, attempts=2)
+    assert failure.status == 529 and len(server.requests) == 2
+    with scripted([completion("4")], inside(403, "no")) as server, pytest.raises(ValueError, match="wants a key"):
+        one(server)
+    failing = pytest.raises(EndpointError, match="with an error 500 inside: starting")
+    with scripted([completion("4")], inside(500, "starting")) as server, failing:
+        one(server)
+
+
+def test_an_error_inside_waits_as_long_as_it_is_asked_to() -> None:
+    busy = as_json({**NULL, "error": {"code": 429}}, Retry_After="0.4")
+    times: list[float] = []
+
+    def script(number: int, body: dict[str, Any]) -> Answer:
+        times.append(time.monotonic())
+        return completion("4") if number else busy
+
+    with scripted(script) as server:
+        assert one(server).text == "4"
+    assert times[1] - times[0] >= 0.4  # the back-off alone would be 0.01
 
 
 def test_a_body_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +245,55 @@ def test_a_wrong_path_is_not_taken_for_a_wrong_model() -> None:
     assert isinstance(failure, ValueError) and "correct judge.endpoint.url" in str(failure)
 
 
+# -------------------------------------------------------------------------------- redirects
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_named_and_not_followed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at the check nor by a chat, with or without a key; a target's secrets are not shown."""
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    with scripted([completion("stolen")]) as other:
+        host = other.url.removeprefix("http://").removesuffix("/v1")
+        for path in ("models", "chat/completions"):
+            away = Answer(status, b"", {"Location": f"http://me:word@{host}/v1/{path}?token=sk-secret#part"})
+            cases: list[tuple[Answer, Answer]] = [(completion("4"), away), (away, listing("tiny"))]
+            for answer, models in cases:
+                for named in ({}, {"model": "tiny"}):
+                    with scripted([answer], models) as server:
+                        try:
+                            failure = one(server, key_env="JUDGE_KEY", **named)
+                        except ValueError as error:
+                            failure = error
+                        calls = server.calls
+                    assert type(failure) is ValueError and f"redirects to {other.url} ({status} " in str(failure)
+                    assert "judge.endpoint.url" in str(failure)
+                    assert not any(secret in str(failure) for secret in ("sk-secret", "word", "token", "part"))
+                    assert calls <= 2
+        assert other.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("https://HOST/v1/models", "https://HOST/v1"),
+        ("//elsewhere/v1/models", "http://elsewhere/v1"),
+        ("/openai/v1/models", "http://HOST/openai/v1"),
+        ("/login/sk-secret", "http://HOST/login/***"),
+        (None, "an address that it does not name"),
+        ("http://[half", "%5bhalf"),
+    ],
+)
+def test_targets_of_redirects(location: str | None, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    with scripted([completion("4")]) as server:
+        host = server.url.removeprefix("http://").removesuffix("/v1")
+        headers = {} if location is None else {"Location": location.replace("HOST", host)}
+        server.models = Answer(302, b"<a href=there>Found</a>", headers)
+        with pytest.raises(ValueError, match="redirects to") as failure:
+            one(server, key_env="JUDGE_KEY")
+    assert target.replace("HOST", host) in str(failure.value) and "sk-secret" not in str(failure.value)
+
+
 # -------------------------------------------------------------------------------- the key
 
 
@@ -188,11 +301,13 @@ def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setenv("JUDGE_KEY", " sk-secret\n")
     caplog.set_level("DEBUG")
     answers = [error(401, "Incorrect API key provided: sk-secret"), error(500, "sk-secret is odd")]
+    answers += [as_json({"error": "sk-secret is odd"}), as_json({"choices": [], "detail": "sk-secret is odd"})]
+    answers += [Answer(500, b"x" * 295 + b" sk-secret sk-secret")]  # where a message is cut short
     for answer in answers:
         with scripted([answer]) as server:
             failure = one(server, key_env="JUDGE_KEY", attempts=1)
         assert server.keys == ["Bearer sk-secret"]
-        assert "sk-secret" not in str(failure) and "***" in str(failure)
+        assert "sk-s" not in str(failure) and "***" in str(failure)
     assert "sk-secret" not in caplog.text
 
 

@@ -8,20 +8,27 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_tapo.evaluation.benchmarks import evaluate, get_sampling_settings
-from nemo_tapo.evaluation.results import read_evaluation
+from nemo_tapo.config.run_config import RunConfig
+from nemo_tapo.config.sections import EndpointConfig
+from nemo_tapo.endpoint.client import Endpoint
+from nemo_tapo.evaluation.benchmarks import EvaluationTarget, evaluate, get_sampling_settings
+from nemo_tapo.evaluation.results import EvaluationResult, read_evaluation
 from nemo_tapo.evaluation.sample_store import SampleStore, get_evaluation_folder, read_samples
-from nemo_tapo.evaluation.samplers import Response
+from nemo_tapo.evaluation.samplers import EndpointSampler, EngineSampler, Response
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
+from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.tracking.progress import Progress
-from nemo_tapo.types import Query
+from nemo_tapo.types import Completion, Query, Request
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.utils.signals import Stop
+from tests.helpers.endpoint_servers import Answer, completion, scripted
 from tests.helpers.evaluation_samples import MODEL, Slow, a_sample, config, grade, lines, problems, sampled, target
 
 # ------------------------------------------------------------------------------------------------ on disk
@@ -196,6 +203,86 @@ def test_a_lost_engine_ends_it_with_its_name_and_keeps_what_is_there(tmp_path: P
     with pytest.raises(RuntimeFailure, match="process 7"):
         asyncio.run(evaluate(cfg, target(), Slow(4, 30, die), grade, Progress(), Stop()))
     assert 20 < len(lines(cfg, "x", "b")) < 31
+
+
+# ------------------------------------------------------------------------------------------------ thinking
+
+
+class CutOff:
+    """A generator that tries the right answer, ANSWER, and is cut off, unless it ends with EOS."""
+
+    max_model_len = 4096
+
+    def __init__(self, begin: str, end: str = "") -> None:
+        self.begin, self.end = begin, end
+
+    async def generate(self, request: Request) -> Completion:
+        uid = request.uid.split("/")[1]
+        answer = next(q.answer for q in problems() if q.uid == uid)
+        text = f"{self.begin}Suppose \\boxed{{ANSWER}}. But{self.end}".replace("ANSWER", answer)
+        return Completion((9,), text, not text.endswith("EOS"))
+
+    async def update_weights(self, weights: object) -> None:
+        raise AssertionError("an evaluation changes no weights")
+
+
+@pytest.mark.parametrize(
+    ("template", "begin", "end", "outcome"),
+    [
+        ("<think>\n", "", "", "no_answer"),  # the prompt opens the thinking, so that the response does not
+        ("", "<think>", "", "no_answer"),
+        ("<think>\n", "", "</think> So it is \\boxed{ANSWER}, and", "right"),  # cut off behind its thinking
+        ("<think>\n\n</think>\n\n", "", "", "right"),  # thinking switched off
+        ("<think>\n", "", "EOS", "right"),  # not cut off: it chose to end there
+        ("", "", "", "right"),
+    ],
+)
+def test_what_is_cut_off_within_its_thinking_never_answered(
+    template: str, begin: str, end: str, outcome: str, tmp_path: Path
+) -> None:
+    tokenizer, cfg = CharacterTokenizer(), config(tmp_path, runs=1, samples=1)
+    queries = [replace(q, prompt_ids=tokenizer.encode(q.question + template)) for q in problems()]
+    sampler = EngineSampler(CutOff(begin, end), cfg, tokenizer)
+    task = ArithmeticTask(cfg.task.arithmetic, 0)
+    whole = EvaluationTarget("x", MODEL, {"b": queries})
+    found = asyncio.run(evaluate(cfg, whole, sampler, task.grade, Progress(), Stop()))
+    assert found.graded[0].outcomes == {outcome: 6}
+    assert all("<think>" not in row["text"] or begin for row in map(json.loads, lines(cfg, "x", "b")))
+
+
+def served(cfg: RunConfig, answer: Callable[[str], Answer]) -> dict[str, int]:
+    """The outcomes of six problems whose right answers a server is given."""
+    task, answers = ArithmeticTask(cfg.task.arithmetic, 0), {q.user_text: q.answer for q in problems()}
+
+    async def go(url: str) -> EvaluationResult:
+        settings = EndpointConfig(url=url, pause=0.01, timeout=5.0)
+        async with Endpoint(settings) as endpoint:
+            sampler = EndpointSampler(endpoint, cfg.evaluation)
+            return await evaluate(
+                cfg, EvaluationTarget("x", MODEL, {"b": problems()}), sampler, task.grade, Progress(), Stop()
+            )
+
+    with scripted(lambda number, body: answer(answers[body["messages"][0]["content"]])) as server:
+        return dict(asyncio.run(go(server.url)).graded[0].outcomes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (lambda gold: completion([{"type": "text", "text": f"\\boxed{{{gold}}}"}]), "right"),
+        (lambda gold: completion(f"<think>9?</think>\\boxed{{{gold}}}", tokens="12"), "right"),
+        (lambda gold: completion(f"<think>Suppose \\boxed{{{gold}}}. But", finish="length"), "no_answer"),
+        (
+            lambda gold: completion([{"type": "thinking", "thinking": f"\\boxed{{{gold}}}"}], finish="length"),
+            "no_answer",
+        ),
+        (lambda gold: completion(None, reasoning_content=f"\\boxed{{{gold}}}", finish="length"), "no_answer"),
+    ],
+)
+def test_what_a_server_returns_is_graded_by_its_answer(
+    answer: Callable[[str], Answer], outcome: str, tmp_path: Path
+) -> None:
+    assert served(config(tmp_path, runs=1, samples=1), answer) == {outcome: 6}
 
 
 def test_an_empty_benchmark_is_a_sentence(tmp_path: Path) -> None:

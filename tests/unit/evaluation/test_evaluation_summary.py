@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -13,10 +14,11 @@ from nemo_tapo.evaluation.accuracy import canonicalise_answer, collect_samples, 
 from nemo_tapo.evaluation.benchmarks import evaluate
 from nemo_tapo.evaluation.compare import compare_evaluations
 from nemo_tapo.evaluation.results import format_markdown, read_evaluation
-from nemo_tapo.evaluation.sample_store import get_evaluation_folder
-from nemo_tapo.evaluation.tables import format_tables
+from nemo_tapo.evaluation.sample_store import get_evaluation_folder, read_selected
+from nemo_tapo.evaluation.tables import format_tables, make_tables
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.types import Grade, Query
+from nemo_tapo.utils.jsonl import encode_line
 from nemo_tapo.utils.signals import Stop
 from tests.helpers.evaluation_samples import Slow, a_sample, config, problems, sampled, target
 
@@ -53,8 +55,30 @@ def test_missing_samples_are_an_error_and_repeated_ones_count_once() -> None:
     rows = [a_sample("p", 0, 0), a_sample("p", 0, 1, 1.0)]
     with pytest.raises(ValueError, match="b: 2 of 2 problems x 1 runs x 2 samples"):
         collect_samples("b", rows, 1, 2, 2)
+    with pytest.raises(ValueError, match="b: 2 of 1 problems x 1 runs x 2 samples"):
+        collect_samples("b", [rows[0], a_sample("q", 0, 1)], 1, 2, 1)  # as many as there should be, but of two problems
     again = collect_samples("b", [*rows, a_sample("p", 0, 1, 0.0), a_sample("p", 1, 0), a_sample("p", 0, 2)], 1, 2, 1)
     assert again.right.tolist() == [[[False, True]]]
+
+
+def test_an_evaluation_s_own_samples_are_read_each_once_and_the_first_counts(tmp_path: Path) -> None:
+    """Later runs, later samples and repetitions stay in the files; so does what comes of a benchmark not named."""
+    rows = [a_sample("p", 0, 0, text="first"), a_sample("p", 1, 0, text="second run"), a_sample("p", 0, 1, text="more")]
+    rows += [a_sample("p", 0, 0, 1.0, text="again")]
+    for name in ("a/b", "c"):
+        (tmp_path / f"{quote(name, safe='')}.jsonl").write_bytes(b"".join(encode_line(asdict(row)) for row in rows))
+
+    def texts(runs: int, n: int) -> list[str]:
+        settings = {"runs": runs, "samples": n, "benchmarks": {"a/b": {"problems": 1}}}
+        return [sample.text for sample in read_selected(tmp_path, settings)]
+
+    assert texts(1, 1) == ["first"]
+    assert texts(2, 1) == ["first", "second run"]
+    assert texts(1, 2) == ["first", "more"]
+    with pytest.raises(
+        ValueError, match=r"a%2Fb\.jsonl holds 3 of 1 problems x 2 runs x 2 samples: run the evaluation"
+    ):
+        texts(2, 2)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +146,18 @@ def test_several_benchmarks_have_an_average_in_which_each_counts_the_same(tmp_pa
     assert parts[0]["pass@1"] != parts[1]["pass@1"]
     low, high = summary["average"]["pass@1/interval95"]
     assert low < summary["average"]["pass@1"] < high
+
+
+def test_a_single_evaluation_of_several_benchmarks_shows_its_synthesis(tmp_path: Path) -> None:
+    summary = sampled(config(tmp_path), benchmarks={"a": problems(2), "b": problems(3)})[0].summary
+    counts = {"pairs": 8, "parsed": 6, "correct": 4, "groups": 5, "mixed_groups": 1}
+    tables = make_tables({"mine": {**summary, "synthesis": counts}})
+    assert [(table.title, table.head) for table in tables] == [
+        ("mine", ["a", "b", "average"]),
+        ("synthesis on held-out queries", ["mine"]),
+    ]
+    assert [row[1] for row in tables[1].rows] == ["75.0% (6/8)", "50.0% (4/8)", "20.0% (1/5)"]
+    assert [table.title for table in make_tables({"mine": summary})] == ["mine"]
 
 
 def test_markdown_rows_are_those_of_table_1(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def reply_text(**labels: bool) -> str:
         json.dumps(FULL, indent=2) + "\n",
         f"```json\n{json.dumps(FULL)}\n```",
         f"```\n{json.dumps(FULL)}\n```\n",
+        f"```json {json.dumps(FULL)} ```",
+        f"```{json.dumps(FULL)}```",
+        f"```JSON\n{json.dumps(FULL, indent=2)}\n```",
+        f"``` Json5\r\n{json.dumps(FULL)}\r\n```",
+        f"~~~json\n{json.dumps(FULL)}\n~~~",
+        f"````json\n{json.dumps(FULL)}\n````",
+        f"<think>a</think><think>b</think>{json.dumps(FULL)}",
+        f"<think>a</think>\n<think>{{b}} </think> c </THINK>\n```json {json.dumps(FULL)} ```",
+        f"opened by the template</thinking>\n<thinking>b</thinking> {json.dumps(FULL)}",
         f'<think>I could say {{"reflection": false}}.</think>\n\n{json.dumps(FULL)}',
         f"the template opened the block</think>\n```json\n{json.dumps(FULL)}\n```",
         json.dumps({name: FULL[name] for name in reversed(FULL)}),
@@ -61,6 +70,15 @@ def test_a_quoted_end_of_thinking_belongs_to_the_evidence() -> None:
         ("  \n", "empty"),
         ("<think>done</think>  ", "empty"),
         ("<think>never done", "not_json"),
+        (f"<think>done</think><think>{json.dumps(FULL)}", "not_json"),
+        ("<think>a</think>\n<think>b</think>", "empty"),
+        ("```", "not_json"),
+        ("``````", "not_json"),
+        (f"```json\n{json.dumps(FULL)}", "not_json"),
+        (f"```json {json.dumps(FULL)} ``` It reflects.", "not_json"),
+        (f"```json {json.dumps(FULL)} ```\n```json {json.dumps(FULL)} ```", "not_json"),
+        (f"~~~json {json.dumps(FULL)} ```", "not_json"),
+        (f"It reflects. ```json {json.dumps(FULL)} ```", "not_json"),
         ("The solution reflects.", "not_json"),
         ("Here it is: " + json.dumps(FULL), "not_json"),
         (json.dumps(FULL) + "\nHope this helps!", "not_json"),
@@ -156,6 +174,20 @@ def test_every_item_gets_its_own_verdict_in_order(tmp_path: Path) -> None:
     assert [j.verdict.reflection for j in judgements if j.verdict] == [True, False] * 4
     assert tally.outcomes["judged"] == 8 and tally.cached == 0 and tally.lost_share == 0
     assert all(body["temperature"] == 0.0 for body in server.requests)
+
+
+def test_a_judge_that_always_writes_a_fence_on_one_line_is_understood(tmp_path: Path) -> None:
+    with scripted([completion(f"```json {reply_text(reflection=True)} ```")]) as server:
+        judgements, tally = judged(settings(server, tmp_path), ITEMS[:6])
+        assert tally.outcomes["judged"] == 6 and len(server.requests) == 6 and not tally.tries
+    assert all(j.verdict and j.verdict.reflection for j in judgements)
+
+
+def test_parsing_takes_time_in_proportion_to_the_reply() -> None:
+    """Of a million characters each, which a pattern that tries every place again would not get through."""
+    for text in ("<think>" + "</think>" * 125_000, "```" + " " * 10**6, "```json " + "` " * 500_000, "~" * 10**6):
+        with pytest.raises(UnparsableReply):
+            parse_verdict(text)
 
 
 def test_verdicts_are_kept_and_equal_responses_asked_for_once(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from nemo_tapo.judge.rates import (
     estimate_difference,
     estimate_rate,
 )
-from nemo_tapo.judge.responses import ModelResponses, find_boundary
+from nemo_tapo.judge.responses import ModelResponses, find_boundary, read_responses
 from nemo_tapo.judge.verdict import Verdict
 from nemo_tapo.tasks.arithmetic import get_held_out_problems, write_correction, write_solution
 from tests.helpers.endpoint_servers import Answer, completion, free_port, scripted
@@ -224,6 +227,10 @@ def test_agreement_counts_and_interval() -> None:
         ({"id": 1, "question": "q", "answer": "a", "response": "r"}, "row 2 has no label"),
         ({"id": 1, "question": "q", "answer": "a", "response": "r", "located": "yes"}, "located is 'yes'"),
         ({"id": 1, "question": "q", "answer": "a", "response": None, "located": True}, "response is None, not text"),
+        ({"id": 1, "question": "q", "answer": True, "response": "r", "located": True}, "answer is True, not text"),
+        ({"id": 1, "question": "q", "answer": math.nan, "response": "r", "located": True}, "it is the number nan"),
+        ({"id": 1, "question": "q", "answer": "None", "response": "r", "located": True}, "it is the text 'None'"),
+        ({"id": 1, "question": "q", "answer": "\frac12", "response": "r", "located": True}, "a form feed and 'rac'"),
     ],
 )
 def test_a_label_file_that_lacks_something(row: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -235,9 +242,10 @@ def test_a_label_file_that_lacks_something(row: dict[str, Any], sentence: str, t
     path.write_text(json.dumps(good) + "\n" + json.dumps(good)[:-1])
     with pytest.raises(ValueError, match=r"the last line \(2\) is half-written"):
         read_labels(path)
-    path.write_text(json.dumps(good | {"answer": 7}) + "\n")
-    (labelled,) = read_labels(path)
-    assert labelled.labels == {"located": True} and labelled.item.answer == "7"
+    for answer, text in ((7, "7"), (1e-05, "0.00001"), (1e22, "1" + "0" * 22), ("\\frac{1}{2}", "\\frac{1}{2}")):
+        path.write_text(json.dumps(good | {"answer": answer}) + "\n")
+        (labelled,) = read_labels(path)
+        assert labelled.labels == {"located": True} and labelled.item.answer == text
 
 
 # -------------------------------------------------------------------------------- table
@@ -456,6 +464,22 @@ def test_an_evaluation_that_is_not_at_its_end_is_refused(
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
     assert main(["judge", "--samples", str(file.parent), "--out", str(tmp_path / "out"), "--oracle"]) == 2
     assert "holds 8 of 3 problems x 1 runs x 3 samples" in capsys.readouterr().err
+
+
+def test_of_a_sample_that_is_there_twice_the_first_counts(run_folder: Path) -> None:
+    """As in the evaluation's own results."""
+    file = run_folder / "evaluation" / "before" / "arithmetic.jsonl"
+    first = json.loads(file.read_text().splitlines()[0])
+    with file.open("a") as stream:
+        stream.write(json.dumps({**first, "reward": 0.0, "outcome": "wrong", "text": "again"}) + "\n")
+    samples = read_responses(file.parent).samples
+    assert len(samples) == 9 and samples[0].reward == first["reward"] == 1.0
+
+
+def test_responses_are_read_without_loading_the_algorithms() -> None:
+    program = "import sys, nemo_tapo.judge.responses, nemo_tapo.judge.measure\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert not {name for name in done.stdout.split() if name.startswith("nemo_tapo.algorithms") or name == "torch"}
 
 
 def test_evaluations_of_different_problems_have_no_common_subset(
