@@ -6,8 +6,9 @@
 
 The fork server imports and warms up math-verify once, so a new grader costs milliseconds. While a grader works, two
 timers run whose signals have no handler, so the kernel ends the process even inside C code. SIGPROF limits processor
-time, which does not depend on the machine's load. SIGALRM limits wall-clock time. When the verifier ends, for whatever
-reason, the graders read end-of-file and exit, and then the fork server exits. Messages are JSON.
+time, which does not depend on the machine's load. SIGALRM limits wall-clock time. Whatever else goes wrong over one
+answer is an exception, and that answer's verdict. When the verifier ends, for whatever reason, the graders read
+end-of-file and exit, and then the fork server exits. Messages are JSON; a grader's first is that it is ready.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ def main(arguments: list[str]) -> int:
     warm_up()
     gc.collect()
     gc.freeze()  # graders share these pages; a collection would copy them
-    _send(connections[0], {"ready": True})
     graders: dict[int, int] = {}  # process id -> slot
     signal.signal(signal.SIGTERM, _exit)
     try:
@@ -89,7 +89,7 @@ def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, 
         for other in connections[:slot] + connections[slot + 1 :]:
             other.close()
         code = _serve_requests(connections[slot], limits)
-    except BaseException:
+    except Exception:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -99,6 +99,7 @@ def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, 
 def _serve_requests(connection: Connection, limits: tuple[float, ...]) -> int:
     """Answer requests in a grader until the verifier ends or the grader is to be replaced. Return the exit code."""
     _limit_memory()
+    _send(connection, {"ready": True})
     for _ in range(ANSWERS_PER_GRADER):
         try:
             request = json.loads(connection.recv_bytes())
@@ -125,13 +126,18 @@ def get_deadline_factor(question: Sequence[str]) -> int:
 
 
 def _compute_verdict(kind: str, *texts: str) -> str | None:
-    """Answer one question: compare an answer with the gold answer, or find the fault of a gold answer."""
+    """Answer one question: compare an answer with the gold answer, or find the fault of a gold answer.
+
+    Whatever is raised meanwhile, by any library and of any type, is the verdict of this one answer.
+    """
     from nemo_tapo.grading import equivalence
 
     try:
         return equivalence.compare_answers(*texts) if kind == "compare" else equivalence.find_gold_fault(*texts)
     except (MemoryError, RecursionError):
         return "too_large" if kind == "compare" else "is too large to be worked out"
+    except BaseException as error:  # math-verify's TimeoutException is no Exception
+        return "raised" if kind == "compare" else f"cannot be worked out ({type(error).__name__})"
 
 
 def _limit_memory() -> None:

@@ -1,7 +1,9 @@
 """Manage the grader processes for the verifier: each question gets a verdict, or a reason why there is none.
 
 One thread per grader sends it one question at a time (grader.py is the other side), so this code needs no event loop.
-Graders may be killed at any time; a grader that dies loses at most the question that it works on.
+Graders may be killed at any time; a grader that dies loses at most the question that it works on. An answer that kills
+every grader that reads it is given up and counted, however many follow. Only graders that cannot be started are a
+failure of the whole.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ GRACE_SECONDS = 5.0  # added to the deadline: by then the grader's own timer sho
 FAILURE_BY_EXIT_CODE = {-signal.SIGPROF: "processor_time", -signal.SIGALRM: "clock_time"}
 # Graders that may die over one question. A new one is only a fork, and a kill from outside may hit a question twice.
 GRADERS_PER_QUESTION = 5
-MAX_FAILED_STARTS = 3  # fork servers in a row that give no verdict
+MAX_FAILED_STARTS = 3  # fork servers in a row whose graders do not get ready
 
 Question = tuple[str, ...]  # ("compare", gold, answer) or ("fault", gold), normalised
 
@@ -59,7 +61,7 @@ class GraderPool:
 
     def __init__(self, workers: int, deadline: float, processor_time: float) -> None:
         self.workers, self.deadline, self.processor_time = workers, deadline, processor_time
-        self.deaths = 0  # graders that died while they worked on a question
+        self.deaths = 0  # graders that died, or did not answer, while they worked on a question
         self._questions: queue.SimpleQueue[tuple[Future[GraderReply], Question] | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
         # Reentrant: a garbage collection inside a locked block may finalize the verifier, which closes this pool.
@@ -70,13 +72,13 @@ class GraderPool:
         self._fork_server: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
         self._generation = 0  # number of the current fork server
-        self._failed_starts = 0  # fork servers in a row that gave no verdict
+        self._failed_starts = 0  # fork servers in a row whose graders did not get ready
         self._stderr: IO[bytes] | None = None  # standard error of the latest fork server
 
     def submit(self, question: Question) -> Future[GraderReply]:
         """Queue a question and return at once.
 
-        The future raises RuntimeFailure if no process can be kept running, and ValueError if math-verify is missing.
+        The future raises RuntimeFailure if no process can be started, and ValueError if math-verify is missing.
         """
         with self._queue_lock:
             assert not self._closed, "the verifier is closed"
@@ -121,7 +123,6 @@ class GraderPool:
         number = next(self._numbers)
         for _ in range(GRADERS_PER_QUESTION):
             message = self._exchange(slot, {"id": number, "question": question})
-            self._failed_starts = 0
             if "died" not in message:
                 return GraderReply(message["verdict"])
             self.deaths += 1
@@ -130,21 +131,22 @@ class GraderPool:
         return GraderReply(None, "died")
 
     def _exchange(self, slot: int, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request. Return the grader's answer to it, or the fork server's message that the grader died.
+        """Send a request. Return the grader's answer to it, or a message that the grader died.
 
-        If neither comes, replace the fork server and ask again.
+        If neither comes, the fork server is discarded, and the grader counts as dead.
         """
-        while True:
-            generation, connection = self._get_connection(slot)
-            try:
-                connection.send_bytes(json.dumps(request).encode())
-                while connection.poll(self.deadline * get_deadline_factor(request["question"]) + GRACE_SECONDS):
-                    message: dict[str, Any] = json.loads(connection.recv_bytes())
-                    if message.get("id", request["id"]) == request["id"]:  # else: a late answer to an earlier question
-                        return message
-            except (EOFError, OSError):
-                pass  # fork server and grader are gone
-            self._discard_fork_server(generation)
+        generation, connection = self._get_connection(slot)
+        try:
+            connection.send_bytes(json.dumps(request).encode())
+            while connection.poll(self.deadline * get_deadline_factor(request["question"]) + GRACE_SECONDS):
+                message: dict[str, Any] = json.loads(connection.recv_bytes())
+                if "died" in message or message.get("id") == request["id"]:
+                    return message
+                # else: a new grader is ready, or a late answer to an earlier question
+        except (EOFError, OSError):
+            pass  # fork server and grader are gone
+        self._discard_fork_server(generation)
+        return {"died": None}
 
     # ------------------------------------------------------------------------------ the fork server
 
@@ -165,12 +167,14 @@ class GraderPool:
         if self._closed:
             raise RuntimeFailure("the verifier was closed before it had graded everything")
         if self._failed_starts >= MAX_FAILED_STARTS:
-            raise RuntimeFailure(f"the verifier's processes do not start or do not last: {self._read_last_error()}")
+            raise RuntimeFailure(
+                f"the verifier's processes did not start {MAX_FAILED_STARTS} times in a row: {self._read_last_error()}"
+            )
         if find_spec("math_verify") is None:
             raise ValueError("math-verify is not installed; pip install 'math-verify[antlr4_9_3]>=0.9,<0.10'.")
 
     def _start_fork_server(self) -> None:
-        """Start a fork server with its graders and wait until it is ready; stop it if it fails."""
+        """Start a fork server and wait until its graders are ready; stop it if they are not."""
         self._generation += 1
         self._failed_starts += 1
         pairs = [socket.socketpair() for _ in range(self.workers)]
@@ -189,19 +193,24 @@ class GraderPool:
         self._connections = [Connection(ours.detach()) for ours, _ in pairs]
         for _, theirs in pairs:
             theirs.close()
-        if not self._wait_until_ready():
+        if self._wait_until_ready():
+            self._failed_starts = 0
+        else:
             self._kill_fork_server()
 
     def _wait_until_ready(self) -> bool:
-        """Wait until the fork server is warm; return False if it ended, took too long, or the pool was closed."""
+        """Wait until every grader is ready; return False if one ended, took too long, or the pool was closed."""
         until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and not self._closed:
-            if self._connections[0].poll(0.2):
-                try:
-                    return bool(json.loads(self._connections[0].recv_bytes())["ready"])
-                except (EOFError, OSError):
+        for connection in self._connections:
+            while not connection.poll(0.2):
+                if time.monotonic() > until or self._closed:
                     return False
-        return False
+            try:
+                if "ready" not in json.loads(connection.recv_bytes()):
+                    return False
+            except (EOFError, OSError):
+                return False
+        return True
 
     def _discard_fork_server(self, generation: int) -> None:
         """Stop a fork server, unless another thread has already stopped it."""
