@@ -85,7 +85,7 @@ class PolicyComparison:
     """
 
     def __init__(self, cfg: LoopConfig, warn: Warn) -> None:
-        self._cfg, self._warn, self._told = cfg, warn, cfg.engine_gap_bound
+        self._cfg, self._warn, self._warned_at = cfg, warn, cfg.engine_gap_bound
 
     def check(self, step: int, measured: Mapping[str, float], first: bool) -> None:
         """Check the numbers of a step (counted from 0); `first` is True at the first one of a process.
@@ -94,8 +94,8 @@ class PolicyComparison:
         """
         faults = list(self._find_setup_faults(step, measured)) if first else []
         gap = measured.get(metrics.ENGINE_GAP, 0.0)
-        if not gap <= self._told:  # written so that nan is a fault
-            self._told = max(self._told, 2 * gap)
+        if not gap <= self._warned_at:  # written so that nan is a fault
+            self._warned_at = max(self._warned_at, 2 * gap)
             faults.append(
                 f"log-probabilities of engine and actor differ by {gap:.3g} nats a token on average, more than "
                 f"engine_gap_bound = {self._cfg.engine_gap_bound:g}: the engine does not run the actor's weights, or "
@@ -116,12 +116,16 @@ class PolicyComparison:
             yield f"KL to the reference is {kl:.2g}, it must be 0: the reference is another model."
 
 
+FP32_GAP, FP32_KL = 0.01, 1e-5  # nats a token: two computations of one policy in fp32
+
+
 def bound_kl(gap: float) -> float:
     """Return the largest KL, nats a token, of two computations that are `gap` nats a token apart on average.
 
     A token that is d apart adds d^2 / 2. If one token in eight carries all of the gap, d is 8 gap and the mean 4 gap^2.
+    In fp32 two computations are much closer than the gap that is tolerated.
 
-    >>> round(bound_kl(0.05), 6)  # the default in bf16
-    0.01
+    >>> round(bound_kl(0.05), 6), bound_kl(0.01)  # the defaults in bf16 and in fp32
+    (0.01, 1e-05)
     """
-    return 4 * gap**2
+    return FP32_KL if gap <= FP32_GAP else 4 * gap**2
