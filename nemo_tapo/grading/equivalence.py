@@ -1,4 +1,9 @@
-"""Compare two answers with math-verify.
+r"""Compare two answers with math-verify.
+
+    1,2   (3,\frac{\pi}{2})   -> element by element
+    1:2:3                     -> part by part
+    50\%                      -> as 50 and as \frac{1}{2}
+    anything else             -> parsed; numbers by their values (values.py), formulas and the rest by math-verify
 
 This code runs in the verifier's processes only, because nothing here limits its own time. math-verify's timeouts are
 switched off: they are SIGALRM handlers, and Python runs no handler while C code computes.
@@ -7,22 +12,35 @@ switched off: they are SIGALRM handlers, and Python runs no handler while C code
 from __future__ import annotations
 
 import logging
-import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
-MAX_DIGITS = 100_000  # decimal digits: takes some milliseconds; (10^6)! has 5.6 million and takes seconds
-MAX_TERMS = 1_000  # of a sum or product that is expanded
-PRECISION_TOLERANCE = 1e-4  # relative; math-verify rounds to 6 decimals
-ROUNDING_TOLERANCE = 0.05  # relative; how coarsely people round
+from nemo_tapo.grading.answer_sets import Collection, may_be_number, read_collection
+from nemo_tapo.grading.forms import compare_directly
+from nemo_tapo.grading.normal import normalise
+from nemo_tapo.grading.notation import unwrap
+from nemo_tapo.grading.values import TooLarge, bound_digits, compare_values, contradict
+from nemo_tapo.grading.wording import match_forms
 
 _DIGIT = re.compile(r"[0-9]")
-_UNIT_POWER = re.compile(r"(?<=\})\s*\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9])")  # the ^2 of \text{ cm}^2
-_IN_BASE = re.compile(r"\(?([0-9]+)\)?_\{?([0-9]+)\}?")
-_HALF_DAY = re.compile(r"(?i)(?<![a-z])([ap])\.? ?m\b")
 _PERCENT = re.compile(r"(.+?)\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent)", re.DOTALL)
+_RATIO = re.compile(r"[^:=|<>]+(?::[^:=|<>]+){2,}")
+_EQUALS = re.compile(r"(?<![<>!\\])=|\\approx(?![a-zA-Z])")
+_SET = re.compile(r"[=<>]|\\(?:leq?|geq?|leqslant|geqslant|neq?|lt|gt|in|mathbb|cup|cap|setminus|emptyset)(?![a-zA-Z])")
+_WORDS = re.compile(r"[a-zA-Z][a-zA-Z .'-]*")
+# A number after words, as in `3\text{ h } 20\text{ min}`, is no factor.
+_AMOUNTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*[a-zA-Z][^{}]*\}\s*[0-9]")
+_COMMAND = (
+    r"(\\(?:text|mathrm|mathbb|operatorname|begin|end|overline|overrightarrow|widehat|vec)\s*\{[^{}]*\}|\\[a-zA-Z]+)"
+)
+_NAME = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{3,})(?![A-Za-z])")
+_PRIMED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])('+)")
+_LETTER = re.compile(_COMMAND + "|([a-zA-Z])")
+_SPARE_LETTERS = "uvwzqkhgmabcfjlnoprstxy"  # no d, e and i
 
 # Typical forms of answers. math-verify's parser caches what it learns, and a process forked later inherits the cache.
 WARM_UP = (
@@ -31,10 +49,6 @@ WARM_UP = (
     r"\text{(A)}", "1,2", r"\log_2 3", r"x\le 3", r"1\frac{1}{2}", r"336^\circ", r"-\sqrt[3]{2}", "9^{9^{2}}",
     "((1+2))",
 )  # fmt: skip
-
-
-class TooLarge(Exception):
-    """A number with too many digits, or a sum or product with too many terms, to be evaluated."""
 
 
 @dataclass(frozen=True)
@@ -63,67 +77,184 @@ def warm_up() -> None:
     """Import math-verify and let its parser learn the typical forms. This takes about a second."""
     logging.disable()  # math-verify warns that the time is unlimited
     for text in WARM_UP:
-        compare_answers(text, r"\frac{7}{3}")
+        _compare_formulas(text, r"\frac{7}{3}")
 
 
 def compare_answers(gold: str, answer: str) -> str:
-    r"""Compare two normalised answers and return `right`, `wrong` or `too_large`.
+    r"""Compare two answers in one form (`wording.match_forms`) and return `right`, `wrong` or `too_large`.
 
     If one of the two is a percentage, it is right as the plain number and as the fraction: 50\% matches 50 and 0.5.
     """
-    if _groups_differ(_IN_BASE.fullmatch(gold), _IN_BASE.fullmatch(answer)):
-        return "wrong"
-    if _groups_differ(_HALF_DAY.search(gold.lower()), _HALF_DAY.search(answer.lower())):
-        return "wrong"
-    number, percentage = _PERCENT.fullmatch(gold), _PERCENT.fullmatch(answer)
-    if number and percentage:
-        return _compare_parsed(parse_answer(number[1]), parse_answer(percentage[1]))
-    if number or percentage:
-        gold_value, value = (
-            parse_answer(number[1] if number else gold),
-            parse_answer(percentage[1] if percentage else answer),
-        )
-        outcome = _compare_parsed(gold_value, value)
-        if outcome != "wrong":
-            return outcome
-        return _compare_parsed(
-            *(_divide_by_hundred(gold_value), value) if number else (gold_value, _divide_by_hundred(value))
-        )
-    return _compare_parsed(parse_answer(gold), parse_answer(answer))
+    pieces = read_collection(gold), read_collection(answer)
+    if pieces != (None, None) and not _is_one_value(gold, answer, *pieces):
+        return _compare_collections(gold, answer, *pieces)
+    if _RATIO.fullmatch(gold) or _RATIO.fullmatch(answer):
+        return _compare_ratios(gold.split(":"), answer.split(":"))
+    if _PERCENT.fullmatch(gold) or _PERCENT.fullmatch(answer):
+        return _compare_percentages(gold, answer)
+    return _compare_formulas(gold, answer)
 
 
 def find_gold_fault(gold: str) -> str | None:
-    """Return why a normalised gold answer cannot be used, or None if it can."""
+    """Return why a normalised gold answer without its unit cannot be used, or None if it can."""
     value = parse_answer(match[1] if (match := _PERCENT.fullmatch(gold)) else gold)
     if value.expression is None:
         return "does not parse"
     return "is too large to be worked out" if value.too_large else None
 
 
+# ------------------------------------------------------------------------------ several answers in one
+
+
+def _is_one_value(gold: str, answer: str, pieces: Collection | None, others: Collection | None) -> bool:
+    """Tell whether one of the two is no collection, and may yet define the same set or be the same integer."""
+    if pieces and others:
+        return False
+    collection, single = (gold, answer) if pieces else (answer, gold)
+    return may_be_number(collection) or _SET.search(single) is not None
+
+
+def _compare_collections(gold: str, answer: str, pieces: Collection | None, others: Collection | None) -> str:
+    """Compare collections element by element; one answer and several are never equal.
+
+    Elements of a list may come in any order, but each counts as often as it stands there. Three or more words are in
+    order, for they may be a ranking. An answer without brackets is a tuple if the gold answer is one.
+    """
+    if pieces is None or others is None or len(pieces.items) != len(others.items):
+        return "wrong"
+    bracketed = {pieces.kind, others.kind} - {"list", "()"}
+    if bracketed and pieces.kind != others.kind:
+        return "wrong"
+    ordered = pieces.kind != "list" or (
+        len(pieces.items) > 2 and all(_WORDS.fullmatch(unwrap(i)) for i in pieces.items)
+    )
+    left = list(others.items)
+    for item in pieces.items:
+        candidates = left[:1] if ordered else left
+        outcomes = {}
+        for other in sorted(candidates, key=lambda text: text != item):
+            outcomes[other] = _compare_elements(item, other)
+            if outcomes[other] == "right":
+                left.remove(other)
+                break
+        else:
+            return "too_large" if "too_large" in outcomes.values() else "wrong"
+    return "right"
+
+
+def _compare_elements(gold: str, answer: str) -> str:
+    """Compare two parts of answers, which may be in different forms."""
+    matched = match_forms(normalise(gold), normalise(answer))
+    if matched is None or not all(matched):
+        return "wrong"
+    settled = compare_directly(*matched)
+    return compare_answers(*matched) if settled is None else "right" if settled[0] else "wrong"
+
+
+def _compare_ratios(gold: list[str], answer: list[str]) -> str:
+    """Compare ratios of three or more parts: each to the first."""
+    if len(gold) != len(answer):
+        return "wrong"
+    for part, other in zip(gold[1:], answer[1:], strict=True):
+        outcome = _compare_formulas(rf"\frac{{{part}}}{{{gold[0]}}}", rf"\frac{{{other}}}{{{answer[0]}}}")
+        if outcome != "right":
+            return outcome
+    return "right"
+
+
+def _compare_percentages(gold: str, answer: str) -> str:
+    """Compare two answers of which at least one is a percentage."""
+    number, percentage = _PERCENT.fullmatch(gold), _PERCENT.fullmatch(answer)
+    gold_value = parse_answer(number[1] if number else gold)
+    value = parse_answer(percentage[1] if percentage else answer)
+    outcome = _compare_parsed(gold_value, value)
+    if outcome != "wrong" or (number and percentage):
+        return outcome
+    if number:
+        return _compare_parsed(_divide_by_hundred(gold_value), value)
+    return _compare_parsed(gold_value, _divide_by_hundred(value))
+
+
+def _divide_by_hundred(value: ParsedAnswer) -> ParsedAnswer:
+    """Return the fraction that a percentage means."""
+    from sympy import Expr
+
+    return ParsedAnswer([v / 100 for v in value.values if isinstance(v, Expr)], value.too_large)
+
+
+# ------------------------------------------------------------------------------ one formula each
+
+
+def _compare_formulas(gold: str, answer: str) -> str:
+    """Compare two answers that are one formula each."""
+    if _contradicts_itself(answer) and not _contradicts_itself(gold):
+        return "wrong"
+    return _compare_parsed(*(parse_answer(text) for text in _separate_names(gold, answer)))
+
+
+def _separate_names(gold: str, answer: str) -> tuple[str, str]:
+    r"""Mark what math-verify confuses: `R` with `r` where both occur, `f'` with `f`, and `ABC` with `BCA`.
+
+    >>> _separate_names("R^2-r^2", "f'(x)"), _separate_names("N", "n"), _separate_names("ABC=30", r"\frac{BCA}{2}")
+    (('u^2-r^2', 'f_{prime}(x)'), ('N', 'n'), ('\\text{ABC}=30', '\\frac{\\text{BCA}}{2}'))
+    """
+    texts = [_NAME.sub(lambda m: m[1] or rf"\text{{{m[2]}}}", text) for text in (gold, answer)]
+    used = [{match[2] for match in _LETTER.finditer(text) if match[2]} for text in texts]
+    both = sorted({letter for letters in used for letter in letters if letter.isupper() and letter.lower() in letters})
+    if both:
+        spare = [letter for letter in _SPARE_LETTERS if not {letter, letter.upper()} & (used[0] | used[1])]
+        names = dict(zip(both, spare, strict=False))
+        texts = [_LETTER.sub(lambda m: names.get(m[0], m[0]), text) for text in texts]
+    texts = [_PRIMED.sub(lambda m: rf"{m[1]}_{{{'prime' * len(m[2])}}}", text) for text in texts]
+    return texts[0], texts[1]
+
+
+def _contradicts_itself(text: str) -> bool:
+    """Tell whether an equation equates different numbers: `x=8=7` does not mean 7.
+
+    >>> _contradicts_itself("x=8=7"), _contradicts_itself("x=2+3=5")
+    (True, False)
+    """
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    sides = [side for side in sides if side and not side.isalpha()]
+    if len(sides) < 2:
+        return False
+    values = [parse_answer(side) for side in sides]
+    numbers = [value.expression for value in values if value.expression is not None and not value.too_large]
+    return any(contradict(a, b) for a, b in pairwise(numbers))
+
+
 def _compare_parsed(gold: ParsedAnswer, answer: ParsedAnswer) -> str:
     """Compare two parsed answers and return `right`, `wrong` or `too_large`."""
-    from math_verify import verify
-
     if gold.too_large or answer.too_large:  # compared as written, without evaluation
         return "right" if gold.expression == answer.expression else "too_large"
-    if _numbers_differ(gold.expression, answer.expression):  # saves the cost of sympy's simplify
-        return "wrong"
-    if _is_false_equation(answer.expression) and not _is_false_equation(gold.expression):
-        return "wrong"
     pairs = [(gold.expression, answer.expression)]
     if any(_read_i_as_imaginary(e) is not e for e in pairs[0]):
         pairs.append((_read_i_as_imaginary(gold.expression), _read_i_as_imaginary(answer.expression)))
-    options: dict[str, Any] = {"timeout_seconds": None, "allow_set_relation_comp": True}
-    same = any(verify(a, b, **options) and not _are_different_unsolvable(a, b) for a, b in pairs)
-    return "right" if same or verify(gold.texts, answer.texts, **options) else "wrong"
+    verify = _load_verify()
+    for a, b in pairs:
+        same = compare_values(a, b)  # saves the cost of sympy's simplify
+        if same or (same is None and verify(a, b) and not _are_different_unsolvable(a, b)):
+            return "right"
+    return "right" if verify(gold.texts, answer.texts) else "wrong"
 
 
-def _groups_differ(a: re.Match[str] | None, b: re.Match[str] | None) -> bool:
-    """Tell whether both patterns matched, with different groups.
+@lru_cache(1)
+def _load_verify() -> Callable[[Any, Any], bool]:
+    """Return math-verify's comparison, which asks `values.py` wherever it comes to two numbers or two formulas."""
+    from math_verify import grader
 
-    math-verify ignores the base of a number, and a.m. or p.m.
-    """
-    return a is not None and b is not None and a.groups() != b.groups()
+    def guard(compare: Callable[..., bool]) -> Callable[..., bool]:
+        def compare_guarded(a: Any, b: Any, *options: Any) -> bool:
+            same = compare_values(a, b)
+            return compare(a, b, *options) if same is None else same
+
+        return compare_guarded
+
+    grader.sympy_numeric_eq = guard(grader.sympy_numeric_eq)
+    grader.sympy_symbolic_eq = guard(grader.sympy_symbolic_eq)
+    options = {"timeout_seconds": None, "allow_set_relation_comp": True}
+    return lambda a, b: bool(grader.verify(a, b, **options))
 
 
 def _read_i_as_imaginary(e: Any) -> Any:
@@ -142,26 +273,17 @@ def _read_i_as_imaginary(e: Any) -> Any:
         return e
 
 
-def _is_false_equation(e: Any) -> bool:
-    """Tell whether an equation of plain numbers is false by more than rounding: `8=7` does not mean 7."""
-    from sympy import Eq, I, NumberSymbol
-
-    if not isinstance(e, Eq) or e.has(I, NumberSymbol):  # the letters i, e and pi may be variables
-        return False
-    return _numbers_differ(e.lhs, e.rhs, ROUNDING_TOLERANCE)
-
-
 def _are_different_unsolvable(a: Any, b: Any) -> bool:
     """Tell whether both are equations that differ and have no solution: math-verify takes any two of these as equal.
 
     `I=3` and `e=5` are such equations, because the letters are read as constants.
     """
-    from math_verify import verify
     from sympy import Eq, Expr, simplify, solve
 
+    verify = _load_verify()
     if not (isinstance(a, Eq) and isinstance(b, Eq)) or a == b:
         return False
-    if all(verify(x, y, timeout_seconds=None) for x, y in zip(a.args, b.args, strict=True)):
+    if all(verify(x, y) for x, y in zip(a.args, b.args, strict=True)):
         return False
     if not a.free_symbols and not b.free_symbols:
         return True
@@ -180,15 +302,19 @@ def parse_answer(text: str) -> ParsedAnswer:
     r"""Parse a normalised answer with math-verify, as a whole.
 
     math-verify's search for some number inside a text that it cannot parse is switched off: from `\{x\mid x<1\}` it
-    would take the 1. A result that lacks some digits of the text is rejected too, such as 3 for
-    `3\text{ h } 20\text{ min}`.
+    would take the 1. So is its search for units, in which it takes `3t` as 3. A result that lacks some digits of the
+    text is rejected too, and so are several amounts, such as `3\text{ h } 20\text{ min}`.
     """
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
-    whole_text_only = (LatexExtractionConfig(try_extract_without_anchor=False),)
+    if _AMOUNTS.search(text):
+        return ParsedAnswer([], False)
+    cleaning = NormalizationConfig(units=False, malformed_operators=True, nits=True)
+    whole_text_only = (LatexExtractionConfig(try_extract_without_anchor=False, normalization_config=cleaning),)
     values = parse(f"\\boxed{{{text}}}", whole_text_only, parsing_timeout=None)
     answer = ParsedAnswer(values, False)
-    if any(_count_digits(cleaned) < _count_digits(_UNIT_POWER.sub("", text)) for cleaned in answer.texts):
+    if any(_count_digits(cleaned) < _count_digits(text) for cleaned in answer.texts):
         return ParsedAnswer([], False)
     try:
         for value in values[:1]:
@@ -201,69 +327,3 @@ def parse_answer(text: str) -> ParsedAnswer:
 
 def _count_digits(text: str) -> int:
     return len(_DIGIT.findall(text))
-
-
-def _divide_by_hundred(value: ParsedAnswer) -> ParsedAnswer:
-    from sympy import Expr
-
-    return ParsedAnswer([v / 100 for v in value.values if isinstance(v, Expr)], value.too_large)
-
-
-def _numbers_differ(a: Any, b: Any, tolerance: float = PRECISION_TOLERANCE) -> bool:
-    """Tell whether both are numbers and differ by more than `tolerance` (relative) allows."""
-    from sympy import Expr, Integral, Limit, Product, Sum
-
-    if not all(isinstance(v, Expr) and not v.free_symbols and not v.has(Sum, Product, Integral, Limit) for v in (a, b)):
-        return False
-    try:
-        x, y = complex(a.evalf(20)), complex(b.evalf(20))
-    except (TypeError, ValueError, OverflowError):  # infinite or not a number
-        return False
-    return abs(x - y) > tolerance * max(1.0, abs(x), abs(y))
-
-
-def bound_digits(e: Any) -> float:
-    """Return an upper bound on the decimal digits of an evaluated number; symbols count as 0 digits.
-
-    Raises TooLarge if that is more than MAX_DIGITS, or if a sum or product has more than MAX_TERMS terms.
-    """
-    from sympy import Basic, Float, Mod, Pow, Product, Rational, Sum, binomial, factorial, factorial2, gamma
-
-    if isinstance(e, Rational):
-        return 0.30103 * max(abs(int(e.p)), int(e.q)).bit_length() if e not in (0, 1, -1) else 0.0
-    if isinstance(e, Float):
-        return abs(float(e._mpf_[2] + e._mpf_[3])) * 0.30103 + 1
-    if not isinstance(e, Basic) or not e.args:
-        return 0.0
-    if isinstance(e, (Sum, Product)):
-        for _, *limits in e.limits:
-            if len(limits) == 2 and _evaluate(limits[1] - limits[0]) > MAX_TERMS:
-                raise TooLarge
-    inner = [bound_digits(argument) for argument in e.args]
-    if isinstance(e, Pow):
-        size = inner[0] * max(1.0, abs(_evaluate(e.exp))) if inner[0] else 0.0
-    elif isinstance(e, (factorial, factorial2, gamma)):
-        number = max(_evaluate(e.args[0]), 1.0)
-        size = number * math.log10(number)
-    elif isinstance(e, binomial):
-        size = 3.0 * abs(_evaluate(e.args[0]))  # ten times its digits, because sympy multiplies factor by factor
-    else:
-        size = max(inner) if isinstance(e, Mod) else sum(inner)
-    if size > MAX_DIGITS:
-        raise TooLarge
-    return size
-
-
-def _evaluate(e: Any) -> float:
-    """Return the value of a number whose parts passed `bound_digits`; 0 if it is not a number, or is infinite.
-
-    Raises TooLarge if a float cannot hold it.
-    """
-    if e.free_symbols or e.is_infinite or not e.is_comparable:
-        return 0.0
-    try:
-        return float(e.evalf(5))
-    except (TypeError, ValueError):
-        return 0.0
-    except OverflowError:
-        raise TooLarge from None

@@ -1,11 +1,12 @@
 """Verify mathematical answers.
 
-    response -> last balanced box -> guards -> same integer? same text? -> verdict cached? -> math-verify in a process
+    response -> last balanced box -> guards -> same integer, text, words? -> verdict cached? -> math-verify in a process
                      |                  |                                                         |
                  no_answer            error                                        right, wrong, timeout, error
 
 Everything before the last arrow takes microseconds in this process. math-verify runs in processes that can be killed,
-with limits on time and memory (pool.py, grader.py), because a model may write anything as its answer.
+with limits on time and memory (pool.py, grader.py), because a model may write anything as its answer. Whatever goes
+wrong over one answer is the outcome of that answer.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from contextlib import suppress
 
 from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.boxed import find_last_boxed
-from nemo_tapo.grading.normal import measure_depth, normalise, parse_integer, strip_layout
+from nemo_tapo.grading.forms import compare_directly, is_words
+from nemo_tapo.grading.normal import measure_depth, normalise, parse_integer
 from nemo_tapo.grading.pool import GraderPool, GraderReply, Question
-from nemo_tapo.grading.wording import match_gold_form
+from nemo_tapo.grading.wording import drop_unit, match_forms
 from nemo_tapo.types import Grade
 
 OUTCOMES = ("right", "wrong", "no_answer", "timeout", "error")
@@ -36,8 +38,8 @@ class Verifier:
     """A grader of responses against gold answers. It starts its processes when it first needs math-verify.
 
     `counts` has the number of grades by the way in which they were found; its values sum up to the grades given:
-    no_answer, too_long, too_deep (guards), integers, same_text, known (cached verdict), compared (math-verify),
-    too_large, processor_time, clock_time, died (math-verify gave no verdict).
+    no_answer, too_long, too_deep (guards), integers, same_text, words, units, known (cached verdict), compared
+    (math-verify), too_large, raised, processor_time, clock_time, died (math-verify gave no verdict).
     """
 
     def __init__(self, cfg: VerifierConfig) -> None:
@@ -56,8 +58,8 @@ class Verifier:
 
         Outcomes: `right` (reward 1; every other: 0); `wrong`; `no_answer`: no balanced box, or a blank one;
         `timeout`: math-verify took longer than the deadline, or half of it in processor time; `error`: the answer (or
-        the gold answer) is longer than 500 characters, nested deeper than 12 levels, too large to be evaluated, or
-        made its process die. Raises RuntimeFailure if no process can be kept running.
+        the gold answer) is longer than 500 characters, nested deeper than 12 levels, too large to be evaluated, raised
+        an exception, or made its process die. Raises RuntimeFailure if no process can be started.
         """
         answer = (find_last_boxed(response) or "").strip()
         outcome, route = await self._grade_answer(gold, answer)
@@ -93,20 +95,21 @@ class Verifier:
             return "error", "too_long"
         if max(measure_depth(answer), measure_depth(gold)) > MAX_DEPTH:
             return "error", "too_deep"
-        expected, given = normalise(gold), normalise(answer)
-        if not given:
-            return "no_answer", "no_answer"
-        given = match_gold_form(expected, given)
-        settled = _compare_directly(expected, given)
-        if settled is not None:
-            return settled
+        try:
+            matched = match_forms(normalise(gold), normalise(answer))
+            settled = _settle(matched, answer)
+        except Exception:  # whatever it is, it concerns this answer only
+            return "error", "raised"
+        if matched is None or settled is not None:
+            return settled or ("wrong", "units")
+        expected, given = matched
         question = ("compare", expected, given)
         known = question in self._cache
         reply = await _await_reply(self._request_reply(question))
         if reply.failure is not None:
             return ("error" if reply.failure == "died" else "timeout"), reply.failure
-        if reply.verdict == "too_large":
-            return "error", "too_large"
+        if reply.verdict in ("too_large", "raised"):
+            return "error", reply.verdict
         assert reply.verdict is not None
         return reply.verdict, "known" if known else "compared"
 
@@ -119,7 +122,8 @@ class Verifier:
             return f"is longer than {MAX_CHARACTERS} characters"
         if measure_depth(gold) > MAX_DEPTH:
             return f"is nested deeper than {MAX_DEPTH}"
-        return None if parse_integer(text) is not None else self._request_reply(("fault", text))
+        text = drop_unit(text)
+        return None if parse_integer(text) is not None or is_words(text) else self._request_reply(("fault", text))
 
     # ------------------------------------------------------------------------------ cache of replies
 
@@ -148,15 +152,12 @@ class Verifier:
                     self._cache.popitem(last=False)
 
 
-def _compare_directly(expected: str, given: str) -> tuple[str, str] | None:
-    """Return (outcome, key of `counts`) if two normalised answers need no algebra, else None.
-
-    Different texts may still have the same value, so they need algebra.
-    """
-    number, value = parse_integer(expected), parse_integer(given)
-    if number is not None and value is not None:
-        return ("right" if number == value else "wrong"), "integers"
-    return ("right", "same_text") if strip_layout(given) and strip_layout(expected) == strip_layout(given) else None
+def _settle(matched: tuple[str, str] | None, answer: str) -> tuple[str, str] | None:
+    """Return (outcome, key of `counts`) if two answers, brought into one form, need no algebra, else None."""
+    if not normalise(answer):
+        return "no_answer", "no_answer"
+    settled = compare_directly(*matched) if matched else None
+    return ("right" if settled[0] else "wrong", settled[1]) if settled else None
 
 
 async def _await_reply(future: Future[GraderReply]) -> GraderReply:
