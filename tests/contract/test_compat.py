@@ -152,7 +152,9 @@ def test_a_checkpoint_becomes_final(tmp_path: Path) -> None:
     settings = {"checkpoint_dir": str(tmp_path), "metric_name": None, "higher_is_better": True, "keep_top_k": 2}
     manager = compat.load("CheckpointManager")(settings | {"enabled": True, "save_period": 1, "save_optimizer": True})
     folder = manager.init_tmp_checkpoint(4, {"step": 4}, Settings())
-    compat.begin_checkpoint(manager, folder, Policy())
+    sealed: list[bool] = []  # whether the folder had its final name when it was sealed
+    compat.begin_checkpoint(manager, folder, Policy(), lambda: sealed.append((tmp_path / "step_4").exists()))
     compat.end_checkpoints(manager)
+    assert sealed == [False]
     assert (tmp_path / "step_4" / "training_info.json").is_file()
     assert Path(manager.get_latest_checkpoint_path()) == tmp_path / "step_4"
