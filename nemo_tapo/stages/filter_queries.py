@@ -21,7 +21,7 @@ from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import Sample, SampleStore, read_samples
 from nemo_tapo.types import Query, Request, SetAside
-from nemo_tapo.utils.concurrency import run_concurrently
+from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.files import hash_json
 from nemo_tapo.utils.jsonl import replace_non_finite
 from nemo_tapo.utils.seeding import seed_from
@@ -121,41 +121,38 @@ async def sample_missing(
     missing = ((s, i) for s in sampled for i, outcome in enumerate(s.outcomes) if outcome is None)
     classes = Counter(s.classify(least, most) for s in sampled if None not in s.outcomes)
 
-    async def ask() -> None:
-        for one, index in missing:  # one iterator shared by all workers: each takes the next sample
-            session.stop.check(f"{stage.done} of {stage.total} samples are in {store.folder}")
-            request = Request(
-                uid=f"{one.query.uid}/{index}",
-                prompt_ids=one.query.prompt_ids,
-                seed=seed_from(session.cfg.seed, "filter", one.query.uid, index),
-                max_tokens=max_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-            )
-            completion = await session.tools.generator.generate(request)
-            grade = await session.tools.grade(one.query, completion.text)
-            taken = Sample(
-                benchmark=TRAIN,
-                uid=one.query.uid,
-                run=0,
-                index=index,
-                text=completion.text if settings.keep_responses else "",
-                tokens=len(completion.token_ids),
-                truncated=completion.truncated,
-                outcome=grade.outcome,
-                reward=grade.reward,
-                answer=grade.answer,
-            )
-            store.add(taken)
-            one.add(taken)
-            if None not in one.outcomes:
-                classes[one.classify(least, most)] += 1
-                stage.set_note(
-                    ", ".join(f"{classes[name]} {name.replace('_', ' ')}" for name in CLASSES if classes[name])
-                )
-            stage.advance()
+    async def take(job: tuple[QuerySamples, int]) -> None:
+        one, index = job
+        request = Request(
+            uid=f"{one.query.uid}/{index}",
+            prompt_ids=one.query.prompt_ids,
+            seed=seed_from(session.cfg.seed, "filter", one.query.uid, index),
+            max_tokens=max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
+        completion = await session.tools.generator.generate(request)
+        grade = await session.tools.grade(one.query, completion.text)
+        taken = Sample(
+            benchmark=TRAIN,
+            uid=one.query.uid,
+            run=0,
+            index=index,
+            text=completion.text if settings.keep_responses else "",
+            tokens=len(completion.token_ids),
+            truncated=completion.truncated,
+            outcome=grade.outcome,
+            reward=grade.reward,
+            answer=grade.answer,
+        )
+        store.add(taken)
+        one.add(taken)
+        if None not in one.outcomes:
+            classes[one.classify(least, most)] += 1
+            stage.set_note(", ".join(f"{classes[name]} {name.replace('_', ' ')}" for name in CLASSES if classes[name]))
+        stage.advance()
 
-    await run_concurrently(ask() for _ in range(min(2 * session.cfg.local.max_num_seqs, stage.total or 1)))
+    await for_each_concurrently(missing, take, min(2 * session.cfg.local.max_num_seqs, stage.total or 1), session.stop)
     session.stop.check(f"{stage.done} of {stage.total} samples are in {store.folder}")
 
 
