@@ -9,36 +9,48 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nemo_tapo.config.sections import Weighting
 from nemo_tapo.types import Batch, Kind, Row
 
 EQUAL_WEIGHTS: dict[Kind, float] = dict.fromkeys(Kind, 1.0)
 
 
 def compute_loss_coefficients(
-    rows: Sequence[Row], term_weights: Mapping[Kind, float], token_mean: bool = False
+    rows: Sequence[Row],
+    term_weights: Mapping[Kind, float],
+    token_mean: bool = False,
+    weighting: Weighting = "rows",
 ) -> list[float]:
-    """Return for each row the weight of each of its tokens, so that a plain sum over all tokens is Eq. 6.
+    """Return for each row the weight of each of its tokens, so that a plain sum over all tokens is the step's loss.
 
-    Row mean (default): original rows 1 / (N_orig T), constructed rows lambda / (N_ref T), T the row's own tokens,
-    `masked_tokens` among them. Token mean: 1 / (all original tokens), lambda / (all constructed tokens).
-    lambda is `term_weights[Kind.CONSTRUCTED]`. Examples are a third term of the same form.
-    Each term is divided by its own rows or tokens, so constructed rows never dilute the original term. Rows without
-    tokens weigh nothing.
+    The weight of a row's kind (lambda of Eq. 6 for constructed ones) is divided by N T, with T the row's own tokens,
+    `masked_tokens` among them; or, with `token_mean`, by the number of tokens of N rows. Which N rows is `weighting`:
+
+    - "rows": the original rows, whatever the kind. A constructed row weighs lambda rollouts (section 3.4: the rows are
+      appended to the batch). Without any original row it is as under "terms".
+    - "terms": the rows of the same kind, so that each term is a mean over its own rows (the letter of Eq. 6).
+
+    In both, constructed rows leave the original rows' weights as they are. Rows without tokens weigh nothing.
 
     >>> original = Row("q/0", "q", Kind.ORIGINAL, (1,), (2, 3))
     >>> constructed = Row("q_reflected/0", "q_reflected", Kind.CONSTRUCTED, (1,), (2, 3, 4, 5))
-    >>> compute_loss_coefficients([original, original, constructed], {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: 0.5})
+    >>> weights = {Kind.ORIGINAL: 1.0, Kind.CONSTRUCTED: 0.5}
+    >>> compute_loss_coefficients([original, original, constructed], weights)
+    [0.25, 0.25, 0.0625]
+    >>> compute_loss_coefficients([original, original, constructed], weights, weighting="terms")
     [0.25, 0.25, 0.125]
     """
-    rows_of: Counter[Kind] = Counter()
-    tokens_of: Counter[Kind] = Counter()
+    row_counts: Counter[Kind] = Counter()
+    token_counts: Counter[Kind] = Counter()
     for row in rows:
-        rows_of[row.kind] += 1
-        tokens_of[row.kind] += len(row.response_ids)
+        row_counts[row.kind] += 1
+        token_counts[row.kind] += len(row.response_ids)
+    by_original = weighting == "rows" and token_counts[Kind.ORIGINAL] > 0
     coefficients = []
     for row in rows:
         length = len(row.response_ids)
-        count = tokens_of[row.kind] if token_mean else rows_of[row.kind] * length
+        counted = Kind.ORIGINAL if by_original else row.kind
+        count = token_counts[counted] if token_mean else row_counts[counted] * length
         coefficients.append(term_weights[row.kind] / count if length else 0.0)
     return coefficients
 
@@ -48,6 +60,7 @@ def collate(
     pad_id: int,
     term_weights: Mapping[Kind, float] = EQUAL_WEIGHTS,
     token_mean: bool = False,
+    weighting: Weighting = "rows",
 ) -> Batch:
     """Make a Batch of rows, right-padded to the longest, in the order given; weights by `compute_loss_coefficients`.
 
@@ -70,7 +83,7 @@ def collate(
         token_mask[i, len(row.prompt_ids) + row.masked_tokens : row.length] = 1.0
     kinds = {row.kind for row in rows}
     mixed = Kind.EXAMPLE in kinds and len(kinds) > 1
-    coefficients = compute_loss_coefficients(rows, term_weights, token_mean)
+    coefficients = compute_loss_coefficients(rows, term_weights, token_mean, weighting)
     generation, known = _generation_logprobs(rows, shape)
     teacher_ids, teacher_lengths = _teacher_rows(rows, pad_id)
     return Batch(

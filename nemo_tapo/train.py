@@ -55,7 +55,9 @@ async def train(
             # Update: every batch is scored before the first update changes the policy.
             batches = []
             for update in split_into_updates(rows, cfg.loss.updates_per_batch):
-                batch = collate(update, runtime.tokenizer.pad_id, algorithm.term_weights, cfg.loss.token_mean)
+                batch = collate(
+                    update, runtime.tokenizer.pad_id, algorithm.term_weights, cfg.loss.token_mean, cfg.loss.weighting
+                )
                 if algorithm.samples:
                     batch = await add_scores(batch, update, algorithm.loss.needs, runtime, cfg, timer)
                 batches.append(batch)

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# What constructed rows are divided by: the number of original rows, or their own (batch.compute_loss_coefficients).
+Weighting = Literal["rows", "terms"]
+
 
 class Section(BaseModel):
     """A group of settings: frozen, and closed to unknown keys."""
@@ -206,7 +209,10 @@ class LossConfig(Section):
 
     clip_low: float = Field(0.2, ge=0, le=1, description="ratio clipped below at 1 - clip_low")
     clip_high: float = Field(0.2, ge=0, description="ratio clipped above at 1 + clip_high")
-    token_mean: bool = Field(False, description="divide each term by its tokens, not row by row")
+    token_mean: bool = Field(False, description="divide by numbers of tokens, not row by row")
+    weighting: Weighting = Field(
+        "rows", description="rows: a constructed row weighs lambda rollouts; terms: each term is a mean of its own rows"
+    )
     kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy (k3 estimate)")
     kl_rows: int = Field(64, ge=0, description="original rows on which KL is reported when it is not penalised")
     advantage_eps: float = Field(1e-6, ge=0, description="added to the deviation, Eq. 1")

@@ -247,6 +247,7 @@ class Settings:
     clip_high: float = 0.2
     kl_coef: float = 0.0
     token_mean: bool = False
+    terms: bool = False  # each term is the mean over its own rows, not the sum over the number of original rows
 
 
 def token_loss(row: Response, t: int, s: Settings) -> float:
@@ -266,20 +267,24 @@ def token_loss(row: Response, t: int, s: Settings) -> float:
     return loss
 
 
-def term(rows: Sequence[Response], s: Settings) -> float:
-    """L_GRPO or L_ref: the mean over the rows of each row's mean over its own tokens (Eq. 2, 8: 1/T).
+def term(rows: Sequence[Response], s: Settings, over: Sequence[Response] | None = None) -> float:
+    """L_GRPO or L_ref: each row's mean over its own tokens (Eq. 2, 8: 1/T), summed, over the number of rows `over`.
 
-    token_mean: the sum over all of the term's tokens divided by their number. No rows: 0.
+    token_mean: the sum over all of the term's tokens, over the number of tokens of `over`. Without `over`, or if it
+    is empty, these are the term's own rows. No rows: 0.
     """
     if len(rows) == 0:
         return 0.0
+    if not over:
+        over = rows
     if s.token_mean:
         total = 0.0
         count = 0
         for row in rows:
             for t in range(len(row.tokens)):
                 total += token_loss(row, t, s)
-                count += 1
+        for row in over:
+            count += len(row.tokens)
         return total / count
     total = 0.0
     for row in rows:
@@ -287,7 +292,7 @@ def term(rows: Sequence[Response], s: Settings) -> float:
         for t in range(len(row.tokens)):
             inner += token_loss(row, t, s)
         total += inner / len(row.tokens)
-    return total / len(rows)
+    return total / len(over)
 
 
 def tapo_loss(rows: Sequence[Response], s: Settings) -> float:
@@ -299,7 +304,7 @@ def tapo_loss(rows: Sequence[Response], s: Settings) -> float:
             constructed.append(row)
         else:
             original.append(row)
-    return term(original, s) + s.weight * term(constructed, s)
+    return term(original, s) + s.weight * term(constructed, s, constructed if s.terms else original)
 
 
 # --------------------------------------------------------------------------- the same, for autograd
@@ -319,10 +324,8 @@ def differentiable_loss(rows: Sequence[Response], logits: Sequence[Tensor], s: S
     for row, z in zip(rows, logits, strict=True):
         lam = s.weight if row.constructed else 1.0
         for t, token in enumerate(row.tokens):
-            if s.token_mean:
-                share = lam / token_counts[row.constructed]
-            else:
-                share = lam / counts[row.constructed] / len(row.tokens)
+            divided_by = False if not s.terms and counts[False] > 0 else row.constructed
+            share = lam / token_counts[divided_by] if s.token_mean else lam / counts[divided_by] / len(row.tokens)
             finite = [v for v in range(len(row.logits[t])) if row.logits[t][v] > -INF]
             total = torch.zeros((), dtype=torch.float64)
             top = max(row.logits[t])

@@ -197,13 +197,14 @@ def test_ift_weight_adds_rows_and_leaves_the_others_as_they_are(paper: Any) -> N
         assert row.generation_logprobs is None
     torch.testing.assert_close(batch.loss_coef[:count], paper[3].loss_coef)
     shares = [c * len(r.response_ids) for c, r in zip(batch.loss_coef[count:].tolist(), added, strict=True)]
-    assert shares == pytest.approx([0.5 / len(added)] * len(added))
+    originals = sum(row.kind is Kind.ORIGINAL for row in rows)
+    assert shares == pytest.approx([0.5 / originals] * len(added))  # each weighs half a rollout
     assert batch.supervised is not None
     assert batch.supervised.tolist() == [False] * count + [True] * len(added)
 
 
 def test_the_ift_term_is_likelihood(paper: Any) -> None:
-    """Its gradient at ratio 1 is that of the mean negative log-likelihood of its rows, times its weight."""
+    """Its gradient at ratio 1 is that of its rows' mean negative log-likelihoods, each weighing half a rollout."""
     _, _, rows, batch = made(configured(ift_weight=0.5))
     torch.manual_seed(0)
     logits = torch.randn(*batch.input_ids.shape, 128, dtype=torch.float64)
@@ -225,7 +226,8 @@ def test_the_ift_term_is_likelihood(paper: Any) -> None:
     for i in examples:
         begin, end = len(rows[i].prompt_ids), rows[i].length
         terms.append(logp[i, torch.arange(begin - 1, end - 1), batch.input_ids[i, begin:end]].mean())
-    (-0.5 * torch.stack(terms).mean()).backward()
+    originals = sum(row.kind is Kind.ORIGINAL for row in rows)
+    (-0.5 * torch.stack(terms).sum() / originals).backward()
     assert x.grad is not None
     # the coefficients are fp32
     torch.testing.assert_close(with_term - without_term, x.grad, rtol=1e-6, atol=1e-12)

@@ -224,18 +224,29 @@ def test_loss_coefficients() -> None:
         row(Kind.CONSTRUCTED, (1,) * 5),
         row(Kind.ORIGINAL, (1, 1, 1, 1)),
     ]
-    # row mean: 1/(2 rows * 2 tokens), 0.5/(1 row * 5 tokens), 1/(2 rows * 4 tokens)
-    assert compute_loss_coefficients(rows, EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}, False) == pytest.approx(
-        [0.25, 0.1, 0.125]
-    )
-    # token mean: 1/6 on all original tokens, 0.5/5 on the constructed ones
-    assert compute_loss_coefficients(rows, EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}, True) == pytest.approx(
-        [1 / 6, 0.1, 1 / 6]
-    )
+    weights = EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}
+    # row mean: 1/(2 rows * 2 tokens), 0.5/(2 original rows * 5 tokens), 1/(2 rows * 4 tokens)
+    assert compute_loss_coefficients(rows, weights) == pytest.approx([0.25, 0.05, 0.125])
+    # its own term: 0.5/(1 row * 5 tokens)
+    assert compute_loss_coefficients(rows, weights, weighting="terms") == pytest.approx([0.25, 0.1, 0.125])
+    # token mean: 1/6 on all original tokens, 0.5/6 on the constructed ones; its own term: 0.5/5
+    assert compute_loss_coefficients(rows, weights, True) == pytest.approx([1 / 6, 1 / 12, 1 / 6])
+    assert compute_loss_coefficients(rows, weights, True, "terms") == pytest.approx([1 / 6, 0.1, 1 / 6])
+    # no original row to be divided by (likelihood on constructions): their own
+    assert compute_loss_coefficients(rows[1:2], weights) == pytest.approx([0.1])
     # the original rows' numbers do not depend on what was constructed
-    assert compute_loss_coefficients(
-        [rows[0], rows[2]], EQUAL_WEIGHTS | {Kind.CONSTRUCTED: 0.5}, False
-    ) == pytest.approx([0.25, 0.125])
+    assert compute_loss_coefficients([rows[0], rows[2]], weights) == pytest.approx([0.25, 0.125])
+
+
+def test_a_constructed_row_weighs_lambda_rollouts() -> None:
+    """256 rollouts and 39 constructed rows of 10 tokens, as in a step of the demo; lambda = 1."""
+    rows = [row(Kind.ORIGINAL, (1,) * 10)] * 256 + [row(Kind.CONSTRUCTED, (1,) * 10)] * 39
+    by_rows = compute_loss_coefficients(rows, EQUAL_WEIGHTS)
+    assert by_rows[-1] == by_rows[0] == 1 / 2560
+    terms = compute_loss_coefficients(rows, EQUAL_WEIGHTS, weighting="terms")
+    assert terms[-1] / terms[0] == pytest.approx(256 / 39)  # 6.6 rollouts
+    alone = compute_loss_coefficients(rows[:257], EQUAL_WEIGHTS, weighting="terms")
+    assert alone[-1] / alone[0] == pytest.approx(256)  # a single one weighs as much as all rollouts together
 
 
 def test_micro_batches_by_length() -> None:

@@ -385,6 +385,7 @@ class Case:
             0,
             term_weights=EQUAL_WEIGHTS | {Kind.CONSTRUCTED: self.loss.weight},
             token_mean=self.loss.token_mean,
+            weighting="terms" if self.loss.terms else "rows",
         )
         z = draw.normal(size=(*batch.input_ids.shape, vocabulary + padded)) * 2.0
         if ties:
@@ -482,6 +483,7 @@ loss_settings = st.builds(
     clip_low=st.sampled_from([0.1, 0.2]),
     clip_high=st.sampled_from([0.2, 0.28]),
     token_mean=st.booleans(),
+    terms=st.booleans(),
 )
 
 
@@ -662,10 +664,10 @@ def test_lambda_zero_is_grpo(seed: int, kinds: list[bool], token_mean: bool, old
 
 
 @slow
-@given(seed=st.integers(0, 10**6), kinds=kinds)
-def test_constructed_rows_leave_the_original_term_alone(seed: int, kinds: list[bool]) -> None:
+@given(seed=st.integers(0, 10**6), kinds=kinds, terms=st.booleans())
+def test_constructed_rows_leave_the_original_term_alone(seed: int, kinds: list[bool], terms: bool) -> None:
     """Section 3.4: purely additive. The original rows' gradient is bit for bit that of GRPO alone."""
-    case = Case(seed, [False, *kinds])
+    case = Case(seed, [False, *kinds], loss=reference.Settings(terms=terms))
     _, gradient, _, _ = evaluate(case.policy_loss, case.logits, case.batch, case.vocabulary)
     index = [i for i, row in enumerate(case.rows) if row.kind is Kind.ORIGINAL]
     alone = collate([case.rows[i] for i in index], 0)

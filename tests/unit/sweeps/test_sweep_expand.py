@@ -70,7 +70,9 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("uniform-reward", {"tapo.uniform_group": "reward"}),
         ("baseline-with-originals", {"tapo.reflection_baseline": "with_originals"}),
         ("ift-loss", {"tapo.ift_weight": 0.1}), ("lambda-quarter", {"tapo.lambda": 0.25}),
+        ("term-weights", {"loss.weighting": "terms"}),
     ],
+    "weighting": [("grpo", GRPO), ("tapo", {}), ("term-weights", {"loss.weighting": "terms"})],
     "opsd": [
         ("grpo", GRPO), ("opsd", OPSD), ("opsd-v3", OPSD | {"opsd.beta": 0.0, "opsd.entry_clip": 0.05}),
         (
