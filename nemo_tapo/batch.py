@@ -129,15 +129,22 @@ def split_into_updates(rows: Sequence[Row], updates: int) -> list[list[Row]]:
     """Split a step's rows into `updates` runs of whole queries of about equal size.
 
     A step has always as many updates, for the learning rate's schedule counts them; one may be without rows.
+    Queries with rollouts, and those that have only constructions of the step before (`pipeline: deferred`), are shared
+    out separately: so every update has its part of both.
 
     >>> rows = [Row(f"{query}/0", query, Kind.ORIGINAL, (1,), (2,)) for query in "abc"]
     >>> [[row.uid for row in part] for part in split_into_updates(rows, 2)]
     [['a/0'], ['b/0', 'c/0']]
     """
-    queries = list(dict.fromkeys(row.query_uid for row in rows))
+    sampled = dict.fromkeys(row.query_uid for row in rows if row.kind is Kind.ORIGINAL)
+    others = dict.fromkeys(row.query_uid for row in rows if row.query_uid not in sampled)
     parts = []
     for index in range(updates):
-        mine = set(queries[index * len(queries) // updates : (index + 1) * len(queries) // updates])
+        mine = {
+            query
+            for queries in (list(sampled), list(others))
+            for query in queries[index * len(queries) // updates : (index + 1) * len(queries) // updates]
+        }
         parts.append([row for row in rows if row.query_uid in mine])
     return parts
 

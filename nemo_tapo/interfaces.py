@@ -63,6 +63,12 @@ class Algorithm(Protocol):
     def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """Return the step's counters, by key of metrics.py. Pure."""
 
+    def state(self) -> dict[str, Any]:
+        """Return what the next step needs of the steps before, as JSON; it becomes part of the checkpoint."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
 
 class Task(Protocol):
     """Where queries come from and how responses are graded."""

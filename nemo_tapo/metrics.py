@@ -69,6 +69,7 @@ ELIGIBLE = _key("tapo/eligible", "queries", "queries with enough right and enoug
 MASTERED = _key("tapo/mastered", "queries", "queries with fewer than n_neg wrong rollouts")
 BEYOND = _key("tapo/beyond", "queries", "queries with fewer than n_pos right rollouts")
 PAIRS = _key("tapo/pairs", "pairs", "pairs of a wrong and a right rollout; parsed + dropped")
+WAITING = _key("tapo/waiting", "pairs", "pairs that the next step constructs and counts (`pipeline: deferred`)")
 PARSED = _key("tapo/parsed", "constructions", "synthesis answers that give a training row")
 CORRECT = _key("tapo/correct", "constructions", "parsed constructions whose final answer is right")
 DROP_PREFIX = _family("tapo/dropped/", "reason", "pairs", "pairs that give no training row, by reason")

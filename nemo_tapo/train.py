@@ -79,7 +79,7 @@ async def train(
             last = step + 1 == cfg.steps
             if last or stop.requested or (step + 1) % cfg.checkpoint_every == 0:
                 recorder.phase("saving a checkpoint")
-                state = {"step": step + 1, "fingerprint": cfg.fingerprint}
+                state = {"step": step + 1, "fingerprint": cfg.fingerprint, "algorithm": algorithm.state()}
                 await store.save(state, runtime.actor.save, measured)
             if not last:
                 stop.check(f"checkpoint of step {step + 1} saved in {cfg.folder / 'checkpoints'}")
@@ -93,6 +93,7 @@ async def resume(
     found = store.latest(recorder.warn)
     if found is not None:
         require_same_run(found, cfg.fingerprint)
+        algorithm.restore(found.state.get("algorithm", {}))
         await runtime.actor.load(found.path)
     first = found.step if found is not None else 0
     recorder.resume(first + 1)

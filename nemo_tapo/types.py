@@ -204,6 +204,7 @@ class Pair:
     wrong: Rollout
     reference: Rollout
     index: int  # 0 .. m-1 within its query
+    group_rewards: tuple[float, ...] = ()  # of all rollouts of its query
 
     @property
     def uid(self) -> str:
@@ -274,6 +275,7 @@ class Experience:
     constructions: tuple[Construction, ...] = ()
     examples: tuple[Row, ...] = ()  # supervised rows (Kind.EXAMPLE)
     lessons: tuple[Lesson, ...] = ()  # one a rollout, in the order of the groups (OPSD)
+    waiting: tuple[Pair, ...] = ()  # chosen from these groups, to be constructed in the next step (pipeline: deferred)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

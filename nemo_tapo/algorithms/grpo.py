@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
@@ -167,3 +168,10 @@ class GRPO:
             **{grade_count(outcome): count for outcome, count in sorted(outcomes.items())},
             **experience.metrics,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: every step stands alone."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""

@@ -33,6 +33,7 @@ DROP_REASONS = (
     "too_little_kept",  # less of the wrong response preserved than tapo.min_kept_share
     "error_not_kept",  # it changes the wrong response before the end of its first wrong step, or keeps no whole step
     "row_too_long",  # query and reconstruction do not fit model.max_length
+    "run_ended",  # chosen in the last step of a run whose constructions are made a step later (pipeline: deferred)
 )
 
 

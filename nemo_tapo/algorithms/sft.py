@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.losses.likelihood import LikelihoodLoss
@@ -32,3 +33,10 @@ class SFT:
     def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
         """Count rows and tokens."""
         return {ROWS: len(rows), TOKENS_TRAINED: sum(len(row.response_ids) for row in rows)}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: every step stands alone."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""

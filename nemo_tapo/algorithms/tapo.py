@@ -7,13 +7,17 @@ losses/policy.py.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.synthesis import Synthesis, count_constructions
 from nemo_tapo.algorithms.tools import Tools
+from nemo_tapo.algorithms.waiting import read_pairs, write_pairs
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, is_uniform
 from nemo_tapo.equations.selection import Zone, classify_zone, select_pairs
@@ -28,9 +32,12 @@ from nemo_tapo.metrics import (
     REFLECTION_GROUPS,
     REMOVED_NEGATIVES,
     SINGLE_REFLECTION_GROUPS,
+    TIME_ROLLOUTS,
+    TIME_SYNTHESIS,
     TOKENS_SYNTHESISED,
     UNIFORM_REFLECTION_GROUPS,
     UNIFORM_REFLECTION_SHARE,
+    WAITING,
 )
 from nemo_tapo.types import (
     INSTRUCTION_PREFIX,
@@ -39,9 +46,11 @@ from nemo_tapo.types import (
     Experience,
     Group,
     Kind,
+    Pair,
+    Query,
     Row,
 )
-from nemo_tapo.utils.concurrency import run_concurrently
+from nemo_tapo.utils.concurrency import run_both, run_concurrently
 
 
 class TAPO(GRPO):
@@ -56,12 +65,49 @@ class TAPO(GRPO):
             baseline=cfg.tapo.reflection_baseline,
         )
         self.synthesis = Synthesis(cfg, tools)
+        self.waiting: tuple[Pair, ...] = ()  # chosen in the step before, not yet constructed (pipeline: deferred)
+
+    async def collect(self, step: int, queries: Sequence[Query]) -> Experience:
+        """Sample and construct as GRPO.collect says; with `pipeline: deferred`, construct the pairs of the step before.
+
+        Their synthesis runs beside this step's rollouts and by the same weights, so that nothing waits for it. The
+        pairs that are chosen now wait for the next step. Those of the last step are dropped: run_ended.
+        """
+        if not self.cfg.deferred:
+            return await super().collect(step, queries)
+        begin = time.perf_counter()
+        experience, constructions = await run_both(super().collect(step, queries), self.construct(self.waiting, step))
+        seconds = time.perf_counter() - begin
+        chosen = tuple(pair for group in experience.groups for pair in self.choose_pairs(group, step))
+        if step + 1 == self.cfg.steps:
+            constructions += tuple(Construction(pair, "run_ended") for pair in chosen)
+            chosen = ()
+        self.waiting = chosen
+        unhidden = {TIME_SYNTHESIS: seconds - experience.metrics[TIME_ROLLOUTS]}
+        return replace(
+            experience, constructions=constructions, waiting=chosen, metrics={**experience.metrics, **unhidden}
+        )
 
     async def construct_group(self, group: Group, step: int) -> tuple[Construction, ...]:
-        """Pair, synthesise and grade for one query (Algorithm 1, lines 9 to 17)."""
+        """Pair, synthesise and grade for one query (Algorithm 1, lines 9 to 17), unless that is deferred."""
+        return () if self.cfg.deferred else await self.construct(self.choose_pairs(group, step), step)
+
+    def choose_pairs(self, group: Group, step: int) -> tuple[Pair, ...]:
+        """Choose the pairs of one query (Eq. 3)."""
         settings = self.cfg.tapo
-        pairs = select_pairs(group, settings.n_pos, settings.n_neg, settings.m_max, self.cfg.seed, step)
+        return select_pairs(group, settings.n_pos, settings.n_neg, settings.m_max, self.cfg.seed, step)
+
+    async def construct(self, pairs: Sequence[Pair], step: int) -> tuple[Construction, ...]:
+        """Synthesise and grade for each pair."""
         return tuple(await run_concurrently(self.synthesis.construct(pair, step) for pair in pairs))
+
+    def state(self) -> dict[str, Any]:
+        """Return the pairs that wait; nothing where none can."""
+        return {"waiting": write_pairs(self.waiting)} if self.cfg.deferred else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Let the pairs that a checkpoint holds wait again."""
+        self.waiting = read_pairs(state["waiting"]) if "waiting" in state else ()
 
     def make_rows(self, experience: Experience) -> list[Row]:
         """Return original and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
@@ -71,11 +117,15 @@ class TAPO(GRPO):
                 by_query[construction.pair.wrong.query.uid].append(construction)
         rows: list[Row] = []
         for group in experience.groups:
-            constructed = by_query[group.query.uid]
+            # deferred constructions belong to rollouts of the step before, even where the query is drawn again
+            constructed = [] if self.cfg.deferred else by_query.pop(group.query.uid, [])
             original, reflected = self.compute_advantages(
                 [r.reward for r in group.rollouts], [c.reward for c in constructed]
             )
             rows += self.make_original_rows(group, original)
+            rows += [self.make_constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
+        for constructed in by_query.values():
+            _, reflected = self.compute_advantages(constructed[0].pair.group_rewards, [c.reward for c in constructed])
             rows += [self.make_constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
         return rows + self.make_ift_rows(experience)
 
@@ -127,6 +177,7 @@ class TAPO(GRPO):
             MASTERED: zones[Zone.MASTERED],
             BEYOND: zones[Zone.BEYOND],
             **counts,
+            **({WAITING: len(experience.waiting)} if self.cfg.deferred else {}),
             TOKENS_SYNTHESISED: sum(len(c.answer_ids) for c in experience.constructions),
             CONSTRUCTED_ROWS: constructed,
             REMOVED_NEGATIVES: counts[PARSED] - constructed,  # by `negatives: false`, or likelihood

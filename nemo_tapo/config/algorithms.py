@@ -13,8 +13,10 @@ from nemo_tapo.config.sections import LossConfig, OpsdConfig, RolloutConfig, Tap
 
 
 class Settings(Protocol):
-    """The sections of a RunConfig that an algorithm may look at."""
+    """The part of a RunConfig that an algorithm may look at."""
 
+    @property
+    def pipeline(self) -> str: ...
     @property
     def task(self) -> TaskConfig: ...
     @property
@@ -51,6 +53,11 @@ def check_construction(cfg: Settings) -> None:
         raise ValueError(
             f"tapo.n_pos + tapo.n_neg = {t.n_pos + t.n_neg} is more than rollout.samples_per_query = {K}: "
             "no query can have that many right and wrong rollouts. Raise samples_per_query or lower one of them."
+        )
+    if not t.decoupled and cfg.pipeline == "deferred":
+        raise ValueError(
+            "tapo.decoupled = false compares constructions with the rollouts that they come from, in one group; under "
+            "pipeline: deferred these are trained a step apart. Use pipeline: overlapped."
         )
     if not t.decoupled and (t.uniform_group != "zero" or t.reflection_baseline != "constructed"):
         raise ValueError(

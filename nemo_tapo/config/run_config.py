@@ -51,8 +51,10 @@ class RunConfig(Section):
         ("coldstart", "before", "train", "after", "report"),
         description="what `nemo-tapo run` does, in this order; without coldstart it starts from model.path",
     )
-    pipeline: Literal["overlapped", "barrier"] = Field(
-        "overlapped", description="synthesise a query as soon as its own rollouts are graded, or after all"
+    pipeline: Literal["overlapped", "barrier", "deferred"] = Field(
+        "overlapped",
+        description="when a query's synthesis begins: once its own rollouts are graded, once all are, or beside the "
+        "rollouts of the next step",
     )
     steps: int = Field(100, gt=0, description="updates")
     engine_gap_bound: float = Field(
@@ -109,6 +111,11 @@ class RunConfig(Section):
         return ALGORITHMS[self.algorithm].constructs
 
     @property
+    def deferred(self) -> bool:
+        """True if constructions are made and trained one step after their rollouts, which decides the numbers."""
+        return self.constructs and self.pipeline == "deferred"
+
+    @property
     def synthesis_queries(self) -> int:
         """evaluation.synthesis_queries, resolved."""
         asked = self.evaluation.synthesis_queries
@@ -119,7 +126,8 @@ class RunConfig(Section):
     def fingerprint(self, *sections: str) -> dict[str, Any]:
         """Return the settings that decide the numbers of a stage, flat: a checkpoint resumes only with the same ones.
 
-        Left out are paths (output, model.path), what only decides speed (`local`, `pipeline`) and bookkeeping.
+        Left out are paths (output, model.path), what only decides speed (`local`) and bookkeeping. `pipeline` decides
+        speed alone unless it is deferred, which `rl_fingerprint` adds.
         """
         chosen = {"seed": self.seed, **{name: getattr(self, name) for name in sections}}
         return {k: v for k, v in flatten_settings(chosen).items() if k not in ("model.path", "rollout.logprobs")}
@@ -205,4 +213,5 @@ def to_yaml(cfg: RunConfig) -> str:
 def rl_fingerprint(cfg: RunConfig) -> dict[str, Any]:
     """Return the settings that decide the numbers of RL: a checkpoint resumes only under the same ones."""
     own = ALGORITHMS[cfg.algorithm].sections
-    return cfg.fingerprint("algorithm", "steps", "task", "model", "rollout", "tapo", "loss", "optimizer", *own)
+    decisive = cfg.fingerprint("algorithm", "steps", "task", "model", "rollout", "tapo", "loss", "optimizer", *own)
+    return decisive | ({"pipeline": "deferred"} if cfg.deferred else {})

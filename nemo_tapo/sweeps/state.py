@@ -168,7 +168,8 @@ def select_deciding_settings(cfg: RunConfig, train: bool) -> dict[str, Any]:
     ignored += [] if train else TRAINING_SETTINGS
     ignored += [] if cfg.constructs else ["tapo."]
     ignored += [] if cfg.algorithm == "opsd" else ["opsd."]
-    return {key: value for key, value in flat.items() if key not in IGNORED_KEYS and not key.startswith(tuple(ignored))}
+    kept = {key: value for key, value in flat.items() if key not in IGNORED_KEYS and not key.startswith(tuple(ignored))}
+    return kept | ({"pipeline": "deferred"} if train and cfg.deferred else {})  # otherwise it decides speed alone
 
 
 def require_same_settings(jobs: tuple[SweepJob, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from nemo_tapo.utils.signals import Stop
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 async def run_concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
@@ -24,8 +25,17 @@ async def run_concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
             task.cancel()
 
 
+async def run_both(first: Awaitable[T], second: Awaitable[Item]) -> tuple[T, Item]:
+    """Run two jobs at once and return both results. The first failure cancels the other job and is raised alone."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 STOP_POLL_SECONDS = 0.5  # how often a requested stop is looked for
-Item = TypeVar("Item")
 
 
 async def for_each_concurrently(

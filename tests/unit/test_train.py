@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.batch import split_into_updates
 from nemo_tapo.config.loop import LoopConfig
-from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
 from nemo_tapo.runtime.scripted_runtime import Script, ScriptedActor, ScriptedRuntime, arithmetic_script
@@ -286,3 +287,105 @@ def test_prompts_that_do_not_fit_are_counted_not_cut(tmp_path: Path) -> None:
     for metrics in memory.metrics:
         assert metrics["tapo/dropped/prompt_too_long"] == metrics["tapo/pairs"]
     assert not any("_reflected" in uid for uid in runtime.generator.request_uids)
+
+
+# ---- pipeline: deferred ----------------------------------------------------------------------------------------------
+
+
+def test_deferred_constructions_are_those_of_the_step_before(tmp_path: Path) -> None:
+    memory, runtime = run(settings(pipeline="deferred"), tmp_path)
+    assert memory.experience[0].constructions == ()
+    for before, after in zip(memory.experience[:-1], memory.experience[1:], strict=True):
+        made = [c for c in after.constructions if c.dropped != "run_ended"]
+        assert [c.pair for c in made] == list(before.waiting) != []
+        chosen_from = {r.uid: r for group in before.groups for r in group.rollouts}
+        assert all(chosen_from[c.pair.wrong.uid] == c.pair.wrong for c in made)
+    last = memory.experience[-1]
+    ended = [c.pair for c in last.constructions if c.dropped == "run_ended"]
+    eligible = [g for g in last.groups if len(g.correct) >= 2 and len(g.incorrect) >= 4]
+    assert (len(ended), last.waiting) == (sum(min(4, len(g.incorrect)) for g in eligible), ())
+    assert len(ended) > 0
+    begin, synthesised = 0, 0  # the requests of a step are its rollouts and the syntheses that waited, nothing else
+    for experience in memory.experience:
+        end = begin + 48 + synthesised
+        arrived = runtime.generator.request_uids[begin:end]
+        assert sum("_reflected" in uid for uid in arrived) == synthesised
+        assert len({uid for uid in arrived if "_reflected" not in uid}) == 48
+        begin, synthesised = end, len(experience.waiting)
+    assert begin == len(runtime.generator.request_uids)
+
+
+def test_deferred_counters_sum_up(tmp_path: Path) -> None:
+    """Pairs are counted where they are constructed: every pair of the run once, the last step's as run_ended."""
+    memory, _ = run(settings(pipeline="deferred"), tmp_path)
+    waiting = [0.0, *(m["tapo/waiting"] for m in memory.metrics)]
+    for step, (metrics, rows) in enumerate(zip(memory.metrics, memory.rows, strict=True)):
+        dropped = sum(metrics[f"tapo/dropped/{reason}"] for reason in DROP_REASONS)
+        assert metrics["tapo/parsed"] + dropped == metrics["tapo/pairs"]
+        assert metrics["tapo/pairs"] - metrics["tapo/dropped/run_ended"] == waiting[step]
+        assert metrics["rows"] == len(rows) == 48 + metrics["tapo/parsed"]
+    assert waiting[-1] == 0 < memory.metrics[-1]["tapo/dropped/run_ended"]
+    assert sum(m["tapo/dropped/run_ended"] for m in memory.metrics[:-1]) == 0
+    overlapped, _ = run(settings(), tmp_path / "overlapped")
+    assert "tapo/waiting" not in overlapped.metrics[0]
+
+
+@pytest.mark.parametrize("after", [2, 4])
+def test_a_deferred_run_resumes_bit_for_bit(tmp_path: Path, after: int) -> None:
+    """The pairs that waited are in the checkpoint, hashed with it; the engine that sampled them is gone."""
+    cfg = settings(pipeline="deferred", steps=6, tapo__reflection_baseline="with_originals")
+    whole, a = run(cfg, tmp_path / "whole")
+
+    class StopAfter(Stop):
+        def check(self, what: str) -> None:
+            if f"step {after}" in what:
+                raise Stopped(2, what)
+
+    with pytest.raises(Stopped):
+        run(cfg, tmp_path / "parts", StopAfter())
+    folder = tmp_path / "parts" / "checkpoints" / f"step-{after:06d}"
+    state = json.loads((folder / "state.json").read_text())
+    pairs = state["algorithm"]["waiting"]["pairs"]
+    assert len(pairs) == whole.metrics[after - 1]["tapo/waiting"] > 0
+    assert "state.json" in json.loads((folder / "manifest.json").read_text())
+    rest, b = run(cfg, tmp_path / "parts")
+    assert rest.rows == whole.rows[after:]
+    assert [e.constructions for e in rest.experience] == [e.constructions for e in whole.experience[after:]]
+    assert torch.equal(weights(a), weights(b))
+
+
+def test_deferred_rows_are_judged_by_the_rollouts_that_they_come_from(tmp_path: Path) -> None:
+    """With the rollouts in the baseline: those of the step before, although the query is drawn again in this one."""
+    cfg = settings(pipeline="deferred", tapo__reflection_baseline="with_originals", rollout__queries_per_step=60)
+    memory, _ = run(cfg, tmp_path)  # 60 queries in all: every step draws each of them
+    checked = 0
+    for before, rows in zip(memory.experience[:-1], memory.rows[1:], strict=True):
+        for group in before.groups:
+            mine = [r for r in rows if r.group == f"{group.query.uid}_reflected"]
+            rewards = [*(r.reward for r in group.rollouts), *(r.reward for r in mine)]
+            mean = sum(rewards) / len(rewards)
+            deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+            for row in mine:
+                assert row.advantage == pytest.approx((row.reward - mean) / (deviation + 1e-6))
+                checked += 1
+    assert checked > 10
+
+
+def test_deferred_pairs_are_part_of_the_settings(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a step apart"):
+        settings(pipeline="deferred", tapo__decoupled=False)
+    deferred, overlapped = settings(pipeline="deferred"), settings()
+    assert rl_fingerprint(deferred)["pipeline"] == "deferred"
+    assert rl_fingerprint(overlapped) == rl_fingerprint(settings(pipeline="barrier"))
+    grpo = [settings(algorithm="grpo", pipeline=pipeline) for pipeline in ("deferred", "overlapped")]
+    assert rl_fingerprint(grpo[0]) == rl_fingerprint(grpo[1])  # GRPO has nothing to defer
+
+
+def test_every_update_has_its_part_of_deferred_constructions() -> None:
+    rollouts = [Row(f"{q}/0", q, Kind.ORIGINAL, (1,), (2,)) for q in "abcd"]
+    waited = [Row(f"{q}_reflected/0", f"{q}_reflected", Kind.CONSTRUCTED, (1,), (2,)) for q in "wxyz"]
+    found = [[row.uid for row in part] for part in split_into_updates([*rollouts, *waited], 2)]
+    assert found == [
+        ["a/0", "b/0", "w_reflected/0", "x_reflected/0"],
+        ["c/0", "d/0", "y_reflected/0", "z_reflected/0"],
+    ]
