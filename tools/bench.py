@@ -1,10 +1,12 @@
 """Measure speed, as ratios of one run (medians; machines are noisy). `make bench` prints the table of README.
 
-    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step]
+    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines]
 
-kernel  the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
-step    a TAPO step against a GRPO step on the same rollouts, overlapped and barrier; the step as the batch doubles;
-        where a step's time goes. Learning rate 1e-12: the weights stay, so every round samples the same rollouts.
+kernel     the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
+step       a TAPO step against a GRPO step on the same rollouts, by pipeline; the step as the batch doubles; where a
+           step's time goes. Learning rate 1e-12: the weights stay, so every round samples the same rollouts.
+pipelines  the same on an engine bound by latency, as on a cluster, whose seconds follow the cost model that
+           latency_engine.py states; the numbers are the same on every machine
 """
 
 from __future__ import annotations
@@ -129,6 +131,7 @@ async def steps(model: Path, repeats: int) -> None:
             "grpo": ["algorithm=grpo"],
             "overlapped": ["pipeline=overlapped"],
             "barrier": ["pipeline=barrier"],
+            "deferred": ["pipeline=deferred"],
             "half": ["rollout.queries_per_step=16"],
             "quarter": ["rollout.queries_per_step=8"],
         }
@@ -175,6 +178,7 @@ def report(seen: dict[str, list[dict[str, float]]]) -> None:
         [
             ("TAPO over GRPO, overlapped", f"{median('overlapped', 'time/step') / grpo:.2f}"),
             ("TAPO over GRPO, barrier", f"{median('barrier', 'time/step') / grpo:.2f}"),
+            ("TAPO over GRPO, deferred", f"{median('deferred', 'time/step') / grpo:.2f}"),
             ("tokens trained, TAPO over GRPO", f"{tokens['overlapped'] / tokens['grpo']:.2f}"),
             *(
                 (
@@ -187,7 +191,7 @@ def report(seen: dict[str, list[dict[str, float]]]) -> None:
             ("GRPO step, seconds (this machine)", f"{grpo:.2f}"),
         ],
     )
-    for name in ("overlapped", "barrier"):
+    for name in ("overlapped", "barrier", "deferred"):
         table(f"share of a TAPO step, {name}", shares(seen[name]))
 
 
@@ -212,9 +216,17 @@ def shares(steps: list[dict[str, float]]) -> list[Row]:
     return rows
 
 
+def pipelines() -> None:
+    from latency_engine import measure_pipelines
+
+    seconds = measure_pipelines()
+    rows = [(f"TAPO over GRPO, {name}", f"{value / seconds['grpo']:.2f}") for name, value in seconds.items()][1:]
+    table("step times on an engine bound by latency, as ratios", [*rows, ("GRPO step, s", f"{seconds['grpo']:.0f}")])
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help="kernel, step; both if none is named")
+    arguments.add_argument("what", nargs="*", help="kernel, step, pipelines; all if none is named")
     arguments.add_argument("--model", type=Path, default=Path("assets/tiny-coldstart"))
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--kernel-once", help=argparse.SUPPRESS)
@@ -226,6 +238,8 @@ def main() -> None:
         kernel(given.repeats)
     if not given.what or "step" in given.what:
         asyncio.run(steps(given.model, given.repeats))
+    if not given.what or "pipelines" in given.what:
+        pipelines()
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class ClusterSetup:
     queries: int  # P
     samples: int  # K
     most_constructed: int  # rows a step
+    deferred: bool  # they are synthesised beside the next step's rollouts
     update_rows: int  # rows of one update, fixed: filled up with masked rows
     updates: int  # a step
     max_response: int  # tokens

@@ -23,11 +23,27 @@ class Completions:
     mean: float  # mean completion length
     longest: int  # longest completion allowed
 
+    def __add__(self, other: Completions) -> Completions:
+        """Return both parts at once.
+
+        >>> Completions(30, 100.0, 10.0, 40) + Completions(10, 500.0, 30.0, 60)
+        Completions(count=40, prompt=200.0, mean=15.0, longest=60)
+        """
+        count = self.count + other.count
+        return Completions(
+            count,
+            (self.count * self.prompt + other.count * other.prompt) / count,
+            (self.count * self.mean + other.count * other.mean) / count,
+            max(self.longest, other.longest),
+        )
+
 
 def step_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> dict[str, float]:
     """Return the seconds of each part of a step.
 
-    Synthesis is counted in full, although `pipeline: overlapped` hides part of it.
+    Synthesis is counted in full under `pipeline: overlapped` too: a query's synthesis begins when its longest rollout
+    is done, and the last of them as late as under `barrier`. Under `deferred` it is what it adds to the rollouts that
+    the engines decode at the same time.
     """
     share, prompt = assumed.response_share, assumed.prompt_tokens
     constructed = round(setup.most_constructed * assumed.constructed_share)
@@ -37,7 +53,11 @@ def step_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -
     if constructed:
         # the synthesis prompt quotes the question, a wrong response and a right one
         corrections = Completions(constructed, prompt + 2 * response, synthesis, setup.max_synthesis)
-        seconds["synthesis"] = generation_seconds(shape, setup, assumed, corrections)
+        if setup.deferred:
+            together = generation_seconds(shape, setup, assumed, rollouts + corrections)
+            seconds["synthesis"] = together - seconds["rollouts"]
+        else:
+            seconds["synthesis"] = generation_seconds(shape, setup, assumed, corrections)
     if setup.reference:
         seconds["reference"] = forward_seconds(shape, setup, assumed, setup.originals, prompt + response)
     if setup.updates > 1:

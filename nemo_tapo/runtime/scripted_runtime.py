@@ -73,6 +73,10 @@ class ScriptedGenerator:
         self.request_uids.append(request.uid)
         for _ in range(request.seed % 61):  # let other requests run; how long depends on the seed
             await asyncio.sleep(0)
+        return self.answer(request)
+
+    def answer(self, request: Request) -> Completion:
+        """Return the script's answer at once."""
         text = self.script(self.tokenizer.decode(request.prompt_ids), request)
         ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
         truncated = len(ids) > request.max_tokens

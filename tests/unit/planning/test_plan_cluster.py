@@ -214,7 +214,7 @@ REFUSED = [
     ("tapo.n_poss=2", "unknown key 'tapo.n_poss'.*did you mean 'tapo.n_pos'"),
     ("tapo.rollout.samples_per_query=4", "derived: set grpo.num_generations_per_prompt instead"),
     ("tapo.w_min=20", "tapo.w_min = 20.0 is above"),
-    ("tapo.pipeline=none", "tapo.pipeline: .*'overlapped' or 'barrier'"),
+    ("tapo.pipeline=none", "tapo.pipeline: .*'overlapped', 'barrier' or 'deferred'"),
     ("tapo.call_timeout=0", "tapo.call_timeout: Input should be greater than 0 .got 0."),
     ("tapo.start_timeout=soon", "tapo.start_timeout: Input should be a valid number"),
     ("tapo.plan.gpu=V100", "tapo.plan.gpu: .*'H100'"),

@@ -256,6 +256,7 @@ def make_setup(master: Master, cfg: RunConfig) -> ClusterSetup:
         queries=P,
         samples=K,
         most_constructed=P * most,
+        deferred=cfg.deferred,
         update_rows=update_rows(P, K, most, updates, dp * (1 if packed else micro)),
         updates=updates,
         max_response=cfg.rollout.max_tokens,

@@ -1,0 +1,148 @@
+"""Run the loop on an engine whose seconds follow a stated cost model: what a cluster's step costs, without a cluster.
+
+    python tools/bench.py pipelines
+
+At 8B a decoding engine is bound by latency: one decoding step takes the same time for one row as for many. So a step of
+training takes as long as its longest responses, and what matters is which of them wait for which. This engine keeps a
+clock of its own and advances it from one completion to the next:
+
+    a decoding step             STEP_SECONDS, for up to MOST_AT_ONCE rows in flight; more wait for a place
+    lengths                     log-normal with MEDIAN tokens and SIGMA, cut at LONGEST, drawn from the request's seed
+    training                    TRAIN_SECONDS a token of the drawn lengths
+    what else a step does       OTHER_SECONDS (grading, weights, collation)
+
+Everything else is real: the loop, the algorithm, pairs, parsing, rows, updates (of scripted texts, on a small model).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import random
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_tapo.config.run_config import RunConfig, validate
+from nemo_tapo.losses.base import Loss
+from nemo_tapo.runtime.scripted_runtime import ScriptedActor, ScriptedGenerator, ScriptedRuntime, arithmetic_script
+from nemo_tapo.types import Batch, Completion, Request, StepRecord, UpdateResult
+
+STEP_SECONDS = 0.013  # an 8B model in bf16 on an H100: 16 GB read at half of 3.35 TB/s, and 4 ms of scheduling
+MOST_AT_ONCE = 1024  # rows in flight, over all engines
+MEDIAN, SIGMA, LONGEST = 2200.0, 0.75, 8192  # tokens: mean 2,850; about 4% of the responses are cut off
+TRAIN_SECONDS = 4.0 / (256 * 2850)  # `nemo-tapo plan`: 4 s for the update of 256 rollouts on 32 H100
+OTHER_SECONDS = 8.0
+PIPELINES = ("barrier", "overlapped", "deferred")
+YIELDS = 20  # turns of the event loop after which everything that could react to a completion has
+
+
+class LatencyEngine(ScriptedGenerator):
+    """Answers with the script's text after the seconds that the cost model gives to a drawn length."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.clock = 0.0  # seconds
+        self._decoding: list[tuple[float, int, asyncio.Future[None]]] = []  # heap by the time of completion
+        self._queued: list[tuple[int, asyncio.Future[None]]] = []  # (tokens, ...) without a place yet
+        self._driver: asyncio.Task[None] | None = None
+        self._number = 0
+
+    async def generate(self, request: Request) -> Completion:
+        """Return the script's answer once its drawn length is decoded."""
+        done = asyncio.get_running_loop().create_future()
+        self._queued.append((draw_length(request.seed), done))
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.create_task(self._drive())
+        await done
+        return self.answer(request)
+
+    async def _drive(self) -> None:
+        """Advance the clock from one completion to the next while any request is in flight."""
+        while True:
+            for _ in range(YIELDS):  # whoever waits for a completion may ask for more
+                await asyncio.sleep(0)
+            while self._queued and len(self._decoding) < MOST_AT_ONCE:
+                tokens, done = self._queued.pop(0)
+                self._number += 1
+                heapq.heappush(self._decoding, (self.clock + tokens * STEP_SECONDS, self._number, done))
+            if not self._decoding:
+                return
+            self.clock, _, done = heapq.heappop(self._decoding)
+            done.set_result(None)
+
+
+class TimedActor(ScriptedActor):
+    """Trains as ScriptedActor does and advances the engine's clock."""
+
+    engine: LatencyEngine
+
+    async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
+        """Make one optimizer step."""
+        mean = MEDIAN * math.exp(SIGMA**2 / 2)
+        self.engine.clock += batch.rows * mean * TRAIN_SECONDS + OTHER_SECONDS
+        return await super().train(batch, loss)
+
+
+class StepSeconds:
+    """A recorder that keeps the clock at the end of every step."""
+
+    def __init__(self, engine: LatencyEngine) -> None:
+        self.engine, self.ends = engine, [0.0]
+
+    def phase(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def resume(self, step: int) -> None: ...
+
+    def step(self, record: StepRecord) -> None:
+        self.ends.append(self.engine.clock)
+
+
+def draw_length(seed: int) -> int:
+    """Draw the tokens of a response from its request's seed."""
+    return max(1, min(LONGEST, round(random.Random(seed).lognormvariate(math.log(MEDIAN), SIGMA))))
+
+
+def measure_pipelines(steps: int = 12, queries: int = 32) -> dict[str, float]:
+    """Return the mean seconds of a step of GRPO and of TAPO under each pipeline, the first step left out."""
+    settings = {"grpo": {"algorithm": "grpo"}, **{name: {"pipeline": name} for name in PIPELINES}}
+    return {name: asyncio.run(mean_step_seconds(changes, steps, queries)) for name, changes in settings.items()}
+
+
+async def mean_step_seconds(changes: Mapping[str, Any], steps: int, queries: int) -> float:
+    """Run the loop with these settings; return the mean seconds of a step by the engine's clock."""
+    from nemo_tapo.algorithms.registry import make_algorithm
+    from nemo_tapo.algorithms.tools import Tools
+    from nemo_tapo.config.loop import LoopConfig
+    from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
+    from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
+    from nemo_tapo.train import train
+    from nemo_tapo.utils.signals import Stop
+
+    cfg: RunConfig = validate(
+        {
+            "steps": steps,
+            "rollout": {"queries_per_step": queries, "max_tokens": 300},
+            "tapo": {"max_tokens": 800},
+            "model": {"max_length": 4000},
+            "loss": {"kl_rows": 0},
+            **changes,
+        }
+    )
+    runtime = ScriptedRuntime(arithmetic_script)
+    runtime.generator = engine = LatencyEngine(arithmetic_script, runtime.tokenizer, 4096)
+    actor = TimedActor(runtime.tokenizer.vocab_size)
+    actor.engine, runtime.actor = engine, actor
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    usable, _ = add_prompts(task.train_queries()[: steps * queries], runtime.tokenizer, 1000)
+    order = QueryOrder(usable, queries, cfg.seed)
+    recorder = StepSeconds(engine)
+    with tempfile.TemporaryDirectory() as folder:
+        loop = LoopConfig(Path(folder), steps, cfg.optimizer, cfg.loss, checkpoint_every=10**6)
+        algorithm = make_algorithm(cfg, Tools(engine, runtime.tokenizer, task))
+        await train(loop, algorithm, runtime, order.queries, recorder, Stop())
+    return (recorder.ends[-1] - recorder.ends[1]) / (steps - 1)
