@@ -15,18 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_tapo.commands.run_stage import run_stages
+from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.utils.files import require_free_disk
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
+OTHER_ALGORITHMS = [name for name in ALGORITHMS if name != "tapo"]
 
 COMMANDS = {
     "run": "the main job: cold start, evaluation, RL, evaluation, report; goes on where it was stopped",
     "sweep": "the runs of a table of the paper, over several seeds; skips what is done, goes on where it was stopped",
     "pretrain": "train a tiny base model on the generated task, from nothing, into <output>/hf",
     "coldstart": "build the cold-start data from the model's own samples and train on it, into <output>/hf",
-    "train": "TAPO (or algorithm=grpo, opsd, reflective_sft) from model.path, into <output>/hf",
+    "train": f"TAPO (or algorithm={', '.join(OTHER_ALGORITHMS)}) from model.path, into <output>/hf",
     "filter": "sample the training queries and keep those of middling difficulty, into <output>/kept.jsonl",
     "evaluate": "pass@k of a model, a checkpoint or an endpoint on the benchmarks, into <output>/evaluation.json",
     "compare": "two evaluations of the same problems, with the paired differences",
