@@ -11,32 +11,19 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_tapo.commands import folders, grade, judge, sweep
 from nemo_tapo.commands.run_stage import run_stages
+from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
 from nemo_tapo.utils.files import require_free_disk
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
-
-COMMANDS = {
-    "run": "the main job: cold start, evaluation, RL, evaluation, report; goes on where it was stopped",
-    "sweep": "the runs of a table of the paper, over several seeds; skips what is done, goes on where it was stopped",
-    "pretrain": "train a tiny base model on the generated task, from nothing, into <output>/hf",
-    "coldstart": "build the cold-start data from the model's own samples and train on it, into <output>/hf",
-    "train": "TAPO (or algorithm=grpo, opsd, reflective_sft) from model.path, into <output>/hf",
-    "filter": "sample the training queries and keep those of middling difficulty, into <output>/kept.jsonl",
-    "evaluate": "pass@k of a model, a checkpoint or an endpoint on the benchmarks, into <output>/evaluation.json",
-    "compare": "two evaluations of the same problems, with the paired differences",
-    "grade": "grade a JSONL file of {id, answer, responses}",
-    "judge": "DSR and ERR of evaluated responses by a judge behind an endpoint; or its agreement with human labels",
-    "plan": "what a run will hold and take (on a cluster: memory, time, disk), and whether it can; starts nothing",
-    "report": "write the plots and the HTML page of a run folder again; of a sweep's folder: its tables",
-    "show": "a run's trajectories in the terminal",
-}
-FOLDER_COMMANDS = ("report", "show", "compare")  # take run folders instead of a config
+OTHER_ALGORITHMS = [name for name in ALGORITHMS if name != "tapo"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,52 +35,37 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text)
-        if name in FOLDER_COMMANDS:
-            add_folder_arguments(sub, name)
-        elif name == "grade":
-            from nemo_tapo.commands.grade import add_arguments as add_grade_arguments
-
-            add_grade_arguments(sub)
-        elif name == "sweep":
-            from nemo_tapo.commands.sweep import add_arguments as add_sweep_arguments
-
-            add_sweep_arguments(sub)
-        else:
-            add_config_arguments(sub, name)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.text, description=command.text)
+        if command.takes_config:
+            sub.add_argument("--config", type=Path, help="a YAML file; without it, every setting at its default")
+        command.add_options(sub)
+        if command.takes_config:
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
     return top
 
 
-def add_folder_arguments(sub: argparse.ArgumentParser, name: str) -> None:
-    """Add the arguments of a command that takes run folders."""
-    if name == "compare":
-        sub.add_argument("first", type=Path, help="folder of an evaluation")
-        sub.add_argument("second", type=Path, help="folder of another; differences are second minus first")
-        return
-    sub.add_argument("folder", type=Path, help="a run's output folder" + (", or a sweep's" if name == "report" else ""))
-    if name == "report":
-        sub.add_argument("--table", action="append", default=[], help="of a sweep: only this one (table4); repeatable")
-    if name == "show":
-        sub.add_argument("--step", type=int, help="only this step (default: the last)")
-        sub.add_argument("--limit", type=int, default=10, help="at most so many trajectories")
+def add_dry_run(sub: argparse.ArgumentParser) -> None:
+    """Add --dry-run."""
+    sub.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
 
 
-def add_config_arguments(sub: argparse.ArgumentParser, name: str) -> None:
-    """Add the arguments of a command that takes a config file and settings."""
-    sub.add_argument("--config", type=Path, help="a YAML file; without it, every setting at its default")
-    if name == "plan":
-        sub.add_argument("--full", action="store_true", help="show every setting, NeMo-RL's too")
-    else:
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
-    if name == "filter":
-        sub.add_argument("--model", help="model.path")
-        sub.add_argument("--data", help="task.mathematics.train.path: a JSONL or Parquet file")
-    if name == "judge":
-        from nemo_tapo.commands.judge import add_arguments as add_judge_arguments
+def add_filter_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `filter`."""
+    add_dry_run(sub)
+    sub.add_argument("--model", help="model.path")
+    sub.add_argument("--data", help="task.mathematics.train.path: a JSONL or Parquet file")
 
-        add_judge_arguments(sub)
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
+
+def add_judge_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `judge`."""
+    add_dry_run(sub)
+    judge.add_arguments(sub)
+
+
+def add_plan_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
+    sub.add_argument("--full", action="store_true", help="show every setting, NeMo-RL's too")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # settings given after an option as well as before it
         arguments.overrides += rest
     try:
-        code = run_command(arguments)
+        code = COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()  # inside the try: a closed pipe is not a failure
         return code
     except Stopped as stopped:
@@ -132,22 +104,8 @@ def print_failure(sentence: str, code: int) -> int:
     return code
 
 
-def run_command(arguments: argparse.Namespace) -> int:
-    """Run the command that was named. Its exceptions are turned into exit codes by `main`."""
-    if arguments.command in FOLDER_COMMANDS:
-        return run_folder_command(arguments)
-    if arguments.command == "grade":
-        from nemo_tapo.commands.grade import grade
-
-        return grade(arguments)
-    if arguments.command == "sweep":
-        from nemo_tapo.commands.sweep import sweep
-
-        return sweep(arguments)
-    if arguments.command == "judge":
-        from nemo_tapo.commands.judge import judge
-
-        return judge(arguments)
+def run_with_config(arguments: argparse.Namespace) -> int:
+    """Run a command that takes a config file of this package or of NeMo-RL. Return the exit code."""
     from nemo_tapo.config.load import load_config
     from nemo_tapo.config.run_config import to_yaml
     from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
@@ -221,13 +179,62 @@ def overrides_from_options(arguments: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def run_folder_command(arguments: argparse.Namespace) -> int:
-    """Run `compare`, `show` or `report`; return the exit code."""
-    from nemo_tapo.commands.folders import run_compare, run_report, run_show
+@dataclass(frozen=True)
+class Command:
+    """A command: its line in --help, the function that runs it, and the arguments that it takes."""
 
-    {"compare": run_compare, "show": run_show, "report": run_report}[arguments.command](arguments)
-    return DONE
+    text: str
+    run: Callable[[argparse.Namespace], int] = run_with_config  # returns the exit code of a run without an exception
+    add_options: Callable[[argparse.ArgumentParser], None] = add_dry_run
+    takes_config: bool = True  # a config file before its options, settings after them
 
+
+COMMANDS = {
+    "run": Command("the main job: cold start, evaluation, RL, evaluation, report; goes on where it was stopped"),
+    "sweep": Command(
+        "the runs of a table of the paper, over several seeds; skips what is done, goes on where it was stopped",
+        sweep.sweep,
+        sweep.add_arguments,
+        takes_config=False,
+    ),
+    "pretrain": Command("train a tiny base model on the generated task, from nothing, into <output>/hf"),
+    "coldstart": Command("build the cold-start data from the model's own samples and train on it, into <output>/hf"),
+    "train": Command(f"TAPO (or algorithm={', '.join(OTHER_ALGORITHMS)}) from model.path, into <output>/hf"),
+    "filter": Command(
+        "sample the training queries and keep those of middling difficulty, into <output>/kept.jsonl",
+        add_options=add_filter_options,
+    ),
+    "evaluate": Command(
+        "pass@k of a model, a checkpoint or an endpoint on the benchmarks, into <output>/evaluation.json"
+    ),
+    "compare": Command(
+        "two evaluations of the same problems, with the paired differences",
+        folders.run_compare,
+        folders.add_compare_arguments,
+        takes_config=False,
+    ),
+    "grade": Command(
+        "grade a JSONL file of {id, answer, responses}", grade.grade, grade.add_arguments, takes_config=False
+    ),
+    "judge": Command(
+        "DSR and ERR of evaluated responses by a judge behind an endpoint; or its agreement with human labels",
+        judge.judge,
+        add_judge_options,
+    ),
+    "plan": Command(
+        "what a run will hold and take (on a cluster: memory, time, disk), and whether it can; starts nothing",
+        add_options=add_plan_options,
+    ),
+    "report": Command(
+        "write the plots and the HTML page of a run folder again; of a sweep's folder: its tables",
+        folders.run_report,
+        folders.add_report_arguments,
+        takes_config=False,
+    ),
+    "show": Command(
+        "a run's trajectories in the terminal", folders.run_show, folders.add_show_arguments, takes_config=False
+    ),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

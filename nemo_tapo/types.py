@@ -202,7 +202,7 @@ class Pair:
     """
 
     wrong: Rollout
-    reference: Rollout
+    right: Rollout
     index: int  # 0 .. m-1 within its query
     group_rewards: tuple[float, ...] = ()  # of all rollouts of its query
 

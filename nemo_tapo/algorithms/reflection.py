@@ -60,7 +60,7 @@ def render_prompt(template: str, pair: Pair) -> str:
     values = {
         "question": pair.wrong.query.question,
         "wrong": pair.wrong.text.strip("\n"),  # `make_construction` puts back what comes before it
-        "reference": pair.reference.text.strip("\n"),
+        "reference": pair.right.text.strip("\n"),
     }
     missing = [name for name in values if "{" + name + "}" not in template]
     if missing:

@@ -18,15 +18,15 @@ def write_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
     >>> wrong, right = (Rollout(query, k, Completion((1,), "", False), Grade(float(k), "")) for k in range(2))
     >>> pair = Pair(wrong, right, index=0, group_rewards=(0.0, 1.0))
     >>> write_pairs([pair])["pairs"]
-    [{'wrong': '7/0', 'reference': '7/1', 'index': 0, 'group_rewards': (0.0, 1.0)}]
+    [{'wrong': '7/0', 'right': '7/1', 'index': 0, 'group_rewards': (0.0, 1.0)}]
     >>> read_pairs(write_pairs([pair])) == (pair,)
     True
     """
-    rollouts = {rollout.uid: rollout for pair in pairs for rollout in (pair.wrong, pair.reference)}
+    rollouts = {rollout.uid: rollout for pair in pairs for rollout in (pair.wrong, pair.right)}
     return {
         "rollouts": [asdict(replace(r, completion=replace(r.completion, logprobs=None))) for r in rollouts.values()],
         "pairs": [
-            {"wrong": p.wrong.uid, "reference": p.reference.uid, "index": p.index, "group_rewards": p.group_rewards}
+            {"wrong": p.wrong.uid, "right": p.right.uid, "index": p.index, "group_rewards": p.group_rewards}
             for p in pairs
         ],
     }
@@ -36,7 +36,7 @@ def read_pairs(written: Mapping[str, Any]) -> tuple[Pair, ...]:
     """Return the pairs that `write_pairs` wrote, in their order."""
     rollouts = {rollout.uid: rollout for rollout in map(_read_rollout, written["rollouts"])}
     return tuple(
-        Pair(rollouts[p["wrong"]], rollouts[p["reference"]], p["index"], tuple(p["group_rewards"]))
+        Pair(rollouts[p["wrong"]], rollouts[p["right"]], p["index"], tuple(p["group_rewards"]))
         for p in written["pairs"]
     )
 

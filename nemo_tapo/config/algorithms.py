@@ -1,4 +1,4 @@
-"""Say what the settings know of each algorithm: its name, its sections, and the combinations that it refuses.
+"""Say what the settings know of each algorithm: its name, its sections, its teacher, and what it refuses.
 
 A new algorithm adds one entry to `ALGORITHMS` here, and its class to algorithms/registry.py.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 from nemo_tapo.config.sections import LossConfig, OpsdConfig, RolloutConfig, TapoConfig, TaskConfig
 
@@ -34,6 +35,31 @@ def accept_all(cfg: Settings) -> None:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """The model that an algorithm asks what it would have said at each token of a rollout.
+
+    >>> Teacher("opsd", "frozen", None, "sampled", "the initial policy").path_key
+    'opsd.teacher_path'
+    """
+
+    section: str  # the section that holds its settings, for refusals to name
+    weights: Literal["frozen", "live"]  # of the policy: the initial ones or the present ones
+    path: Path | None  # another model, frozen, in the place of the policy
+    divergence: Literal["jsd", "sampled"]  # sampled: one log-probability a token is enough; else all its logits
+    description: str  # one sentence for --dry-run
+
+    @property
+    def path_key(self) -> str:
+        """The dotted key of `path`."""
+        return f"{self.section}.teacher_path"
+
+
+def learn_from_no_teacher(cfg: Settings) -> Teacher | None:
+    """Return None: most algorithms have no teacher."""
+    return None
+
+
+@dataclass(frozen=True)
 class AlgorithmSettings:
     """What the settings know of an algorithm.
 
@@ -42,7 +68,10 @@ class AlgorithmSettings:
     """
 
     constructs: bool = False  # it makes micro-reflective trajectories, so the section `tapo` applies
+    trains_rollouts: bool = True  # rollouts are among its rows, so the KL to the reference can be measured
+    loss_without_ratio: str = ""  # what its loss is called if it has no importance ratio
     sections: tuple[str, ...] = ()  # sections of its own: they decide its numbers and nobody else's
+    get_teacher: Callable[[Settings], Teacher | None] = learn_from_no_teacher
     check: Callable[[Settings], None] = accept_all  # raises ValueError for settings that it refuses
 
 
@@ -106,9 +135,37 @@ def check_opsd(cfg: Settings) -> None:
             )
 
 
+def get_opsd_teacher(cfg: Settings) -> Teacher:
+    """Return OPSD's teacher, which is told a solution."""
+    o = cfg.opsd
+    who = (
+        str(o.teacher_path)
+        if o.teacher_path
+        else {"frozen": "the initial policy", "live": "the present policy"}[o.teacher]
+    )
+    privileged = {"rollout": "a correct rollout of the same group", "solution": "the data's solution"}[o.privileged]
+    clip = "" if o.entry_clip is None else f", each entry at most {o.entry_clip:g} nats"
+    loss = "the sampled token alone" if o.divergence == "sampled" else f"divergence of beta {o.beta:g}{clip}"
+    return Teacher("opsd", o.teacher, o.teacher_path, o.divergence, f"{who}, told {privileged}; {loss}")
+
+
 ALGORITHMS: dict[str, AlgorithmSettings] = {
     "tapo": AlgorithmSettings(constructs=True, check=check_construction),
     "grpo": AlgorithmSettings(),
-    "opsd": AlgorithmSettings(sections=("opsd",), check=check_opsd),
-    "reflective_sft": AlgorithmSettings(constructs=True, check=check_reflective_sft),
+    "opsd": AlgorithmSettings(
+        loss_without_ratio="OPSD's loss", sections=("opsd",), get_teacher=get_opsd_teacher, check=check_opsd
+    ),
+    "reflective_sft": AlgorithmSettings(
+        constructs=True, trains_rollouts=False, loss_without_ratio="likelihood", check=check_reflective_sft
+    ),
 }
+
+
+def list_own_sections(leave_out: str | None = None) -> list[str]:
+    """List the sections that belong to one algorithm, except those of the algorithm `leave_out`.
+
+    >>> list_own_sections(), list_own_sections(leave_out="opsd")
+    (['opsd'], [])
+    """
+    kept = ALGORITHMS[leave_out].sections if leave_out is not None else ()
+    return [name for each in ALGORITHMS.values() for name in each.sections if name not in kept]

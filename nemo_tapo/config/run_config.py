@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from nemo_tapo.config.algorithms import ALGORITHMS
+from nemo_tapo.config.algorithms import ALGORITHMS, Teacher
 from nemo_tapo.config.sections import (
     CheckpointConfig,
     ColdStartConfig,
@@ -114,6 +114,16 @@ class RunConfig(Section):
     def deferred(self) -> bool:
         """True if constructions are made and trained one step after their rollouts, which decides the numbers."""
         return self.constructs and self.pipeline == "deferred"
+
+    @property
+    def trains_rollouts(self) -> bool:
+        """True if the algorithm's rows include rollouts, on which the KL to the reference is measured."""
+        return ALGORITHMS[self.algorithm].trains_rollouts
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The algorithm's teacher; None if it has none."""
+        return ALGORITHMS[self.algorithm].get_teacher(self)
 
     @property
     def synthesis_queries(self) -> int:

@@ -8,12 +8,13 @@ examples.parquet    the same as examples.jsonl, if coldstart.parquet is set
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemo_tapo.types import Kind, Row
+from nemo_tapo.utils.files import replace_lines
 from nemo_tapo.utils.jsonl import encode_line
 
 DATA_FILE, EXAMPLES_FILE, PARQUET_FILE = "data.jsonl", "examples.jsonl", "examples.parquet"
@@ -68,11 +69,11 @@ DATA_FIELDS = ("uid", "format", "origin", "prompt", "response", "prompt_ids", "r
 
 def write_examples(folder: Path, examples: Sequence[SftExample], parquet: bool = False) -> None:
     """Write the files. Each appears only when it is complete, and data.jsonl comes last: if it exists, all do."""
-    _replace_file(folder / EXAMPLES_FILE, (encode_line(as_chat(example)) for example in examples))
+    replace_lines(folder / EXAMPLES_FILE, (encode_line(as_chat(example)) for example in examples))
     if parquet:
         _write_parquet(folder / PARQUET_FILE, [as_chat(example) for example in examples])
     lines = ({name: value for name, value in asdict(e).items() if name in DATA_FIELDS} for e in examples)
-    _replace_file(folder / DATA_FILE, ((json.dumps(line) + "\n").encode() for line in lines))
+    replace_lines(folder / DATA_FILE, ((json.dumps(line) + "\n").encode() for line in lines))
 
 
 def as_chat(example: SftExample) -> dict[str, Any]:
@@ -138,12 +139,4 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(pa.Table.from_pylist(rows), temporary)
-    temporary.replace(path)
-
-
-def _replace_file(path: Path, lines: Iterable[bytes]) -> None:
-    """Write lines to a file, which appears only when it is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
     temporary.replace(path)

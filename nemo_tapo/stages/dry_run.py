@@ -42,8 +42,8 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
             f"{rollouts} rows, and at most {max_constructed} constructed rows; "
             f"{cfg.loss.updates_per_batch} update(s) a step"
         )
-        if cfg.algorithm == "opsd":
-            lines.append(describe_teacher(cfg))
+        if cfg.teacher is not None:
+            lines.append(f"teacher: {cfg.teacher.description}")
         lines.append(
             f"tokens a step: at most {rollouts * r.max_tokens:,} sampled and "
             f"{max_constructed * t.max_tokens:,} synthesised; "
@@ -63,20 +63,6 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
             f"kept with accuracy in [{f.min_accuracy:g}, {f.max_accuracy:g}]"
         )
     return lines + preview_data(cfg, command)
-
-
-def describe_teacher(cfg: RunConfig) -> str:
-    """Return a line on OPSD: the teacher, the privileged text it is given, and the loss."""
-    o = cfg.opsd
-    who = (
-        str(o.teacher_path)
-        if o.teacher_path
-        else {"frozen": "the initial policy", "live": "the present policy"}[o.teacher]
-    )
-    privileged = {"rollout": "a correct rollout of the same group", "solution": "the data's solution"}[o.privileged]
-    clip = "" if o.entry_clip is None else f", each entry at most {o.entry_clip:g} nats"
-    loss = "the sampled token alone" if o.divergence == "sampled" else f"divergence of beta {o.beta:g}{clip}"
-    return f"teacher: {who}, told {privileged}; {loss}"
 
 
 def describe_model_size(path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import Sample, SampleStore, read_samples
 from nemo_tapo.types import Query, Request, SetAside
 from nemo_tapo.utils.concurrency import for_each_concurrently
-from nemo_tapo.utils.files import hash_json
+from nemo_tapo.utils.files import hash_json, replace_lines
 from nemo_tapo.utils.jsonl import replace_non_finite
 from nemo_tapo.utils.seeding import seed_from
 
@@ -193,7 +193,7 @@ def write_result(session: Session, sampled: Sequence[QuerySamples], max_tokens: 
         rows[FAILED].append(make_set_aside_row(aside))
         reasons[aside.reason] += 1
     for name in CLASSES:
-        _replace_file(output / f"{name}.jsonl", (_encode_row(row) for row in rows[name]))
+        replace_lines(output / f"{name}.jsonl", (_encode_row(row) for row in rows[name]))
     counts = {name: len(rows[name]) for name in CLASSES}
     assert sum(counts.values()) == provenance.rows, (counts, provenance.rows)
     kept = output / f"{KEPT}.jsonl"
@@ -210,7 +210,7 @@ def write_result(session: Session, sampled: Sequence[QuerySamples], max_tokens: 
         "settings": {**cfg.filter.model_dump(mode="json"), "max_tokens": max_tokens, "seed": cfg.seed},
         "train_on_it": format_training_overrides(kept, cfg.task),
     }
-    _replace_file(output / SUMMARY, [(json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode()])
+    replace_lines(output / SUMMARY, [(json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode()])
     return describe_summary(summary, output / SUMMARY)
 
 
@@ -272,11 +272,3 @@ def make_set_aside_row(aside: SetAside) -> dict[str, Any]:
 def _encode_row(row: Mapping[str, Any]) -> bytes:
     """Return one line of JSON. Dates and bytes, which data sets may hold, are written as text."""
     return (json.dumps(replace_non_finite(row), ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
-
-
-def _replace_file(path: Path, lines: Iterable[bytes]) -> None:
-    """Write `lines` to `path` atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
-    temporary.replace(path)

@@ -20,8 +20,8 @@ async def reinforce(session: Session, model: Path) -> None:
     cfg = session.cfg
     await session.runtime.actor.load_model(model)
     await session.runtime.actor.set_reference()
-    if cfg.algorithm == "opsd" and cfg.opsd.teacher_path is not None:
-        await session.runtime.actor.set_teacher(cfg.opsd.teacher_path.resolve())
+    if cfg.teacher is not None and cfg.teacher.path is not None:
+        await session.runtime.actor.set_teacher(cfg.teacher.path.resolve())
     queries = QueryOrder(session.train_queries(), cfg.rollout.queries_per_step, cfg.seed)
     loop = LoopConfig(
         folder=session.output,

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from nemo_tapo.config.algorithms import list_own_sections
 from nemo_tapo.config.run_config import RunConfig, flatten_settings
 from nemo_tapo.evaluation.results import RESULTS
 from nemo_tapo.sweeps.expand import SweepJob
@@ -21,7 +22,7 @@ IGNORED_KEYS = (
     "output", "parts", "pipeline", "trajectories_per_step", "max_bad_rows", "engine_gap_bound", "rollout.logprobs",
     "evaluation.runs", "evaluation.samples",
 )  # fmt: skip
-TRAINING_SETTINGS = ("steps", "algorithm", "rollout.", "tapo.", "opsd.", "loss.", "optimizer.")
+TRAINING_SETTINGS = ("steps", "algorithm", "rollout.", "tapo.", "loss.", "optimizer.")
 IGNORED_SECTIONS = ("local.", "checkpoint.", "coldstart.", "pretrain.", "filter.", "judge.", "evaluation.endpoint.")
 
 
@@ -165,9 +166,9 @@ def select_deciding_settings(cfg: RunConfig, train: bool) -> dict[str, Any]:
     flat = flatten_settings(cfg.model_dump(mode="json", by_alias=True))
     flat["model.path"] = str(cfg.model.path.resolve()) if cfg.model.path.exists() else str(cfg.model.path)
     ignored = list(IGNORED_SECTIONS)
+    ignored += [f"{section}." for section in list_own_sections(leave_out=cfg.algorithm if train else None)]
     ignored += [] if train else TRAINING_SETTINGS
     ignored += [] if cfg.constructs else ["tapo."]
-    ignored += [] if cfg.algorithm == "opsd" else ["opsd."]
     kept = {key: value for key, value in flat.items() if key not in IGNORED_KEYS and not key.startswith(tuple(ignored))}
     return kept | ({"pipeline": "deferred"} if train and cfg.deferred else {})  # otherwise it decides speed alone
 

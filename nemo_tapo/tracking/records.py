@@ -167,7 +167,7 @@ def make_trajectory_record(
         "question": query.question,
         "answer": query.answer,
         "wrong": pair.wrong.text,
-        "reference": pair.reference.text,
+        "reference": pair.right.text,
         "analysis": construction.analysis,
         "reconstruction": reconstruction,
         "kept_chars": construction.kept_chars,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's text in one move."""
+    replace_lines(path, [text.encode("utf-8")])
+
+
+def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write encoded lines, which may come one by one, to a file that appears only when it is complete."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("wb") as file:
+        file.writelines(lines)
     temporary.replace(path)

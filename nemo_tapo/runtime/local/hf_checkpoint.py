@@ -57,18 +57,21 @@ def read_model_info(path: Path) -> ModelInfo:
     )
 
 
-def require_same_architecture(model: Path, teacher: Path) -> None:
-    """Raise ValueError unless `teacher` can replace `model`: same architecture, sizes and token ids."""
+def require_same_architecture(model: Path, teacher: Path, key: str) -> None:
+    """Raise ValueError unless `teacher` can replace `model`: same architecture, sizes and token ids.
+
+    `key` is the setting that names the teacher.
+    """
     own, other = read_model_info(model), read_model_info(teacher)
     names = [f.name for f in fields(own) if f.name != "max_length" and getattr(own, f.name) != getattr(other, f.name)]
     for name in names:
         raise ValueError(
-            f"opsd.teacher_path: {teacher} is another architecture than {model}: {name} is {getattr(other, name)} "
+            f"{key}: {teacher} is another architecture than {model}: {name} is {getattr(other, name)} "
             f"instead of {getattr(own, name)}. The teacher has to have the policy's."
         )
     if _read_tokenization(model) != _read_tokenization(teacher):
         raise ValueError(
-            f"opsd.teacher_path: the tokenizer of {teacher} is not that of {model}. The teacher reads the policy's own "
+            f"{key}: the tokenizer of {teacher} is not that of {model}. The teacher reads the policy's own "
             "tokens, so it has to have the same."
         )
 

@@ -52,8 +52,8 @@ class LocalRuntime(RuntimeDefaults):
         `model.path` is not a model directory, RuntimeFailure if a process does not start.
         """
         cfg = resolve_model_path(cfg)
-        if cfg.algorithm == "opsd" and cfg.opsd.teacher_path is not None:
-            hf_checkpoint.require_same_architecture(cfg.model.path, cfg.opsd.teacher_path)
+        if cfg.teacher is not None and cfg.teacher.path is not None:
+            hf_checkpoint.require_same_architecture(cfg.model.path, cfg.teacher.path, cfg.teacher.path_key)
         progress("starting Ray")
         cluster = ray_cluster.start()
         starts: list[asyncio.Task[Any]] = []

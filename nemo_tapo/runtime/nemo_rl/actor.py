@@ -122,7 +122,7 @@ class NemoActor:
 
     async def set_teacher(self, path: Path) -> None:
         """Raise ValueError: NeMo-RL keeps one frozen model, the reference, and no other teacher."""
-        raise ValueError(f"the NeMo-RL runtime has no second frozen model; leave opsd.teacher_path = {path} out.")
+        raise ValueError(f"the NeMo-RL runtime has no second frozen model; leave teacher_path = {path} out.")
 
     async def load(self, path: Path) -> None:
         """Check that `path` is the checkpoint that weights and optimizer were loaded from when the policy was made.
@@ -166,7 +166,7 @@ class NemoActor:
         if not self._origin.has_reference:
             raise ValueError(
                 "no reference model was loaded: neither loss_fn.reference_policy_kl_penalty nor tapo.loss.kl_rows is "
-                "above 0, and the algorithm is not opsd."
+                "above 0, and the algorithm has no teacher."
             )
         return await self._compute_scores(
             batch, temperature, self._policy.get_reference_policy_logprobs, "reference_logprobs"

@@ -182,7 +182,7 @@ def make_correct_example(group: Group, which: int) -> SftExample:
 def make_source(c: Construction) -> ExampleSource:
     """Return where a construction's example comes from."""
     pair = c.pair
-    return ExampleSource(pair.wrong.query.uid, pair.wrong.uid, pair.reference.uid, c.kept_tokens, c.kept_share)
+    return ExampleSource(pair.wrong.query.uid, pair.wrong.uid, pair.right.uid, c.kept_tokens, c.kept_share)
 
 
 class EpochBatches:

@@ -94,7 +94,7 @@ def get_outcome(construction: Construction) -> str:
 
 def hash_texts(pair: Pair) -> str:
     """Return a digest of the two responses that the writer is shown."""
-    return hash_json([pair.wrong.text, pair.reference.text])
+    return hash_json([pair.wrong.text, pair.right.text])
 
 
 def make_correction_row(construction: Construction, outcome: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def make_correction_row(construction: Construction, outcome: str) -> dict[str, A
     return {
         "uid": pair.uid,
         "wrong": pair.wrong.uid,
-        "reference": pair.reference.uid,
+        "reference": pair.right.uid,
         "texts": hash_texts(pair),
         "outcome": outcome,
         "kept_share": construction.kept_share,

@@ -418,18 +418,18 @@ def altered(folder: Path, file: str, change: Any) -> Path:
 
 
 def test_a_teacher_of_another_kind_is_a_sentence_before_anything_starts(tmp_path: Path) -> None:
-    require_same_architecture(MODEL, MODEL.parent / "tiny-base")
+    require_same_architecture(MODEL, MODEL.parent / "tiny-base", "opsd.teacher_path")
     layers = altered(tmp_path / "layers", "config.json", lambda c: c.update(num_hidden_layers=2))
     with pytest.raises(ValueError, match=r"another architecture than .*: shape is .*layers=2"):
-        require_same_architecture(MODEL, layers)
+        require_same_architecture(MODEL, layers, "opsd.teacher_path")
     rope = altered(tmp_path / "rope", "config.json", lambda c: c.update(rms_norm_eps=0.1))
     with pytest.raises(ValueError, match=r"norm_eps is 0\.1"):
-        require_same_architecture(MODEL, rope)
+        require_same_architecture(MODEL, rope, "opsd.teacher_path")
     vocabulary = altered(tmp_path / "words", "tokenizer.json", lambda t: t["model"]["merges"].pop())
     with pytest.raises(ValueError, match=r"the tokenizer of .*words is not that of"):
-        require_same_architecture(MODEL, vocabulary)
+        require_same_architecture(MODEL, vocabulary, "opsd.teacher_path")
     with pytest.raises(ValueError, match="is not a model directory"):
-        require_same_architecture(MODEL, tmp_path)
+        require_same_architecture(MODEL, tmp_path, "opsd.teacher_path")
 
 
 # ---- NeMo-RL -----------------------------------------------------------------------------------------------------

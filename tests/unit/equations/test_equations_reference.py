@@ -85,7 +85,7 @@ def test_selection(rewards: list[float], n_pos: int, n_neg: int, m_max: int, see
     pairs = select_pairs(group, n_pos, n_neg, m_max, seed, step)
     assert len(pairs) == reference.pair_count(rewards, n_pos, n_neg, m_max)
     assert [p.index for p in pairs] == list(range(len(pairs)))
-    assert all(p.wrong.reward == 0 and p.reference.reward > 0 for p in pairs)
+    assert all(p.wrong.reward == 0 and p.right.reward > 0 for p in pairs)
     assert len({p.wrong.uid for p in pairs}) == len(pairs)  # without replacement
     assert pairs == select_pairs(group, n_pos, n_neg, m_max, seed, step)
 
@@ -114,8 +114,8 @@ def test_the_draw_is_uniform_and_independent() -> None:
         first[pairs[0].wrong.index] += 1
         for pair in pairs:
             chosen[pair.wrong.index] += 1
-            joint[pair.wrong.index, pair.reference.index] += 1
-        repeated += pairs[0].reference.index == pairs[1].reference.index
+            joint[pair.wrong.index, pair.right.index] += 1
+        repeated += pairs[0].right.index == pairs[1].right.index
 
     def near(count: int, trials: int, p: float) -> bool:
         return abs(count - trials * p) < 5 * math.sqrt(trials * p * (1 - p))
@@ -131,7 +131,7 @@ def test_the_draw_depends_on_seed_step_and_uid() -> None:
 
     def chosen(seed: int, step: int, uid: str) -> list[tuple[int, int]]:
         pairs = select_pairs(group_of(rewards, uid), 1, 1, 6, seed, step)
-        return [(p.wrong.index, p.reference.index) for p in pairs]
+        return [(p.wrong.index, p.right.index) for p in pairs]
 
     once = chosen(0, 0, "a")
     assert once != chosen(1, 0, "a")

@@ -102,7 +102,7 @@ def test_pairs_come_from_eligible_groups_only(groups: list[Group]) -> None:
             eligible += 1
             assert len(pairs) == min(M_MAX, int(8 - right))
             assert len({p.wrong.uid for p in pairs}) == len(pairs)
-            assert all(p.wrong.reward == 0 and p.reference.reward == 1 for p in pairs)
+            assert all(p.wrong.reward == 0 and p.right.reward == 1 for p in pairs)
         else:
             assert pairs == ()
     assert eligible >= 1
@@ -119,7 +119,7 @@ def test_prompts_hold_both_responses_and_the_problem_to_the_letter(groups: list[
     assert len(pairs) >= 10
     for pair in pairs:
         prompt = render_prompt(template, pair)
-        wrong, reference = pair.wrong.text.strip("\n"), pair.reference.text.strip("\n")
+        wrong, reference = pair.wrong.text.strip("\n"), pair.right.text.strip("\n")
         for text in (pair.wrong.query.question, wrong, reference):
             assert text in prompt
         assert prompt.index(wrong) < prompt.rindex(reference)

@@ -131,7 +131,7 @@ def test_a_correction_keeps_the_tokens_of_the_response_that_it_names() -> None:
 def test_pairs_need_right_and_wrong() -> None:
     assert build.make_pairs(group("a", [1, 1]), 4, 0) == [] == build.make_pairs(group("b", [0, 0]), 4, 0)
     pairs = build.make_pairs(group("c", [0, 1, 0]), 4, 0)
-    assert sorted(p.wrong.index for p in pairs) == [0, 2] and {p.reference.index for p in pairs} == {1}
+    assert sorted(p.wrong.index for p in pairs) == [0, 2] and {p.right.index for p in pairs} == {1}
     groups = [group("a", [1, 1]), group("b", [0, 0]), group("c", [0, 1, 0])]
     found = build.collect_candidates(groups, config())
     assert found.query_classes == {"all_right": 1, "all_wrong": 1, "right_and_wrong": 1}

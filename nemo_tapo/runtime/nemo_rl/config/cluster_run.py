@@ -279,7 +279,7 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
             f"the learning rate's schedule counts updates, {cfg.steps} steps x {setup.updates}: lr_warmup_iters and "
             "lr_decay_iters are in updates"
         )
-    if not (cfg.loss.kl_coef or cfg.loss.kl_rows or cfg.algorithm == "reflective_sft"):
+    if not (cfg.loss.kl_coef or cfg.loss.kl_rows or not cfg.trains_rollouts):
         yield "the KL to the reference is not reported: tapo.loss.kl_rows=64 does, for a second copy of the weights"
     room = setup.max_model_len - setup.max_synthesis - TEMPLATE_TOKENS - (setup.max_row - setup.max_response)
     if cfg.constructs and room < 2 * setup.max_response:

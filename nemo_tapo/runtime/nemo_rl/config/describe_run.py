@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nemo_tapo.config.algorithms import list_own_sections
 from nemo_tapo.planning import plan_text
 from nemo_tapo.planning.model_shape import ModelShape, get_model_shape
 from nemo_tapo.runtime.nemo_rl.config import cluster_run, validate
@@ -23,7 +24,7 @@ SHOWN_KEYS = (
     "model",
     "rollout",
     "tapo",
-    "opsd",
+    *list_own_sections(),
     "loss",
     "optimizer",
     "checkpoint",

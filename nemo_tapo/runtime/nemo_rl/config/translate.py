@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nemo_tapo.config.algorithms import list_own_sections
 from nemo_tapo.config.run_config import RunConfig, validate
 from nemo_tapo.config.sections import CheckpointConfig
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup, update_rows
@@ -15,7 +16,7 @@ from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, START_TIMEOUT
 
 SECTIONS = (
     "task",
-    "opsd",
+    *list_own_sections(),
     "evaluation",
     "coldstart",
     "filter",
@@ -203,9 +204,8 @@ def read_assumptions(block: Mapping[str, Any]) -> Assumptions:
 
 def keeps_reference(cfg: RunConfig) -> bool:
     """Return True if a frozen copy of the initial policy is needed: for a KL penalty or report, or as the teacher."""
-    if cfg.algorithm == "reflective_sft":  # it trains on constructions only, and the KL is over rollouts
-        return False
-    return cfg.loss.kl_coef > 0 or cfg.loss.kl_rows > 0 or cfg.algorithm == "opsd"
+    measures_kl = cfg.trains_rollouts and (cfg.loss.kl_coef > 0 or cfg.loss.kl_rows > 0)
+    return measures_kl or cfg.teacher is not None
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------

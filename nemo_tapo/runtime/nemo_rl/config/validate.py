@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nemo_tapo.config.algorithms import ALGORITHMS, Teacher
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.planning.cluster_setup import ClusterSetup
 from nemo_tapo.planning.model_shape import ModelShape
@@ -148,23 +149,25 @@ def check_algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
             f"tapo.ift_weight = {cfg.tapo.ift_weight:g} is not supported: its rows come on top of the rows of an "
             "update, whose number NeMo-RL fixes when it starts. Set it to 0, or use the local runtime."
         )
-    weighs = get_at_path(master, "loss_fn.use_importance_sampling_correction")
-    if cfg.algorithm == "reflective_sft" and weighs:
-        yield "loss_fn.use_importance_sampling_correction: likelihood has no importance ratio; set it to false."
-    if cfg.algorithm != "opsd":
-        return
-    if cfg.opsd.divergence != "sampled":
+    if cfg.teacher is not None:
+        yield from _check_teacher(cfg.teacher)
+    loss = ALGORITHMS[cfg.algorithm].loss_without_ratio
+    if loss and get_at_path(master, "loss_fn.use_importance_sampling_correction"):
+        yield f"loss_fn.use_importance_sampling_correction: {loss} has no importance ratio; set it to false."
+
+
+def _check_teacher(teacher: Teacher) -> Iterable[str]:
+    """Yield what NeMo-RL's workers, which keep one frozen copy of the policy, cannot do for a teacher."""
+    if teacher.divergence != "sampled":
         yield (
-            f"tapo.opsd.divergence = {cfg.opsd.divergence} is not supported: it needs the teacher's logits over the "
-            "whole vocabulary beside the student's. Set it to sampled, or use the local runtime."
+            f"tapo.{teacher.section}.divergence = {teacher.divergence} is not supported: it needs the teacher's logits "
+            "over the whole vocabulary beside the student's. Set it to sampled, or use the local runtime."
         )
-    if cfg.opsd.teacher != "frozen" or cfg.opsd.teacher_path is not None:
+    if teacher.weights != "frozen" or teacher.path is not None:
         yield (
             "a teacher other than the model that the run starts from is not supported: NeMo-RL keeps that one frozen "
-            "copy. Set tapo.opsd.teacher to frozen and leave tapo.opsd.teacher_path out."
+            f"copy. Set tapo.{teacher.section}.teacher to frozen and leave tapo.{teacher.path_key} out."
         )
-    if weighs:
-        yield "loss_fn.use_importance_sampling_correction: OPSD's loss has no importance ratio; set it to false."
 
 
 def check_division(master: Master, setup: ClusterSetup) -> Iterable[str]:
