@@ -49,15 +49,15 @@ async def _with_teacher(batch: Batch, needs: LossNeeds, runtime: Runtime, timer:
         return add_teacher_logprobs(batch, await score(make_teacher_batch(batch), needs.temperature))
 
 
-async def _with_reference(batch: Batch, rows: Sequence[int], needs: LossNeeds, runtime: Runtime) -> Batch:
-    """Add the reference policy's log-probabilities of `rows`."""
-    if not rows:
+async def _with_reference(batch: Batch, indices: Sequence[int], needs: LossNeeds, runtime: Runtime) -> Batch:
+    """Add the reference policy's log-probabilities of the rows at `indices`."""
+    if not indices:
         return batch
-    index = torch.tensor(rows)
-    scores = await runtime.actor.reference_logprobs(batch.select(index), needs.temperature)
+    chosen = torch.tensor(indices)
+    scores = await runtime.actor.reference_logprobs(batch.select(chosen), needs.temperature)
     values, known = torch.zeros(batch.input_ids.shape), torch.zeros(batch.rows)
-    values[index, : scores.shape[1]] = scores
-    known[index] = 1.0
+    values[chosen, : scores.shape[1]] = scores
+    known[chosen] = 1.0
     return replace(batch, reference_policy_logprobs=values, reference_mask=known)
 
 

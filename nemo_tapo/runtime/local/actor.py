@@ -190,17 +190,19 @@ class LocalActor:
         `data`, if given, holds one more argument for each rank.
         """
         keywords = [same if data is None else {"data": data[rank], **same} for rank in range(len(self._ranks))]
-        references = [
+        object_refs = [
             getattr(worker, method).remote(**keyword) for worker, keyword in zip(self._ranks, keywords, strict=True)
         ]
-        return await self._await_answers(references, range(len(references)), method, timeout or self.local.call_timeout)
+        return await self._await_answers(
+            object_refs, range(len(object_refs)), method, timeout or self.local.call_timeout
+        )
 
     async def _await_answers(
-        self, references: Sequence[Any], ranks: Sequence[int], method: str, timeout: float
+        self, object_refs: Sequence[Any], ranks: Sequence[int], method: str, timeout: float
     ) -> list[Any]:
         if not self._ranks:
             raise RuntimeFailure("the actor's ranks were ended by an earlier failure.")
-        tasks = [asyncio.ensure_future(_await_reference(reference)) for reference in references]
+        tasks = [asyncio.ensure_future(_await_object(ref)) for ref in object_refs]
         started = time.monotonic()
         _, pending = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
         failed = any(task.done() and task.exception() for task in tasks)
@@ -263,5 +265,5 @@ def find_free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-async def _await_reference(reference: Any) -> Any:
-    return await reference
+async def _await_object(object_ref: Any) -> Any:
+    return await object_ref

@@ -8,7 +8,7 @@ from typing import Any
 from nemo_tapo.utils.errors import RuntimeFailure
 
 
-async def await_ray_answer(reference: Any, who: str, timeout: float) -> Any:
+async def await_ray_answer(object_ref: Any, who: str, timeout: float) -> Any:
     """Wait for the value of a Ray object reference and return it.
 
     Raises RuntimeFailure, with `who` in its message, if the process died, if the called method failed, or if there is
@@ -18,7 +18,7 @@ async def await_ray_answer(reference: Any, who: str, timeout: float) -> Any:
     from ray.exceptions import RayActorError, RayTaskError
 
     try:
-        return await asyncio.wait_for(reference, timeout)
+        return await asyncio.wait_for(object_ref, timeout)
     except TimeoutError:
         raise RuntimeFailure(f"{who} did not answer within {timeout:g} seconds.") from None
     except RayActorError as error:

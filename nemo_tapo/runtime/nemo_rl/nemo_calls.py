@@ -33,10 +33,10 @@ async def run_blocking(call: Callable[[], Result], who: str, seconds: float, set
         return await wait_for_answer(_start_in_thread(call), who, seconds, setting)
 
 
-async def await_ray(reference: Any, who: str, seconds: float) -> Any:
+async def await_ray(object_ref: Any, who: str, seconds: float) -> Any:
     """Return the value of a Ray object reference; `who`, `seconds` and the errors are those of `run_blocking`."""
     with nemo_errors_as_runtime_failure(who):
-        return await wait_for_answer(reference, who, seconds)
+        return await wait_for_answer(object_ref, who, seconds)
 
 
 async def wait_for_answer(answer: Awaitable[Result], who: str, seconds: float, setting: str = "call_timeout") -> Result:
