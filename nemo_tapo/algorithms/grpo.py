@@ -109,7 +109,7 @@ class GRPO:
                 logprobs=logprobs,
             )
             completion = await self.tools.generator.generate(request)
-            return Rollout(query, index, completion, await self.tools.grade(query, completion.text))
+            return Rollout(query, index, completion, await self.tools.grade_completion(query, completion))
 
         return Group(query, tuple(await run_concurrently(one(k) for k in range(settings.samples_per_query))))
 

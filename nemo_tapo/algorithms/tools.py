@@ -6,7 +6,10 @@ import time
 from dataclasses import dataclass
 
 from nemo_tapo.interfaces import Generator, Task, Tokenizer
-from nemo_tapo.types import Grade, Query
+from nemo_tapo.types import Completion, Grade, Query
+
+THINK = "<think>"
+PROMPT_END = 16  # tokens at the end of a prompt, among which a THINK is looked for
 
 
 @dataclass
@@ -24,3 +27,24 @@ class Tools:
         grade = await self.task.grade(query, response)
         self.grading_seconds += time.perf_counter() - begin
         return grade
+
+    async def grade_completion(self, query: Query, completion: Completion) -> Grade:
+        """Return the task's verdict of a sampled response; one cut off within its thinking never answered."""
+        thinks = opens_thought(self.tokenizer, query.prompt_ids)
+        return await self.grade(query, make_graded_text(completion.text, completion.truncated, thinks))
+
+
+def opens_thought(tokenizer: Tokenizer, prompt_ids: tuple[int, ...]) -> bool:
+    """Return whether a prompt, by the model's chat template, ends with THINK: the response then begins within it."""
+    return tokenizer.decode(prompt_ids[-PROMPT_END:]).rstrip().endswith(THINK)
+
+
+def make_graded_text(text: str, truncated: bool, thinks: bool) -> str:
+    r"""Return what the verifier reads: the response; with its THINK if it was cut off and that is in the prompt.
+
+    So the verifier sees which responses were cut off within their thinking: these never answered, whatever is boxed.
+
+    >>> make_graded_text(r"Suppose \boxed{5}. But then", truncated=True, thinks=True)
+    '<think>Suppose \\boxed{5}. But then'
+    """
+    return THINK + text if thinks and truncated else text

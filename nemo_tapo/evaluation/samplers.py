@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from nemo_tapo.algorithms.tools import make_graded_text, opens_thought
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import EvaluationConfig
 from nemo_tapo.endpoint.client import Endpoint
@@ -17,8 +18,6 @@ from nemo_tapo.utils.seeding import seed_from
 from nemo_tapo.utils.signals import Stop
 
 Verify = Callable[[Query, str], Awaitable[Grade]]
-THINK = "<think>"
-PROMPT_END = 16  # tokens at the end of a prompt, among which a THINK is looked for
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,8 @@ class EngineSampler:
         s = self.settings
         request = Request(uid, query.prompt_ids, seed, s.max_tokens, s.temperature, s.top_p)
         completion = await self.generator.generate(request)
-        thinks = self._ends_with_think(query.prompt_ids)
+        thinks = self.tokenizer is not None and opens_thought(self.tokenizer, query.prompt_ids)
         return Response(completion.text, len(completion.token_ids), completion.truncated, thinks)
-
-    def _ends_with_think(self, prompt_ids: tuple[int, ...]) -> bool:
-        if self.tokenizer is None:
-            return False
-        return self.tokenizer.decode(prompt_ids[-PROMPT_END:]).rstrip().endswith(THINK)
 
 
 class EndpointSampler:
@@ -143,7 +137,7 @@ async def take_samples(
 async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify, seed: int) -> Sample:
     sample_seed = seed_from(seed, "evaluate", job.benchmark, job.run, job.query.uid, job.index)
     response = await sampler.sample(job.query, f"{job.benchmark}/{job.query.uid}/{job.run}/{job.index}", sample_seed)
-    grade = await verify(job.query, get_graded_text(response))
+    grade = await verify(job.query, make_graded_text(response.text, response.truncated, response.thinks))
     return Sample(
         benchmark=job.benchmark,
         uid=job.query.uid,
@@ -156,14 +150,3 @@ async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify,
         reward=grade.reward,
         answer=grade.answer,
     )
-
-
-def get_graded_text(response: Response) -> str:
-    r"""Return what the verifier reads: the text; with its THINK if it was cut off and that is in the prompt.
-
-    So the verifier sees which responses were cut off within their thinking: these never answered, whatever is boxed.
-
-    >>> get_graded_text(Response(r"Suppose \boxed{5}. But then", 9, truncated=True, thinks=True))
-    '<think>Suppose \\boxed{5}. But then'
-    """
-    return THINK + response.text if response.thinks and response.truncated else response.text

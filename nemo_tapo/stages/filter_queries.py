@@ -132,7 +132,7 @@ async def sample_missing(
             top_p=settings.top_p,
         )
         completion = await session.tools.generator.generate(request)
-        grade = await session.tools.grade(one.query, completion.text)
+        grade = await session.tools.grade_completion(one.query, completion)
         taken = Sample(
             benchmark=TRAIN,
             uid=one.query.uid,
