@@ -70,7 +70,7 @@ class Synthesis:
 
 
 def count_constructions(constructions: Sequence[Construction]) -> dict[str, float]:
-    """Count pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are the parsed with reward > 0."""
+    """Count pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are the parsed with a right answer."""
     parsed = [c for c in constructions if c.dropped is None]
     dropped = Counter(c.dropped for c in constructions if c.dropped is not None)
     counts: dict[str, float] = {

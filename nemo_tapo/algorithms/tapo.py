@@ -67,7 +67,7 @@ class TAPO(GRPO):
         """Return original and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
         by_query = defaultdict(list)
         for construction in experience.constructions:
-            if construction.dropped is None and (self.cfg.tapo.negatives or construction.reward > 0):
+            if construction.dropped is None and (self.cfg.tapo.negatives or construction.correct):
                 by_query[construction.pair.wrong.query.uid].append(construction)
         rows: list[Row] = []
         for group in experience.groups:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from nemo_tapo.interfaces import Generator, Task, Tokenizer
-from nemo_tapo.types import Grade, Query
+from nemo_tapo.types import Grade, Query, settle_grade
 
 
 @dataclass
@@ -16,11 +16,12 @@ class Tools:
     generator: Generator
     tokenizer: Tokenizer
     task: Task
+    correct_at: float | None = None  # tapo.correct_at
     grading_seconds: float = 0.0  # spent waiting for grades, added up over all concurrent waits
 
     async def grade(self, query: Query, response: str) -> Grade:
-        """Return the task's verdict and count the time it took."""
+        """Return the task's verdict under the run's threshold, and count the time it took."""
         begin = time.perf_counter()
         grade = await self.task.grade(query, response)
         self.grading_seconds += time.perf_counter() - begin
-        return grade
+        return settle_grade(grade, self.correct_at)

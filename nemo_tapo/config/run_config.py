@@ -116,6 +116,15 @@ class RunConfig(Section):
             return asked
         return 64 if self.constructs and self.task.name == "arithmetic" else 0
 
+    @property
+    def grading_identity(self) -> dict[str, Any]:
+        """What decides the grade of a response beside the data set, flat; empty where nothing is set.
+
+        Graded samples on disk go on only under the same one.
+        """
+        threshold = {} if self.tapo.correct_at is None else {"tapo.correct_at": self.tapo.correct_at}
+        return threshold
+
     def fingerprint(self, *sections: str) -> dict[str, Any]:
         """Return the settings that decide the numbers of a stage, flat: a checkpoint resumes only with the same ones.
 

@@ -128,10 +128,13 @@ class TapoConfig(Section):
 
     n_pos: int = Field(2, ge=1, description="Eq. 3: fewest correct rollouts of an eligible query")
     n_neg: int = Field(4, ge=1, description="Eq. 3: fewest incorrect rollouts of an eligible query")
+    correct_at: float | None = Field(
+        None, gt=0, le=1, description="Eq. 3: least reward of a correct response, in evaluations too; null: any above 0"
+    )
     m_max: int = Field(4, ge=1, description="most constructions a query")
     weight: float = Field(1.0, ge=0, alias="lambda", description="Eq. 6: weight of the reflection term")
     decoupled: bool = Field(True, description="Table 4: constructed trajectories form a group of their own")
-    negatives: bool = Field(True, description="Table 4: keep constructed trajectories with reward 0")
+    negatives: bool = Field(True, description="Table 4: keep constructed trajectories that are not correct")
     suppression: bool = Field(True, description="Table 4: OOD token suppression, Eq. 7")
     w_min: float = Field(0.01, ge=0, description="Eq. 7: smallest token weight")
     w_max: float = Field(10.0, gt=0, description="Eq. 7: largest token weight")

@@ -155,6 +155,7 @@ async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify,
         outcome=grade.outcome,
         reward=grade.reward,
         answer=grade.answer,
+        correct_at=grade.correct_at,
     )
 
 

@@ -144,6 +144,7 @@ async def sample_missing(
             outcome=grade.outcome,
             reward=grade.reward,
             answer=grade.answer,
+            correct_at=grade.correct_at,
         )
         store.add(taken)
         one.add(taken)
@@ -175,6 +176,7 @@ def get_sampling_settings(cfg: RunConfig, queries: Sequence[Query], max_tokens: 
         },
         "queries": hash_json([(q.uid, q.answer, q.prompt_ids) for q in queries]),
         "samples": f.samples,
+        **cfg.grading_identity,
     }
 
 

@@ -38,7 +38,7 @@ class Session:
     def __post_init__(self) -> None:
         self.task = self.runtime.task(self.cfg)
         self.data_report = DataReport(self.output, self.cfg.max_bad_rows)
-        self.tools = Tools(self.runtime.generator, self.runtime.tokenizer, self.task)
+        self.tools = Tools(self.runtime.generator, self.runtime.tokenizer, self.task, self.cfg.tapo.correct_at)
 
     @property
     def output(self) -> Path:
