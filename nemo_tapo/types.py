@@ -56,6 +56,7 @@ class Query:
     prompt_ids: tuple[int, ...] = ()  # `user_text` as the policy reads it, chat template applied
     prompt: str = ""  # the task's template filled in, where it has one
     solution: str = ""  # a right solution written out, where the task has one (opsd.privileged: solution)
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # as read, for reward functions
 
     @property
     def user_text(self) -> str:
@@ -135,6 +136,7 @@ def is_correct(reward: float, correct_at: float | None = None) -> bool:
 
 
 RIGHT, WRONG = "right", "wrong"  # outcomes of responses that are correct, and that are not for no other reason
+NO_REWARD = "no_reward_"  # outcomes that begin so: a reward function gave none, so that 0 stands for nothing
 
 
 @dataclass(frozen=True)
@@ -151,18 +153,24 @@ class Grade:
     outcome: str  # "right" if and only if it is correct; "wrong", "no_answer", ... : counted in the metrics
     answer: str | None = None  # what was extracted
     correct_at: float | None = None  # see `is_correct`
+    detail: str = ""  # for a person: why there is no reward
 
     @property
     def correct(self) -> bool:
         """True if the response counts as correct."""
         return is_correct(self.reward, self.correct_at)
 
+    @property
+    def graded(self) -> bool:
+        """False if a reward function gave no reward: the response is neither right nor wrong."""
+        return not self.outcome.startswith(NO_REWARD)
+
 
 def settle_grade(grade: Grade, correct_at: float | None) -> Grade:
     """Return the grade under the threshold `correct_at`, its outcome "right" if and only if it is correct.
 
     >>> settle_grade(Grade(0.5, "right"), 0.8)
-    Grade(reward=0.5, outcome='wrong', answer=None, correct_at=0.8)
+    Grade(reward=0.5, outcome='wrong', answer=None, correct_at=0.8, detail='')
     """
     settled = replace(grade, correct_at=correct_at)
     if settled.correct == (settled.outcome == RIGHT):
@@ -226,8 +234,8 @@ class Group:
 
     @property
     def incorrect(self) -> tuple[Rollout, ...]:
-        """The others, N of Eq. 3."""
-        return tuple(r for r in self.rollouts if not r.correct)
+        """The graded rollouts that do not, N of Eq. 3."""
+        return tuple(r for r in self.rollouts if r.grade.graded and not r.correct)
 
 
 @dataclass(frozen=True)
