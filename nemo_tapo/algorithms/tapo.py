@@ -72,9 +72,7 @@ class TAPO(GRPO):
         rows: list[Row] = []
         for group in experience.groups:
             constructed = by_query[group.query.uid]
-            original, reflected = self.compute_advantages(
-                [r.reward for r in group.rollouts], [c.reward for c in constructed]
-            )
+            original, reflected = self.compute_group_advantages(group, constructed)
             rows += self.make_original_rows(group, original)
             rows += [self.make_constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
         return rows + self.make_ift_rows(experience)
