@@ -53,7 +53,7 @@ def _family(prefix: str, name: str, unit: str, meaning: str) -> str:
 
 # ---- rollouts (algorithms/grpo.py) -----------------------------------------------------------------------------------
 
-REWARD_MEAN = _key("reward/mean", "reward", "mean reward of the rollouts")
+REWARD_MEAN = _key("reward/mean", "reward", "mean reward of the rollouts that have one (docs/tasks.md)")
 RESPONSE_LENGTH_MEAN = _key("response_length/mean", "tokens", "mean length of a rollout")
 RESPONSE_LENGTH_MAX = _key("response_length/max", "tokens", "longest rollout")
 RESPONSE_LENGTH_TRUNCATED = _key("response_length/truncated", "share", "rollouts that the length limit cut off")

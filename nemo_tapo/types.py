@@ -56,6 +56,7 @@ class Query:
     prompt_ids: tuple[int, ...] = ()  # `user_text` as the policy reads it, chat template applied
     prompt: str = ""  # the task's template filled in, where it has one
     solution: str = ""  # a right solution written out, where the task has one (opsd.privileged: solution)
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # as read, for reward functions
 
     @property
     def user_text(self) -> str:
@@ -123,17 +124,58 @@ class Completion:
     logprobs: tuple[float, ...] | None = None  # nats, one a token, of the distribution sampled from
 
 
+def is_correct(reward: float, correct_at: float | None = None) -> bool:
+    """Return True if a response with this reward counts as correct (Eq. 3): the only place that decides it.
+
+    `correct_at` is `tapo.correct_at`: the least reward that counts; None: any above 0, as in the paper.
+
+    >>> is_correct(0.5), is_correct(0.5, 0.8), is_correct(0.8, 0.8), is_correct(0.0)
+    (True, False, True, False)
+    """
+    return reward > 0 if correct_at is None else reward >= correct_at
+
+
+RIGHT, WRONG = "right", "wrong"  # outcomes of responses that are correct, and that are not for no other reason
+NO_REWARD = "no_reward_"  # outcomes that begin so: a reward function gave none, so that 0 stands for nothing
+
+
 @dataclass(frozen=True)
 class Grade:
-    """The verifier's verdict.
+    """The task's verdict. Wherever a reward is written to a file, `correct_at` is beside it unless it is None.
 
     >>> Grade(reward=1.0, outcome="right", answer="85").outcome
     'right'
+    >>> Grade(0.5, "wrong", correct_at=0.8).correct
+    False
     """
 
-    reward: float  # 1.0 correct, 0.0 not
-    outcome: str  # "right", "wrong", "no_answer", ... : counted in the metrics
+    reward: float  # 1.0 correct, 0.0 not; a reward function may give anything between
+    outcome: str  # "right" if and only if it is correct; "wrong", "no_answer", ... : counted in the metrics
     answer: str | None = None  # what was extracted
+    correct_at: float | None = None  # see `is_correct`
+    detail: str = ""  # for a person: why there is no reward
+
+    @property
+    def correct(self) -> bool:
+        """True if the response counts as correct."""
+        return is_correct(self.reward, self.correct_at)
+
+    @property
+    def graded(self) -> bool:
+        """False if a reward function gave no reward: the response is neither right nor wrong."""
+        return not self.outcome.startswith(NO_REWARD)
+
+
+def settle_grade(grade: Grade, correct_at: float | None) -> Grade:
+    """Return the grade under the threshold `correct_at`, its outcome "right" if and only if it is correct.
+
+    >>> settle_grade(Grade(0.5, "right"), 0.8)
+    Grade(reward=0.5, outcome='wrong', answer=None, correct_at=0.8, detail='')
+    """
+    settled = replace(grade, correct_at=correct_at)
+    if settled.correct == (settled.outcome == RIGHT):
+        return settled
+    return replace(settled, outcome=RIGHT if settled.correct else WRONG)
 
 
 @dataclass(frozen=True)
@@ -162,6 +204,11 @@ class Rollout:
         return self.grade.reward
 
     @property
+    def correct(self) -> bool:
+        """True if the response counts as correct (`is_correct`)."""
+        return self.grade.correct
+
+    @property
     def text(self) -> str:
         """The response as text."""
         return self.completion.text
@@ -182,13 +229,13 @@ class Group:
 
     @property
     def correct(self) -> tuple[Rollout, ...]:
-        """The rollouts with a reward."""
-        return tuple(r for r in self.rollouts if r.reward > 0)
+        """The rollouts that count as correct, P of Eq. 3."""
+        return tuple(r for r in self.rollouts if r.correct)
 
     @property
     def incorrect(self) -> tuple[Rollout, ...]:
-        """The rollouts without a reward."""
-        return tuple(r for r in self.rollouts if r.reward <= 0)
+        """The graded rollouts that do not, N of Eq. 3."""
+        return tuple(r for r in self.rollouts if r.grade.graded and not r.correct)
 
 
 @dataclass(frozen=True)
@@ -204,7 +251,7 @@ class Pair:
     wrong: Rollout
     right: Rollout
     index: int  # 0 .. m-1 within its query
-    group_rewards: tuple[float, ...] = ()  # of all rollouts of its query
+    group_rewards: tuple[float, ...] = ()  # of all graded rollouts of its query
 
     @property
     def uid(self) -> str:
@@ -244,8 +291,8 @@ class Construction:
 
     @property
     def correct(self) -> bool:
-        """True if it gives a row whose answer the verifier accepts."""
-        return self.dropped is None and self.reward > 0
+        """True if it gives a row whose answer counts as correct (`is_correct`)."""
+        return self.dropped is None and self.grade is not None and self.grade.correct
 
 
 @dataclass(frozen=True)

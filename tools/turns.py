@@ -31,11 +31,11 @@ class Turns:
     right: Counter[bool] = field(default_factory=Counter)  # {with a correction: right responses}
     all: Counter[bool] = field(default_factory=Counter)
 
-    def add(self, text: str, reward: float) -> None:
+    def add(self, text: str, correct: bool) -> None:
         found = list(kinds(text))
         self.kinds.update(found)
         self.all[bool(found)] += 1
-        self.right[bool(found)] += reward > 0
+        self.right[bool(found)] += correct
 
 
 def kinds(text: str) -> Iterator[str]:
@@ -63,7 +63,7 @@ def turns_of(folders: Sequence[Path]) -> Turns:
         if not names:
             raise SystemExit(f"{folder} holds no evaluation; give run folders, as runs/sweep/tapo/seed-*.")
         for sample in read_responses(get_evaluation_folder(folder, names[0])).samples:
-            turns.add(sample.text, sample.reward)
+            turns.add(sample.text, sample.correct)
     return turns
 
 

@@ -130,9 +130,23 @@ class GRPO:
         """Return one row a rollout, its advantage normalised within its group."""
         rows = []
         for group in experience.groups:
-            advantages, _ = self.compute_advantages([r.reward for r in group.rollouts])
+            advantages, _ = self.compute_group_advantages(group)
             rows += self.make_original_rows(group, advantages)
         return rows
+
+    def compute_group_advantages(
+        self, group: Group, constructed: Sequence[Construction] = ()
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the advantages of a query's rollouts and constructions.
+
+        A rollout without a reward enters no mean, and its own advantage is 0: nothing is learned from it.
+        """
+        graded = [r.reward for r in group.rollouts if r.grade.graded]
+        if len(graded) < min(2, len(group.rollouts)):  # nothing to compare with, and nothing to construct from
+            return [0.0] * len(group.rollouts), [0.0] * len(constructed)
+        known, reflected = self.compute_advantages(graded, [c.reward for c in constructed])
+        remaining = iter(known)
+        return [next(remaining) if r.grade.graded else 0.0 for r in group.rollouts], reflected
 
     def make_original_rows(self, group: Group, advantages_K: Sequence[float]) -> list[Row]:
         """Return the rows of one query's rollouts."""
@@ -155,9 +169,11 @@ class GRPO:
         rollouts = [r for group in experience.groups for r in group.rollouts]
         lengths = [len(r.completion.token_ids) for r in rollouts]
         outcomes = Counter(r.grade.outcome for r in rollouts)
-        uniform = sum(is_uniform([r.reward for r in group.rollouts]) for group in experience.groups)
+        graded = [[r.reward for r in group.rollouts if r.grade.graded] for group in experience.groups]
+        rewards = [reward for group in graded for reward in group]
+        uniform = sum(map(is_uniform, graded))
         return {
-            REWARD_MEAN: sum(r.reward for r in rollouts) / len(rollouts),
+            **({REWARD_MEAN: sum(rewards) / len(rewards)} if rewards else {}),
             RESPONSE_LENGTH_MEAN: sum(lengths) / len(lengths),
             RESPONSE_LENGTH_MAX: max(lengths),
             RESPONSE_LENGTH_TRUNCATED: sum(r.completion.truncated for r in rollouts) / len(rollouts),

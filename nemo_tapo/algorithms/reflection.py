@@ -37,6 +37,9 @@ DROP_REASONS = (
 )
 
 
+UNGRADED = "ungraded"  # one more, counted only where it happens: a reward function gave the construction no reward
+
+
 @dataclass(frozen=True)
 class ReflectionRules:
     """What a synthesis answer must satisfy (`tapo.*`, `model.max_length`).

@@ -66,11 +66,11 @@ class Synthesis:
         if construction.dropped is not None:
             return construction
         grade = await self.tools.grade(pair.wrong.query, construction.reconstruction)
-        return replace(construction, grade=grade)
+        return replace(construction, grade=grade, dropped=None if grade.graded else reflection.UNGRADED)
 
 
 def count_constructions(constructions: Sequence[Construction]) -> dict[str, float]:
-    """Count pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are the parsed with reward > 0."""
+    """Count pairs = parsed + the sum over `tapo/dropped/<reason>`; correct are the parsed with a right answer."""
     parsed = [c for c in constructions if c.dropped is None]
     dropped = Counter(c.dropped for c in constructions if c.dropped is not None)
     counts: dict[str, float] = {
@@ -78,6 +78,7 @@ def count_constructions(constructions: Sequence[Construction]) -> dict[str, floa
         PARSED: len(parsed),
         CORRECT: sum(c.correct for c in parsed),
         **{drop_count(reason): dropped[reason] for reason in reflection.DROP_REASONS},
+        **{drop_count(reason): dropped[reason] for reason in (reflection.UNGRADED,) if dropped[reason]},
     }
     if parsed:
         counts[KEPT_SHARE] = sum(c.kept_share for c in parsed) / len(parsed)

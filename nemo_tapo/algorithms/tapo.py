@@ -113,15 +113,13 @@ class TAPO(GRPO):
         """Return original and constructed rows, each with the advantage of its own group (Eq. 4, 5)."""
         by_query = defaultdict(list)
         for construction in experience.constructions:
-            if construction.dropped is None and (self.cfg.tapo.negatives or construction.reward > 0):
+            if construction.dropped is None and (self.cfg.tapo.negatives or construction.correct):
                 by_query[construction.pair.wrong.query.uid].append(construction)
         rows: list[Row] = []
         for group in experience.groups:
             # deferred constructions belong to rollouts of the step before, even where the query is drawn again
             constructed = [] if self.cfg.deferred else by_query.pop(group.query.uid, [])
-            original, reflected = self.compute_advantages(
-                [r.reward for r in group.rollouts], [c.reward for c in constructed]
-            )
+            original, reflected = self.compute_group_advantages(group, constructed)
             rows += self.make_original_rows(group, original)
             rows += [self.make_constructed_row(c, a) for c, a in zip(constructed, reflected, strict=True)]
         for constructed in by_query.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,6 +14,7 @@ def write_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return JSON of the pairs: every rollout once, whole, with its query; pairs name their rollouts by uid.
 
     The log-probabilities of the engine are left out: they belong to the rollouts' own rows, which are trained already.
+    Values of a query's `row` that JSON does not have (dates, bytes) become text, as they do for reward functions.
 
     >>> query = Query("7", "47+38=?", "85", (2, 52, 3))
     >>> wrong, right = (Rollout(query, k, Completion((1,), "", False), Grade(float(k), "")) for k in range(2))
@@ -23,8 +25,9 @@ def write_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
     True
     """
     rollouts = {rollout.uid: rollout for pair in pairs for rollout in (pair.wrong, pair.right)}
+    plain = (asdict(replace(r, completion=replace(r.completion, logprobs=None))) for r in rollouts.values())
     return {
-        "rollouts": [asdict(replace(r, completion=replace(r.completion, logprobs=None))) for r in rollouts.values()],
+        "rollouts": json.loads(json.dumps(list(plain), default=str)),
         "pairs": [
             {"wrong": p.wrong.uid, "right": p.right.uid, "index": p.index, "group_rewards": p.group_rewards}
             for p in pairs

@@ -233,7 +233,7 @@ async def grade_row(
     if fault is not None:
         return line, row, f"the answer {fault}"
     grades = await asyncio.gather(*(verifier.grade(gold, response) for response in row["responses"]))
-    correct = [g.reward > 0 for g in grades]
+    correct = [g.correct for g in grades]
     tally.outcomes.update(g.outcome for g in grades)
     if agree is not None:
         count_agreement(row["id"], row.get(agree), correct, tally)

@@ -126,7 +126,7 @@ def check_opsd(cfg: Settings) -> None:
             "opsd.privileged = rollout takes another rollout of the same query: raise rollout.samples_per_query "
             "above 1, or set opsd.privileged to solution."
         )
-    if cfg.opsd.privileged == "solution" and cfg.task.name != "arithmetic":
+    if cfg.opsd.privileged == "solution" and cfg.task.name not in ("arithmetic", "custom"):
         train = cfg.task.mathematics.train
         if cfg.task.name != "mathematics" or train is None or train.solution is None:
             raise ValueError(

@@ -32,6 +32,7 @@ from nemo_tapo.config.sections import (
     TapoConfig,
     TaskConfig,
 )
+from nemo_tapo.utils.user_code import hash_code
 
 Part = Literal["coldstart", "before", "train", "after", "report"]
 
@@ -93,7 +94,7 @@ class RunConfig(Section):
         if self.task.arithmetic.min_operations > self.task.arithmetic.max_operations:
             raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
         if self.task.name == "nemo_rl" and self.runtime != "nemo_rl":
-            raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic or mathematics.")
+            raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic, mathematics or custom.")
         ALGORITHMS[self.algorithm].check(self)
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
@@ -133,6 +134,22 @@ class RunConfig(Section):
             return asked
         return 64 if self.constructs and self.task.name == "arithmetic" else 0
 
+    @property
+    def grading_identity(self) -> dict[str, Any]:
+        """What decides the grade of a response beside the data set, flat; empty where nothing is set.
+
+        Graded samples on disk go on only under the same one.
+        """
+        threshold = {} if self.tapo.correct_at is None else {"tapo.correct_at": self.tapo.correct_at}
+        if not self.task.targets:
+            return threshold
+        own = {name: getattr(self.task, name) for name in ("target", "arguments", "reward", "rewards", "grading")}
+        return threshold | flatten_settings({"task": own}) | self._hash_user_code()
+
+    def _hash_user_code(self) -> dict[str, str]:
+        """Return a digest of each file with a function or class of the user. Raises ValueError for a missing one."""
+        return {f"the code of {target}": hash_code(target, key) for key, target in self.task.targets.items()}
+
     def fingerprint(self, *sections: str) -> dict[str, Any]:
         """Return the settings that decide the numbers of a stage, flat: a checkpoint resumes only with the same ones.
 
@@ -140,7 +157,12 @@ class RunConfig(Section):
         speed alone unless it is deferred, which `rl_fingerprint` adds.
         """
         chosen = {"seed": self.seed, **{name: getattr(self, name) for name in sections}}
-        return {k: v for k, v in flatten_settings(chosen).items() if k not in ("model.path", "rollout.logprobs")}
+        flat = {k: v for k, v in flatten_settings(chosen).items() if k not in ("model.path", "rollout.logprobs")}
+        if "task" not in sections:
+            return flat
+        if self.task.targets:
+            return flat | self._hash_user_code()
+        return {k: v for k, v in flat.items() if not k.startswith("task.grading.")}
 
 
 def validate(raw: Mapping[str, Any]) -> RunConfig:

@@ -80,14 +80,71 @@ class MathematicsConfig(Section):
         return self
 
 
+class RewardConfig(Section):
+    """One of several rewards (tasks/rewarded_task.py)."""
+
+    target: str | None = Field(None, description="as task.reward; null: the task's own verdict")
+    weight: float = Field(1.0, gt=0, description="in the weighted mean of all; the weights need not sum up to 1")
+
+
+class GradingConfig(Section):
+    """Processes that can be killed, for reward functions and for the `grade` of a custom task (docs/tasks.md)."""
+
+    workers: int = Field(2, ge=1, description="processes")
+    deadline: float = Field(5.0, gt=0, description="seconds that one response may take, else no_reward_timeout")
+
+
 class TaskConfig(Section):
     """Where queries come from and how responses are graded."""
 
-    name: Literal["arithmetic", "mathematics", "nemo_rl"] = Field(
-        "arithmetic", description="nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime only"
+    name: Literal["arithmetic", "mathematics", "custom", "nemo_rl"] = Field(
+        "arithmetic",
+        description="custom: the class of `target`; nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime "
+        "only",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     mathematics: MathematicsConfig = MathematicsConfig()
+    target: str | None = Field(None, description="of a custom task: path/to/file.py:Class or package.module:Class")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="what that class is called with, by name")
+    reward: str | None = Field(
+        None,
+        description="f(response, query) -> number from 0 to 1, or Grade, instead of the task's own verdict: "
+        "path/to/file.py:function or package.module:function",
+    )
+    rewards: dict[str, RewardConfig] = Field(
+        default_factory=dict, description="several rewards by name, instead of `reward`: their weighted mean counts"
+    )
+    grading: GradingConfig = GradingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskConfig:
+        if self.name == "custom" and self.target is None:
+            raise ValueError(
+                "name = custom needs a class: set target to path/to/file.py:Class or package.module:Class."
+            )
+        if self.name != "custom" and (self.target is not None or self.arguments):
+            raise ValueError(f"target and arguments are of a custom task, but name = {self.name}: set name to custom.")
+        if self.reward is not None and self.rewards:
+            raise ValueError("reward and rewards are both set; move the one into the other.")
+        return self
+
+    @property
+    def all_rewards(self) -> dict[str, RewardConfig]:
+        """The rewards that replace the task's own verdict, by name; empty if none does."""
+        return {"reward": RewardConfig(target=self.reward)} if self.reward is not None else dict(self.rewards)
+
+    @property
+    def own_verdict(self) -> bool:
+        """True if the task's own verdict is asked for."""
+        rewards = self.all_rewards.values()
+        return not rewards or any(each.target is None for each in rewards)
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Every function and class of the user that decides the run, by its config key."""
+        found = {"task.target": self.target, "task.reward": self.reward}
+        found |= {f"task.rewards.{name}.target": each.target for name, each in self.rewards.items()}
+        return {key: target for key, target in found.items() if target is not None}
 
 
 class EndpointConfig(Section):
@@ -131,10 +188,13 @@ class TapoConfig(Section):
 
     n_pos: int = Field(2, ge=1, description="Eq. 3: fewest correct rollouts of an eligible query")
     n_neg: int = Field(4, ge=1, description="Eq. 3: fewest incorrect rollouts of an eligible query")
+    correct_at: float | None = Field(
+        None, gt=0, le=1, description="Eq. 3: least reward of a correct response, in evaluations too; null: any above 0"
+    )
     m_max: int = Field(4, ge=1, description="most constructions a query")
     weight: float = Field(1.0, ge=0, alias="lambda", description="Eq. 6: weight of the reflection term")
     decoupled: bool = Field(True, description="Table 4: constructed trajectories form a group of their own")
-    negatives: bool = Field(True, description="Table 4: keep constructed trajectories with reward 0")
+    negatives: bool = Field(True, description="Table 4: keep constructed trajectories that are not correct")
     suppression: bool = Field(True, description="Table 4: OOD token suppression, Eq. 7")
     w_min: float = Field(0.01, ge=0, description="Eq. 7: smallest token weight")
     w_max: float = Field(10.0, gt=0, description="Eq. 7: largest token weight")

@@ -41,5 +41,5 @@ def select_pairs(group: Group, n_pos: int, n_neg: int, m_max: int, seed: int, st
         return ()
     draw = rng(seed, "select", step, group.query.uid)
     wrong = draw.sample(group.incorrect, min(m_max, len(group.incorrect)))
-    group_rewards = tuple(r.reward for r in group.rollouts)
+    group_rewards = tuple(r.reward for r in group.rollouts if r.grade.graded)
     return tuple(Pair(w, draw.choice(group.correct), index, group_rewards) for index, w in enumerate(wrong))

@@ -42,11 +42,11 @@ class GradedSamples:
 
 def collect_samples(benchmark: str, samples: Iterable[Sample], runs: int, n: int, problems: int) -> GradedSamples:
     """Return the arrays of the samples that `select_samples` selects. Raises ValueError if some are missing."""
-    kept: dict[tuple[str, int, int], tuple[float, str | None, int, bool]] = {}
+    kept: dict[tuple[str, int, int], tuple[bool, str | None, int, bool]] = {}
     outcomes: Counter[str] = Counter()
     turns = 0
     for s in select_samples(samples, runs, n, problems, f"{benchmark}:"):
-        kept[s.key] = s.reward, s.answer, s.tokens, s.truncated
+        kept[s.key] = s.correct, s.answer, s.tokens, s.truncated
         outcomes[s.outcome] += 1
         turns += REFLECTION_MARKER in s.text
     uids = sorted({uid for uid, _, _ in kept})
@@ -63,18 +63,18 @@ def collect_samples(benchmark: str, samples: Iterable[Sample], runs: int, n: int
 
 
 def classify_answers(runs: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[int]]:
-    """Map one problem's samples (reward, answer, ...) [R, n] to the classes of their answers [R, n].
+    """Map one problem's samples (correct?, answer, ...) [R, n] to the classes of their answers [R, n].
 
     All accepted answers form one class, RIGHT. Two wrong answers are in the same class if they are the same integer or
     the same normalised text. Other spellings of one wrong answer are not recognised and count as different answers.
 
-    >>> classify_answers([[(1.0, "85"), (0.0, "75"), (0.0, "75.0"), (0.0, None)]])
+    >>> classify_answers([[(True, "85"), (False, "75"), (False, "75.0"), (False, None)]])
     [[0, 1, 1, -1]]
     """
     numbers: dict[int | str, int] = {}
 
-    def number(reward: float, answer: str | None) -> int:
-        if reward > 0:
+    def number(correct: bool, answer: str | None) -> int:
+        if correct:
             return passk.RIGHT
         return passk.NO_VOTE if answer is None else numbers.setdefault(canonicalise_answer(answer), len(numbers) + 1)
 

@@ -57,6 +57,7 @@ def get_sampling_settings(cfg: RunConfig, model: Mapping[str, Any], benchmarks: 
         },
         "runs": e.runs,
         "samples": e.samples,
+        **cfg.grading_identity,
     }
 
 
@@ -90,7 +91,7 @@ async def evaluate(
         def keep(sample: Sample) -> None:
             nonlocal right, taken
             store.add(sample)
-            right, taken = right + (sample.reward > 0), taken + 1
+            right, taken = right + sample.correct, taken + 1
             stage.set_note(f"accuracy {right / taken:.3f}")
             stage.advance()
 

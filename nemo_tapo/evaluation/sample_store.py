@@ -21,6 +21,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from nemo_tapo.config.run_config import flatten_settings
+from nemo_tapo.types import is_correct
 from nemo_tapo.utils.errors import DiskFull
 from nemo_tapo.utils.files import replace_text
 from nemo_tapo.utils.jsonl import encode_line
@@ -46,14 +47,21 @@ class Sample:
     outcome: str  # the verifier's: "right", "wrong", "no_answer", "timeout", "error"
     reward: float  # 1.0 if right, else 0.0; a response that the verifier could not grade counts as wrong
     answer: str | None  # as extracted from the response
+    correct_at: float | None = None  # tapo.correct_at; not in the file if it is None
 
     @property
     def key(self) -> tuple[str, int, int]:
         """The sample's identity within its benchmark."""
         return self.uid, self.run, self.index
 
+    @property
+    def correct(self) -> bool:
+        """True if the response counts as correct."""
+        return is_correct(self.reward, self.correct_at)
 
-FIELDS = {field.name for field in fields(Sample)}
+
+OPTIONAL_FIELD = "correct_at"
+FIELDS = {field.name for field in fields(Sample)} - {OPTIONAL_FIELD}
 
 
 def get_evaluation_folder(output: Path, name: str) -> Path:
@@ -93,7 +101,7 @@ def _parse_sample(line: bytes, path: Path, number: int) -> Sample:
         row = json.loads(line)
     except ValueError:
         row = None
-    if not isinstance(row, dict) or row.keys() != FIELDS:
+    if not isinstance(row, dict) or row.keys() - {OPTIONAL_FIELD} != FIELDS:
         raise ValueError(f"{path}: line {number} is no sample of an evaluation; remove the file to sample again.")
     return Sample(**row)
 
@@ -157,7 +165,10 @@ class SampleStore:
 
     def add(self, sample: Sample) -> None:
         """Write a sample. It survives a kill of the process as soon as this returns. Raises DiskFull."""
-        self.append_row(sample.benchmark, asdict(sample))
+        row = asdict(sample)
+        if sample.correct_at is None:
+            del row[OPTIONAL_FIELD]
+        self.append_row(sample.benchmark, row)
 
     def append_row(self, name: str, row: Mapping[str, Any]) -> None:
         """Write a row of another kind, like `add`; each kind has its own file `name`. Raises DiskFull."""

@@ -149,4 +149,5 @@ async def _take_sample(job: SampleJob, sampler: ResponseSampler, verify: Verify,
         outcome=grade.outcome,
         reward=grade.reward,
         answer=grade.answer,
+        correct_at=grade.correct_at,
     )

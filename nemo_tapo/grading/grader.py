@@ -4,7 +4,8 @@
                                       |     '---fork--> grader 1   ...
                                       '-- waits; reports a grader that dies on its FD and forks another one
 
-The fork server imports and warms up math-verify once, so a new grader costs milliseconds. While a grader works, two
+The fork server imports and warms up math-verify once, so a new grader costs milliseconds. With `--functions JSON` at
+the end it imports a user's reward functions instead (calls.py). While a grader works, two
 timers run whose signals have no handler, so the kernel ends the process even inside C code. SIGPROF limits processor
 time, which does not depend on the machine's load. SIGALRM limits wall-clock time. Whatever else goes wrong over one
 answer is an exception, and that answer's verdict. When the verifier ends, for whatever reason, the graders read
@@ -28,6 +29,8 @@ from typing import Any, NoReturn
 TIMERS = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
 ANSWERS_PER_GRADER = 5_000  # then the grader is replaced, because the parser's cache only grows
 MEMORY = 512 << 20  # bytes that a grader may use beyond what the fork server uses
+MEMORY_OF_FUNCTIONS = 4 << 30  # the same if it calls a user's functions
+FUNCTIONS_OPTION = "--functions"
 # A gold answer gets this many times the wall-clock limit: which rows are used must not depend on the machine's load.
 GOLD_DEADLINE_FACTOR = 20
 RETIRED, BROKEN = 3, 4  # exit codes of a grader; 0: the verifier has ended
@@ -35,20 +38,27 @@ RETIRED, BROKEN = 3, 4  # exit codes of a grader; 0: the verifier has ended
 
 def main(arguments: list[str]) -> int:
     """Run the fork server. Return 0 when the verifier has ended, or 1 if this module's own code failed in a grader."""
+    functions = arguments[-1] if FUNCTIONS_OPTION in arguments else None
     limits = (float(arguments[0]), float(arguments[1]))  # in the order of TIMERS
-    connections = [Connection(int(fd)) for fd in arguments[2:]]
+    connections = [Connection(int(fd)) for fd in (arguments[2:] if functions is None else arguments[2:-2])]
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the verifier's blocked and ignored signals are inherited
     for signum in (*TIMERS, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_DFL)
-    from nemo_tapo.grading.equivalence import warm_up
+    if functions is None:
+        from nemo_tapo.grading.equivalence import warm_up
 
-    warm_up()
+        warm_up()
+    else:
+        from nemo_tapo.grading.calls import load_functions
+
+        load_functions(functions)
     gc.collect()
     gc.freeze()  # graders share these pages; a collection would copy them
+    memory = MEMORY if functions is None else MEMORY_OF_FUNCTIONS
     graders: dict[int, int] = {}  # process id -> slot
     signal.signal(signal.SIGTERM, _exit)
     try:
-        graders = {_fork_grader(i, connections, limits): i for i in range(len(connections))}
+        graders = {_fork_grader(i, connections, limits, memory): i for i in range(len(connections))}
         while graders:
             pid, status = os.wait()
             slot = graders.pop(pid)
@@ -56,7 +66,7 @@ def main(arguments: list[str]) -> int:
             if code == BROKEN:
                 return 1
             if code == RETIRED or (code != 0 and _send(connections[slot], {"died": code})):
-                graders[_fork_grader(slot, connections, limits)] = slot
+                graders[_fork_grader(slot, connections, limits, memory)] = slot
     finally:
         for pid in graders:  # the parent has to wait for them, or they stay as zombies
             os.kill(pid, signal.SIGKILL)
@@ -78,7 +88,7 @@ def _send(connection: Connection, message: dict[str, Any]) -> bool:
     return True
 
 
-def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, ...]) -> int:
+def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, ...], memory: int) -> int:
     """Fork a grader and return its process id."""
     pid = os.fork()
     if pid:
@@ -88,7 +98,7 @@ def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, 
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for other in connections[:slot] + connections[slot + 1 :]:
             other.close()
-        code = _serve_requests(connections[slot], limits)
+        code = _serve_requests(connections[slot], limits, memory)
     except Exception:
         traceback.print_exc()
     finally:
@@ -96,9 +106,9 @@ def _fork_grader(slot: int, connections: list[Connection], limits: tuple[float, 
         os._exit(code)
 
 
-def _serve_requests(connection: Connection, limits: tuple[float, ...]) -> int:
+def _serve_requests(connection: Connection, limits: tuple[float, ...], memory: int) -> int:
     """Answer requests in a grader until the verifier ends or the grader is to be replaced. Return the exit code."""
-    _limit_memory()
+    _limit_memory(memory)
     _send(connection, {"ready": True})
     for _ in range(ANSWERS_PER_GRADER):
         try:
@@ -126,10 +136,14 @@ def get_deadline_factor(question: Sequence[str]) -> int:
 
 
 def _compute_verdict(kind: str, *texts: str) -> str | None:
-    """Answer one question: compare an answer with the gold answer, or find the fault of a gold answer.
+    """Answer one question: compare an answer with the gold answer, find the fault of a gold answer, call a function.
 
     Whatever is raised meanwhile, by any library and of any type, is the verdict of this one answer.
     """
+    if kind == "call":
+        from nemo_tapo.grading import calls
+
+        return calls.answer_call(*texts)
     from nemo_tapo.grading import equivalence
 
     try:
@@ -140,15 +154,15 @@ def _compute_verdict(kind: str, *texts: str) -> str | None:
         return "raised" if kind == "compare" else f"cannot be worked out ({type(error).__name__})"
 
 
-def _limit_memory() -> None:
-    """Limit the address space to MEMORY bytes beyond its present size."""
+def _limit_memory(memory: int) -> None:
+    """Limit the address space to `memory` bytes beyond its present size."""
     try:
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
     except OSError:  # not Linux: only the timers limit it
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = used + MEMORY
+    wanted = used + memory
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 

@@ -8,6 +8,7 @@ failure of the whole.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_tapo.grading.grader import get_deadline_factor
+from nemo_tapo.grading.grader import FUNCTIONS_OPTION, get_deadline_factor
 from nemo_tapo.utils.errors import RuntimeFailure
 
 START_SECONDS = 180.0  # enough to import from a slow disk
@@ -38,7 +39,7 @@ FAILURE_BY_EXIT_CODE = {-signal.SIGPROF: "processor_time", -signal.SIGALRM: "clo
 GRADERS_PER_QUESTION = 5
 MAX_FAILED_STARTS = 3  # fork servers in a row whose graders do not get ready
 
-Question = tuple[str, ...]  # ("compare", gold, answer) or ("fault", gold), normalised
+Question = tuple[str, ...]  # ("compare", gold, answer), ("fault", gold), normalised; ("call", number, JSON)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class GraderReply:
     (GraderReply(verdict='right', failure=None), GraderReply(verdict=None, failure='died'))
     """
 
-    verdict: str | None  # the result of equivalence.compare_answers or equivalence.find_gold_fault
+    verdict: str | None  # the result of equivalence.compare_answers, .find_gold_fault or calls.answer_call
     failure: str | None = None  # set if there is no verdict: "processor_time", "clock_time" or "died"
 
 
@@ -59,8 +60,10 @@ class GraderPool:
     A question may take `deadline` seconds of wall-clock time, and `processor_time` seconds of the grader's processor.
     """
 
-    def __init__(self, workers: int, deadline: float, processor_time: float) -> None:
+    def __init__(self, workers: int, deadline: float, processor_time: float, functions: str | None = None) -> None:
+        """Prepare the pool. `functions` are a user's, as `calls.encode_functions` wrote them; None: math-verify."""
         self.workers, self.deadline, self.processor_time = workers, deadline, processor_time
+        self.functions = functions
         self.deaths = 0  # graders that died, or did not answer, while they worked on a question
         self._questions: queue.SimpleQueue[tuple[Future[GraderReply], Question] | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -170,7 +173,7 @@ class GraderPool:
             raise RuntimeFailure(
                 f"the verifier's processes did not start {MAX_FAILED_STARTS} times in a row: {self._read_last_error()}"
             )
-        if find_spec("math_verify") is None:
+        if self.functions is None and find_spec("math_verify") is None:
             raise ValueError("math-verify is not installed; pip install 'math-verify[antlr4_9_3]>=0.9,<0.10'.")
 
     def _start_fork_server(self) -> None:
@@ -180,9 +183,10 @@ class GraderPool:
         pairs = [socket.socketpair() for _ in range(self.workers)]
         fds = [theirs.fileno() for _, theirs in pairs]
         limits = [str(self.processor_time), str(self.deadline)]
+        functions = [] if self.functions is None else [FUNCTIONS_OPTION, self.functions]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - read when fork servers fail
         self._fork_server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "nemo_tapo.grading.grader", *limits, *map(str, fds)],
+            [sys.executable, "-P", "-m", "nemo_tapo.grading.grader", *limits, *map(str, fds), *functions],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
@@ -240,6 +244,27 @@ class GraderPool:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "they ended without a word"
+
+
+async def await_reply(future: Future[GraderReply]) -> GraderReply:
+    """Wait for a reply in the running event loop.
+
+    A cancelled wait does not cancel the question, because others may wait for the same reply.
+    """
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def notify(_: Future[GraderReply]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
+            loop.call_soon_threadsafe(wake)
+
+    future.add_done_callback(notify)
+    await waiter
+    return future.result()
 
 
 def _make_environment() -> dict[str, str]:

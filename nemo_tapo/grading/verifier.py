@@ -11,19 +11,17 @@ wrong over one answer is the outcome of that answer.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 
 from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.grading.forms import compare_directly, is_words
 from nemo_tapo.grading.normal import measure_depth, normalise, parse_integer
-from nemo_tapo.grading.pool import GraderPool, GraderReply, Question
+from nemo_tapo.grading.pool import GraderPool, GraderReply, Question, await_reply
 from nemo_tapo.grading.wording import drop_unit, match_forms
 from nemo_tapo.types import Grade
 
@@ -83,7 +81,7 @@ class Verifier:
     async def find_gold_fault_async(self, gold: str) -> str | None:
         """Return the fault of a gold answer, or None, without blocking the event loop."""
         check = self._check_gold(gold)
-        return _get_fault(await _await_reply(check)) if isinstance(check, Future) else check
+        return _get_fault(await await_reply(check)) if isinstance(check, Future) else check
 
     def close(self) -> None:
         """End the processes. May be called twice; nothing can be graded afterwards."""
@@ -105,7 +103,7 @@ class Verifier:
         expected, given = matched
         question = ("compare", expected, given)
         known = question in self._cache
-        reply = await _await_reply(self._request_reply(question))
+        reply = await await_reply(self._request_reply(question))
         if reply.failure is not None:
             return ("error" if reply.failure == "died" else "timeout"), reply.failure
         if reply.verdict in ("too_large", "raised"):
@@ -158,27 +156,6 @@ def _settle(matched: tuple[str, str] | None, answer: str) -> tuple[str, str] | N
         return "no_answer", "no_answer"
     settled = compare_directly(*matched) if matched else None
     return ("right" if settled[0] else "wrong", settled[1]) if settled else None
-
-
-async def _await_reply(future: Future[GraderReply]) -> GraderReply:
-    """Wait for a reply in the running event loop.
-
-    A cancelled wait does not cancel the question, because others may wait for the same reply.
-    """
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    def notify(_: Future[GraderReply]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
-            loop.call_soon_threadsafe(wake)
-
-    future.add_done_callback(notify)
-    await waiter
-    return future.result()
 
 
 def _get_fault(reply: GraderReply) -> str | None:

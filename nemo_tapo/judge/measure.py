@@ -122,7 +122,7 @@ def _measure_rates(
     judged: dict[str, list[JudgedResponse]] = {name: [] for name in models}
     for (name, sample), judgement in zip(samples, judgements, strict=True):
         if judgement.verdict is not None:
-            judged[name].append(JudgedResponse(sample.uid, sample.reward > 0, judgement.verdict))
+            judged[name].append(JudgedResponse(sample.uid, sample.correct, judgement.verdict))
     responses = Counter(name for name, _ in samples)
     by_problem = {rate: [count_by_problem(judged[name], rate) for name in models] for rate in RATES}
     result: dict[str, Any] = {

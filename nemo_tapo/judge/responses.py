@@ -125,5 +125,5 @@ def _compute_pass_rates(samples: Sequence[Sample]) -> dict[ProblemKey, float]:
 
     A response that the verifier could not grade counts as wrong, as in the evaluation.
     """
-    right = Counter(get_problem(s) for s in samples if s.reward > 0)
+    right = Counter(get_problem(s) for s in samples if s.correct)
     return {problem: right[problem] / n for problem, n in Counter(map(get_problem, samples)).items()}

@@ -106,8 +106,9 @@ function pairCard(record) {
 }
 
 function skippedCard(record) {
-  const marks = el("span", "rewards", ...record.rewards.map((r) => el("i", r > 0 ? "r1" : "r0", r > 0 ? "✓" : "✗")));
-  const right = record.rewards.filter((r) => r > 0).length;
+  const correct = record.rewards.map((r) => record.correct_at == null ? r > 0 : r >= record.correct_at);
+  const marks = el("span", "rewards", ...correct.map((c) => el("i", c ? "r1" : "r0", c ? "✓" : "✗")));
+  const right = correct.filter((c) => c).length;
   const head = [...facts(["step", String(record.step)], ["query", record.uid]),
     el("span", "facts", `${right} of ${record.rewards.length} rollouts right `, marks)];
   return [head, [

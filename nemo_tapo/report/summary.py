@@ -43,6 +43,7 @@ OUTCOME_MEANINGS = {
     "dropped:leak": "the reconstruction gives away that a correct solution was shown, or holds the tags",
     "dropped:error_not_kept": "the wrong response was changed before the end of its first wrong step",
     "dropped:too_little_kept": "less of the wrong response was preserved than tapo.min_kept_share asks for",
+    "dropped:ungraded": "a reward function gave the construction no reward (ungraded.jsonl says why)",
     "dropped:row_too_long": "question and reconstruction together are longer than model.max_length",
     "dropped:run_ended": "chosen in the last step; its construction would have been made in the next one",
     "skipped:mastered": "too few wrong rollouts: the policy can do this already (fewer than n_neg)",

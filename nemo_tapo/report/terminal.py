@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from nemo_tapo.evaluation.tables import make_tables
 from nemo_tapo.report import summary
 from nemo_tapo.tracking.records import get_outcome, take_fair_share
+from nemo_tapo.types import RIGHT, WRONG, is_correct
 from nemo_tapo.utils.jsonl import Record
 from nemo_tapo.utils.text_table import plain_text, text_table
 
@@ -110,7 +111,7 @@ def _make_card(record: Record) -> Iterator[RenderableType]:
 
 
 def _make_skipped_rows(record: Record) -> Iterator[RenderableType]:
-    marks = " ".join("right" if reward > 0 else "wrong" for reward in record["rewards"])
+    marks = " ".join(RIGHT if is_correct(reward, record.get("correct_at")) else WRONG for reward in record["rewards"])
     yield _make_row("rollouts", plain_text(marks))
     for label in ("wrong", "right"):
         if record[label]:

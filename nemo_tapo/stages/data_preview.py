@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.config.sections import DatasetConfig
+from nemo_tapo.config.sections import DatasetConfig, TaskConfig
 from nemo_tapo.datasets.read import LoadedDataset, read_dataset
 from nemo_tapo.datasets.screening import drop_duplicates
 from nemo_tapo.datasets.sets import TRAIN, get_benchmark_sets, get_config_key, get_train_set
+from nemo_tapo.types import Query
 
 TRAINING_COMMANDS = ("run", "train", "coldstart", "filter")  # commands that read the training set
 EVALUATION_COMMANDS = ("run", "evaluate")  # commands that read the benchmarks
@@ -30,6 +32,32 @@ def check_data(cfg: RunConfig, command: str) -> None:
     """Raise ValueError if data cannot be read, so that a wrong path fails before the engines are started."""
     for name, each in list_needed_sets(cfg, command).items():
         read_dataset(each, name, get_config_key(name))
+    if cfg.task.targets and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
+        read_custom_sets(cfg, command)
+
+
+def read_custom_sets(cfg: RunConfig, command: str) -> dict[str, Sequence[Query]]:
+    """Load the user's functions and classes, and return the sets of a custom task that a command reads, by name.
+
+    Raises ValueError if one of them cannot be used.
+    """
+    from nemo_tapo.tasks.registry import make_task
+
+    if cfg.task.name == "nemo_rl":
+        cfg = cfg.model_copy(update={"task": cfg.task.model_copy(update={"name": "arithmetic"})})  # for its rewards
+    task = make_task(cfg.task, cfg.seed)
+    try:
+        if cfg.task.name != "custom":
+            return {}
+        sets = {TRAIN: task.train_queries()} if command in TRAINING_COMMANDS else {}
+        if command in EVALUATION_COMMANDS and (command != "run" or {"before", "after"} & set(cfg.parts)):
+            benchmarks = task.benchmarks()
+            if not benchmarks:
+                raise ValueError(f"task.target = {cfg.task.target}: benchmarks() names no set to evaluate on.")
+            sets |= benchmarks
+        return sets
+    finally:
+        task.close()
 
 
 def preview_data(cfg: RunConfig, command: str) -> list[str]:
@@ -45,9 +73,29 @@ def preview_data(cfg: RunConfig, command: str) -> list[str]:
         lines.append(describe_counts(key, loaded))
         lines += loaded.provenance.notes
         first = first or (loaded.rows[0].question if loaded.rows else "")
+    custom = read_custom_sets(cfg, command) if cfg.task.targets else {}
+    for name, queries in custom.items():
+        lines.append(f"{name}: {len(queries)} queries of {cfg.task.target}")
+    first = first or next((queries[0].user_text for queries in custom.values()), "")
+    lines += [describe_reward(name, cfg.task) for name in cfg.task.all_rewards]
     if command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS) and cfg.runtime != "scripted":
         lines += describe_prompt(cfg, command, first)
     return lines
+
+
+def describe_reward(name: str, task: TaskConfig) -> str:
+    """Return one line on a reward: what gives it, its share, and what happens to one that takes too long.
+
+    >>> describe_reward("reward", TaskConfig(reward="rewards.py:score"))
+    'reward: rewards.py:score, at most 5 s'
+    """
+    rewards = task.all_rewards
+    share = rewards[name].weight / sum(each.weight for each in rewards.values())
+    weight = f", {share:.0%} of the reward" if len(rewards) > 1 else ""
+    if rewards[name].target is None:
+        return f"reward {name}: the task's own verdict{weight}"
+    label = "reward" if task.reward is not None else f"reward {name}"
+    return f"{label}: {rewards[name].target}{weight}, at most {task.grading.deadline:g} s"
 
 
 def is_cheap_to_read(cfg: DatasetConfig) -> bool:
@@ -98,6 +146,8 @@ def get_first_message(cfg: RunConfig, question: str) -> tuple[str, str]:
         from nemo_tapo.tasks.arithmetic import get_held_out_problems
 
         return get_held_out_problems(1)[0].question, "a held-out problem"
+    if cfg.task.name == "custom":
+        return question, "the first query"
     template = cfg.task.mathematics.prompt
     return (template.replace("{question}", question), "the first query") if question else (template, "the template")
 

@@ -94,7 +94,8 @@ async def _evaluate_target(
 
 async def _evaluate_synthesis(session: Session, target: EvaluationTarget, queries: int) -> dict[str, Any]:
     """Return the result entry "synthesis": the stored one if its settings are the same, else a new measurement."""
-    settings = hash_json([target.model, queries, session.cfg.fingerprint("tapo", "rollout")])
+    decisive = session.cfg.fingerprint("tapo", "rollout") | session.cfg.grading_identity
+    settings = hash_json([target.model, queries, decisive])
     known = results.read_results(session.output).get(target.name, {}).get("synthesis", {})
     if known.get("settings") == settings:
         return dict(known)

@@ -20,7 +20,7 @@ from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import Sample, SampleStore, read_samples
-from nemo_tapo.types import Query, Request, SetAside
+from nemo_tapo.types import NO_REWARD, Query, Request, SetAside
 from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.files import hash_json, replace_lines
 from nemo_tapo.utils.jsonl import replace_non_finite
@@ -70,9 +70,18 @@ class QuerySamples:
         If some responses could not be graded, the accuracy is known only within bounds: the lower one takes them all
         as wrong, the upper one takes them all as right. The class is `failed` only if the two bounds disagree.
         """
-        open_ones = Fraction(sum(o in UNGRADED for o in self.outcomes), len(self.outcomes))
+        open_ones = Fraction(sum(is_open(o) for o in self.outcomes), len(self.outcomes))
         low, high = (classify_accuracy(a, least, most) for a in (self.accuracy, self.accuracy + open_ones))
         return low if low == high else FAILED
+
+
+def is_open(outcome: str | None) -> bool:
+    """Return True if an outcome does not say whether the response is right.
+
+    >>> is_open("timeout"), is_open("no_reward_raised"), is_open("wrong")
+    (True, True, False)
+    """
+    return outcome in UNGRADED or (outcome is not None and outcome.startswith(NO_REWARD))
 
 
 def classify_accuracy(accuracy: Fraction, least: Fraction, most: Fraction) -> str:
@@ -144,6 +153,7 @@ async def sample_missing(
             outcome=grade.outcome,
             reward=grade.reward,
             answer=grade.answer,
+            correct_at=grade.correct_at,
         )
         store.add(taken)
         one.add(taken)
@@ -175,6 +185,7 @@ def get_sampling_settings(cfg: RunConfig, queries: Sequence[Query], max_tokens: 
         },
         "queries": hash_json([(q.uid, q.answer, q.prompt_ids) for q in queries]),
         "samples": f.samples,
+        **cfg.grading_identity,
     }
 
 
@@ -232,6 +243,8 @@ def format_training_overrides(kept: Path, task: TaskConfig) -> str:
     >>> format_training_overrides(Path("kept.jsonl"), task)
     'task.mathematics.train.path=kept.jsonl task.mathematics.train.uid=id'
     """
+    if task.name == "custom":
+        return f"the class of task.target has to read {kept} itself"
     before = task.mathematics.train if task.name == "mathematics" else None
     after = DatasetConfig(path=kept, uid="id")
     chosen = {} if before else {"task.name": "mathematics", "task.mathematics.prompt": "'{question}'"}

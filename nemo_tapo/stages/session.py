@@ -15,6 +15,7 @@ from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.interfaces import Algorithm, Runtime, Task
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.tracking.recorder import RunRecorder
+from nemo_tapo.tracking.ungraded import UngradedLog
 from nemo_tapo.train import train
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files
@@ -38,7 +39,13 @@ class Session:
     def __post_init__(self) -> None:
         self.task = self.runtime.task(self.cfg)
         self.data_report = DataReport(self.output, self.cfg.max_bad_rows)
-        self.tools = Tools(self.runtime.generator, self.runtime.tokenizer, self.task)
+        self.tools = Tools(
+            self.runtime.generator,
+            self.runtime.tokenizer,
+            self.task,
+            self.cfg.tapo.correct_at,
+            UngradedLog(self.output, self.progress.message),
+        )
 
     @property
     def output(self) -> Path:

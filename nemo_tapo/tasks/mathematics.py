@@ -12,7 +12,7 @@ from nemo_tapo.datasets.read import DataRow, LoadedDataset, read_dataset
 from nemo_tapo.datasets.sets import TRAIN, get_benchmark_sets, get_config_key, get_train_set
 from nemo_tapo.grading.verifier import Verifier
 from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
-from nemo_tapo.types import Grade, Provenance, Query
+from nemo_tapo.types import Grade, Provenance, Query, SetAside
 
 
 class MathematicsTask:
@@ -20,9 +20,12 @@ class MathematicsTask:
 
     synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
 
-    def __init__(self, cfg: MathematicsConfig) -> None:
-        """Store the settings. Nothing is read and no process starts before the first use."""
-        self.cfg = cfg
+    def __init__(self, cfg: MathematicsConfig, screen_answers: bool = True) -> None:
+        """Store the settings. Nothing is read and no process starts before the first use.
+
+        `screen_answers`: set rows aside whose answer the verifier cannot work with.
+        """
+        self.cfg, self.screen_answers = cfg, screen_answers
         self.verifier = Verifier(cfg.verifier)
         self._sets: dict[str, LoadedDataset] = {}
         self._rows: dict[str, Mapping[str, Any]] = {}
@@ -66,14 +69,17 @@ class MathematicsTask:
     def _make_queries(self, loaded: LoadedDataset) -> list[Query]:
         prompt = self.cfg.prompt
         return [
-            Query(e.uid, e.question, e.answer, prompt=fill_template(prompt, e.question), solution=e.solution)
+            Query(e.uid, e.question, e.answer, prompt=fill_template(prompt, e.question), solution=e.solution, row=e.raw)
             for e in loaded.rows
         ]
 
     def _load_screened(self, name: str, cfg: DatasetConfig) -> LoadedDataset:
         if name not in self._sets:
             loaded = read_dataset(cfg, name, get_config_key(name))
-            examples, ungradable = screening.drop_ungradable(loaded.rows, self.verifier.find_gold_faults)
+            examples: Sequence[DataRow] = loaded.rows
+            ungradable: Sequence[SetAside] = ()
+            if self.screen_answers:
+                examples, ungradable = screening.drop_ungradable(examples, self.verifier.find_gold_faults)
             examples, doubles = screening.drop_duplicates(examples)
             set_aside = [*loaded.provenance.set_aside, *ungradable, *doubles]
             if name == TRAIN and self.cfg.exclude_benchmarks:

@@ -27,12 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_tapo.types import is_correct
 from nemo_tapo.utils.jsonl import Appender, Lines, Record, read_lines
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the readers do not need it
     from torch.utils.tensorboard import SummaryWriter
 
-    from nemo_tapo.types import Construction, Group
+    from nemo_tapo.types import Construction, Grade, Group
 
 METRICS_FILE, TRAJECTORIES_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "trajectories.jsonl", "tensorboard"
 WEIGHT_DECIMALS = 4  # of the stored OTS weights, which lie in [w_min, w_max], 0.01 to 10 in the paper
@@ -145,7 +146,7 @@ def get_outcome(record: Record) -> str:
         return f"skipped:{record['zone']}"
     if record["dropped"] is not None:
         return f"dropped:{record['dropped']}"
-    return "corrected" if record["reward"] > 0 else "still_wrong"
+    return "corrected" if is_correct(record["reward"], record.get("correct_at")) else "still_wrong"
 
 
 def make_trajectory_record(
@@ -181,6 +182,7 @@ def make_trajectory_record(
         "dropped": construction.dropped,
         "raw": construction.raw if construction.dropped is not None else "",
         "kept_share": construction.kept_share,
+        **_make_threshold_entry(grade),
     }
 
 
@@ -197,7 +199,13 @@ def make_skipped_record(group: Group, reason: str) -> Record:
         "rewards": [rollout.reward for rollout in group.rollouts],
         "right": right[0].text if right else None,
         "wrong": wrong[0].text if wrong else None,
+        **_make_threshold_entry(group.rollouts[0].grade if group.rollouts else None),
     }
+
+
+def _make_threshold_entry(grade: Grade | None) -> Record:
+    """Return {"correct_at": ...}, or {} if any reward above 0 counts as correct."""
+    return {} if grade is None or grade.correct_at is None else {"correct_at": grade.correct_at}
 
 
 _SENTENCE_END = re.compile(r"[.!?:…](?=\s)|[。！？：]|\n")  # noqa: RUF001  full-width marks are intended

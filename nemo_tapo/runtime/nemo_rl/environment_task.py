@@ -18,7 +18,7 @@ from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.config.translate import Timeouts
 from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, CLOSE_TIMEOUT, await_ray, run_in_time
 from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
-from nemo_tapo.types import Grade, Provenance, Query
+from nemo_tapo.types import RIGHT, WRONG, Grade, Provenance, Query, is_correct
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -95,7 +95,7 @@ class EnvironmentTask:
         if isinstance(rewards, Mapping):
             raise ValueError(f"the environment of {datum.task} gives several rewards; TAPO needs one, right or wrong.")
         reward = float(rewards[0])
-        return Grade(reward, "right" if reward > 0 else "wrong", answers[0] if answers else None)
+        return Grade(reward, RIGHT if is_correct(reward) else WRONG, answers[0] if answers else None)
 
     def close(self) -> None:
         """Stop the environments and their workers, those that hang by force. A second call does nothing."""

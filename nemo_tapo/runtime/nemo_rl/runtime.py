@@ -36,7 +36,7 @@ from nemo_tapo.runtime.nemo_rl.hf_export import HFConverter
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_logit_loss, ship_by_value
 from nemo_tapo.runtime.nemo_rl.nemo_calls import CLOSE_TIMEOUT, run_blocking, run_in_time
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
-from nemo_tapo.tasks.registry import make_task
+from nemo_tapo.tasks.registry import add_rewards, make_task
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop
 
@@ -167,7 +167,8 @@ class NemoRLRuntime:
     def task(self, cfg: RunConfig) -> Task:
         """Return the task that `cfg.task` names; `nemo_rl` means NeMo-RL's own data and environments."""
         if cfg.task.name == "nemo_rl":
-            return make_environment_task(self._config, self._nemo_tokenizer, self.tokenizer, self._limits)
+            task = make_environment_task(self._config, self._nemo_tokenizer, self.tokenizer, self._limits)
+            return add_rewards(task, cfg.task)
         return make_task(cfg.task, cfg.seed)
 
     def close(self) -> None:

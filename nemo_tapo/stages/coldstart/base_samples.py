@@ -111,6 +111,7 @@ def get_sampling_settings(cfg: RunConfig) -> dict[str, Any]:
         "seed": cfg.seed,
         "rollout": {"temperature": r.temperature, "top_p": r.top_p, "max_tokens": r.max_tokens},
         "coldstart": {"samples_per_query": cfg.coldstart.samples_per_query},
+        **cfg.grading_identity,
     }
 
 
@@ -129,6 +130,7 @@ def row_from_group(group: Group) -> dict[str, Any]:
             "reward": r.grade.reward,
             "outcome": r.grade.outcome,
             "answer": r.grade.answer,
+            **({} if r.grade.correct_at is None else {"correct_at": r.grade.correct_at}),
         }
         for r in group.rollouts
     ]
@@ -153,7 +155,7 @@ def group_from_row(query: Query, row: Mapping[str, Any]) -> Group:
                 query,
                 index,
                 Completion(tuple(r["token_ids"]), r["text"], r["truncated"]),
-                Grade(r["reward"], r["outcome"], r["answer"]),
+                Grade(r["reward"], r["outcome"], r["answer"], r.get("correct_at")),
             )
             for index, r in enumerate(row["rollouts"])
         ),

@@ -89,7 +89,7 @@ def get_outcome(construction: Construction) -> str:
     """Return "accepted", or the reason why not. Only what the verifier accepts is trained on (section 3.2)."""
     if construction.dropped is not None:
         return construction.dropped
-    return ACCEPTED if construction.reward > 0 else REFUSED
+    return ACCEPTED if construction.correct else REFUSED
 
 
 def hash_texts(pair: Pair) -> str:

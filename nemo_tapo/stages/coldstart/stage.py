@@ -183,6 +183,7 @@ def get_data_settings(cfg: RunConfig) -> dict[str, Any]:
             "prompt": task.mathematics.prompt,
             "exclude_benchmarks": task.mathematics.exclude_benchmarks,
         }
+    # of a custom task, target and arguments are in RunConfig.grading_identity
     own = {
         "queries": c.queries,
         "sft_examples": c.sft_examples,

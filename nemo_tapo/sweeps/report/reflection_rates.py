@@ -85,7 +85,7 @@ def _compute_seed_rates(one: SweepRun, two: SweepRun) -> tuple[dict[str, tuple[f
     known = load_questions(cfg, models[0])
     marked = [
         [
-            JudgedResponse(s.uid, s.reward > 0, oracle.judge_response(known[get_problem(s)][0], s.text))
+            JudgedResponse(s.uid, s.correct, oracle.judge_response(known[get_problem(s)][0], s.text))
             for s in model.samples
             if get_problem(s) in kept
         ]
