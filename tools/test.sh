@@ -5,7 +5,8 @@
 # Of the unit and the end-to-end tests TEST_WORKERS (2) run side by side: most of them wait for a process.
 #
 # The contract tests ask NeMo-RL itself. They run where NEMO_RL_SRC names its checkout, in an environment made by
-# tools/nemo_rl_env.sh, whose Python NEMO_RL_PYTHON names; otherwise they are left out, and a line says so.
+# tools/nemo_rl_env.sh, whose Python NEMO_RL_PYTHON names; otherwise they are left out, and a line says so. Those of its
+# real workers (tests/contract/real) start the Python that NEMO_RL_WORKERS_PYTHON names.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv} WORKERS=${TEST_WORKERS:-2}
@@ -20,6 +21,7 @@ pytest() { # exit code 5: nothing collected there, not a failure of a part
 
 contract() { # tests marked nemo_rl in their own environment, the others of the folder in ours
     pytest "$@" -m "not nemo_rl" || return $?
+    case $1 in tests/contract/real*) return 0 ;; esac
     if [ -z "${NEMO_RL_SRC:-}" ]; then
         echo "NeMo-RL contract tests: left out; to enable them make an environment with tools/nemo_rl_env.sh and set" \
             "NEMO_RL_SRC=<checkout of NVIDIA-NeMo/RL> NEMO_RL_PYTHON=<environment>/bin/python."

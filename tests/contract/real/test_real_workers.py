@@ -1,0 +1,95 @@
+"""Steps of TAPO on NeMo-RL's own policy workers and vLLM engines: nothing of NeMo-RL is replaced by a stand-in.
+
+A run samples, constructs, scores, updates, hands its weights over, saves and exports as on a cluster; only the GPUs do
+not exist (shim/). Engine and actor compute log-probabilities independently of each other, so that they agree at the
+second and third step only if the engine has the weights of the update before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from real_run import RealRun
+
+pytestmark = pytest.mark.timeout(1200)
+ASYNC = "policy.generation.vllm_cfg.async_engine=true"
+DISTRIBUTED = "policy.megatron_cfg.optimizer.use_distributed_optimizer=true"
+TP_2 = "policy.megatron_cfg.tensor_model_parallel_size=2"
+OWN_GPU = (  # the second GPU is the engine's
+    "policy.generation.colocated.enabled=false",
+    "policy.generation.colocated.resources.gpus_per_node=1",
+    "policy.generation.colocated.resources.num_nodes=null",
+)
+SMALL_EVALUATION = ("tapo.evaluation.problems=8", "tapo.evaluation.samples=2", "tapo.evaluation.runs=1")
+RATES = [1.5e-4, 2.25e-4, 3e-4]  # of the recipes' warm-up
+megatron = pytest.mark.megatron
+
+
+def check_agreement(run: RealRun) -> None:
+    """Assert that engine and actor are one policy at every step, and that the policy moves."""
+    steps = run.steps
+    assert [m["step"] for m in steps] == [1, 2, 3]
+    for m in steps:
+        assert m["token_mult_prob_error"] == pytest.approx(1.0, abs=1e-4), m
+        assert abs(m["gen_kl_error"]) < 1e-6 and 0 < m["engine_gap"] < 1e-4, m
+        assert m["ratio_deviation"] < 1e-5 and m["grad_norm"] > 0, m
+    assert [m["lr"] for m in steps] == pytest.approx(RATES)
+    assert abs(steps[0]["kl_ref"]) < 1e-6 < 1e-4 < steps[2]["kl_ref"]
+
+
+def check_files(run: RealRun) -> None:
+    """Assert that constructions were learned from, and that checkpoints and the exported model are there."""
+    assert sum(m["tapo/parsed"] for m in run.steps) > 0
+    assert (run.folder / "checkpoints" / "step_3" / "manifest.json").is_file()
+    assert (run.folder / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "overrides"),
+    [
+        pytest.param("dtensor", 1, (), id="dtensor-sync"),
+        pytest.param("dtensor", 1, (ASYNC,), id="dtensor-async"),
+        pytest.param("dtensor", 2, (), id="dtensor-dp2-two-engines"),
+        pytest.param("dtensor", 2, OWN_GPU, id="dtensor-engine-apart"),
+        pytest.param("megatron", 1, (), id="megatron-sync", marks=megatron),
+        pytest.param("megatron", 2, (ASYNC, DISTRIBUTED), id="megatron-dp2-distributed-async", marks=megatron),
+        pytest.param("megatron", 2, (TP_2, DISTRIBUTED), id="megatron-tp2-distributed", marks=megatron),
+    ],
+)
+def test_engine_and_actor_agree_at_every_step(
+    recipe: str, gpus: int, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = RealRun(tmp_path / "run", recipe, gpus, overrides).succeed()
+    check_agreement(run)
+    check_files(run)
+
+
+class TestLostWeights:
+    """Engines that drop the weights they receive: the run has to tell, nothing else does."""
+
+    def test_from_the_first_hand_over_on_it_ends_at_the_first_step(self, tmp_path: Path) -> None:
+        run = RealRun(tmp_path / "run", "dtensor", variables={"NEMO_RL_LOSES_WEIGHTS": "0"})
+        assert run.finish() == 2
+        assert "the engine does not run the actor's weights" in run.tail()
+        assert not (run.folder / "metrics.jsonl").exists() or not run.steps
+
+    def test_later_it_is_told_and_shows_in_the_metrics(self, tmp_path: Path) -> None:
+        run = RealRun(tmp_path / "run", "dtensor", variables={"NEMO_RL_LOSES_WEIGHTS": "1"}).succeed()
+        first, _, last = run.steps
+        assert first["engine_gap"] < 1e-4 and last["engine_gap"] > 0.01
+        assert last["gen_kl_error"] > 1e-4
+        with pytest.raises(AssertionError):
+            check_agreement(run)
+        assert "step 3: log-probabilities of engine and actor differ" in run.log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize("recipe", ["dtensor", pytest.param("megatron", marks=megatron)])
+def test_a_killed_run_goes_on_from_its_checkpoint_and_is_evaluated(recipe: str, tmp_path: Path) -> None:
+    run = RealRun(tmp_path / "run", recipe)
+    run.kill_after(run.folder / "checkpoints" / "step_1")
+    run.succeed()
+    check_agreement(run)  # the third step's rate and KL are those of a run that was not killed
+    check_files(run)
+    run.succeed("evaluate", f"policy.model_name={run.folder / 'hf'}", *SMALL_EVALUATION)
+    assert (run.folder / "evaluation.json").is_file()
