@@ -49,7 +49,7 @@ def test_pairs_follow_the_threshold() -> None:
     assert classify_zone(group(None), 2, 4) is Zone.MASTERED
     assert classify_zone(group(1.0), 2, 4) is Zone.BEYOND
     pairs = select_pairs(group(0.8), 2, 4, 4, seed=0, step=0)
-    assert {p.wrong.index for p in pairs} == {0, 1, 2, 3} and {p.reference.index for p in pairs} <= {4, 5}
+    assert {p.wrong.index for p in pairs} == {0, 1, 2, 3} and {p.right.index for p in pairs} <= {4, 5}
 
 
 def test_negatives_are_those_below_the_threshold() -> None:
