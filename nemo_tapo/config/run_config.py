@@ -93,6 +93,11 @@ class RunConfig(Section):
             raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
         if self.task.name == "nemo_rl" and self.runtime != "nemo_rl":
             raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic, mathematics or custom.")
+        if self.task.name == "reasoning_gym" and t.correct_at is None:
+            raise ValueError(
+                "task.name = reasoning_gym: some data sets reward a wrong answer a little, and any reward above 0 "
+                "would count as correct: set tapo.correct_at, to 1 for exactly right answers alone."
+            )
         ALGORITHMS[self.algorithm].check(self)
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
@@ -142,9 +147,9 @@ class RunConfig(Section):
         flat = {k: v for k, v in flatten_settings(chosen).items() if k not in ("model.path", "rollout.logprobs")}
         if "task" not in sections:
             return flat
-        if self.task.targets:
-            return flat | self._hash_user_code()
-        return {k: v for k, v in flat.items() if not k.startswith("task.grading.")}
+        idle: tuple[str, ...] = () if self.task.name == "reasoning_gym" else ("task.reasoning_gym.",)
+        idle += () if self.task.grades_in_processes else ("task.grading.",)
+        return {k: v for k, v in flat.items() if not k.startswith(idle)} | self._hash_user_code()
 
 
 def validate(raw: Mapping[str, Any]) -> RunConfig:

@@ -77,6 +77,21 @@ class MathematicsConfig(Section):
         return self
 
 
+class ReasoningGymConfig(Section):
+    """A data set of the package reasoning-gym (nemo_tapo/tasks/reasoning_gym_task.py)."""
+
+    dataset: str = Field("chain_sum", description="its name there")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the data set, by name")
+    train_queries: int = Field(
+        4096, gt=0, le=1_000_000, description="drawn for training, before equal ones are set aside"
+    )
+    held_out_queries: int = Field(256, gt=0, description="test problems, the same for every seed, in no training data")
+    prompt: str = Field(
+        "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        description="as task.mathematics.prompt; what is in the box is scored",
+    )
+
+
 class RewardConfig(Section):
     """One of several rewards (tasks/rewarded_task.py)."""
 
@@ -94,13 +109,14 @@ class GradingConfig(Section):
 class TaskConfig(Section):
     """Where queries come from and how responses are graded."""
 
-    name: Literal["arithmetic", "mathematics", "custom", "nemo_rl"] = Field(
+    name: Literal["arithmetic", "mathematics", "reasoning_gym", "custom", "nemo_rl"] = Field(
         "arithmetic",
         description="custom: the class of `target`; nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime "
         "only",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     mathematics: MathematicsConfig = MathematicsConfig()
+    reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
     target: str | None = Field(None, description="of a custom task: path/to/file.py:Class or package.module:Class")
     arguments: dict[str, Any] = Field(default_factory=dict, description="what that class is called with, by name")
     reward: str | None = Field(
@@ -135,6 +151,11 @@ class TaskConfig(Section):
         """True if the task's own verdict is asked for."""
         rewards = self.all_rewards.values()
         return not rewards or any(each.target is None for each in rewards)
+
+    @property
+    def grades_in_processes(self) -> bool:
+        """True if the section `grading` is used."""
+        return self.name == "reasoning_gym" or bool(self.targets)
 
     @property
     def targets(self) -> dict[str, str]:

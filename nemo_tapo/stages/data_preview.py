@@ -32,12 +32,12 @@ def check_data(cfg: RunConfig, command: str) -> None:
     """Raise ValueError if data cannot be read, so that a wrong path fails before the engines are started."""
     for name, each in list_needed_sets(cfg, command).items():
         read_dataset(each, name, get_config_key(name))
-    if cfg.task.targets and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
+    if cfg.task.grades_in_processes and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
         read_custom_sets(cfg, command)
 
 
 def read_custom_sets(cfg: RunConfig, command: str) -> dict[str, Sequence[Query]]:
-    """Load the user's functions and classes, and return the sets of a custom task that a command reads, by name.
+    """Load the user's functions and classes, and return the sets that a command reads through the task, by name.
 
     Raises ValueError if one of them cannot be used.
     """
@@ -47,7 +47,7 @@ def read_custom_sets(cfg: RunConfig, command: str) -> dict[str, Sequence[Query]]
         cfg = cfg.model_copy(update={"task": cfg.task.model_copy(update={"name": "arithmetic"})})  # for its rewards
     task = make_task(cfg.task, cfg.seed)
     try:
-        if cfg.task.name != "custom":
+        if cfg.task.name not in ("custom", "reasoning_gym"):
             return {}
         sets = {TRAIN: task.train_queries()} if command in TRAINING_COMMANDS else {}
         if command in EVALUATION_COMMANDS and (command != "run" or {"before", "after"} & set(cfg.parts)):
@@ -73,9 +73,9 @@ def preview_data(cfg: RunConfig, command: str) -> list[str]:
         lines.append(describe_counts(key, loaded))
         lines += loaded.provenance.notes
         first = first or (loaded.rows[0].question if loaded.rows else "")
-    custom = read_custom_sets(cfg, command) if cfg.task.targets else {}
+    custom = read_custom_sets(cfg, command) if cfg.task.grades_in_processes else {}
     for name, queries in custom.items():
-        lines.append(f"{name}: {len(queries)} queries of {cfg.task.target}")
+        lines.append(f"{name}: {len(queries)} queries of {cfg.task.target or cfg.task.reasoning_gym.dataset}")
     first = first or next((queries[0].user_text for queries in custom.values()), "")
     lines += [describe_reward(name, cfg.task) for name in cfg.task.all_rewards]
     if command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS) and cfg.runtime != "scripted":
@@ -146,7 +146,7 @@ def get_first_message(cfg: RunConfig, question: str) -> tuple[str, str]:
         from nemo_tapo.tasks.arithmetic import get_held_out_problems
 
         return get_held_out_problems(1)[0].question, "a held-out problem"
-    if cfg.task.name == "custom":
+    if cfg.task.name in ("custom", "reasoning_gym"):
         return question, "the first query"
     template = cfg.task.mathematics.prompt
     return (template.replace("{question}", question), "the first query") if question else (template, "the template")
