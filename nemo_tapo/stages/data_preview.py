@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,20 +34,23 @@ def check_data(cfg: RunConfig, command: str) -> None:
     for name, each in list_needed_sets(cfg, command).items():
         read_dataset(each, name, get_config_key(name))
     if cfg.task.grades_in_processes and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
-        read_custom_sets(cfg, command)
+        read_custom_sets(cfg, command, ask_judges=True)
 
 
-def read_custom_sets(cfg: RunConfig, command: str) -> dict[str, Sequence[Query]]:
+def read_custom_sets(cfg: RunConfig, command: str, ask_judges: bool = False) -> dict[str, Sequence[Query]]:
     """Load the user's functions and classes, and return the sets that a command reads through the task, by name.
 
-    Raises ValueError if one of them cannot be used.
+    Raises ValueError if one of them cannot be used, EndpointError if the server of a judge does not answer.
     """
     from nemo_tapo.tasks.registry import make_task
+    from nemo_tapo.tasks.rewarded_task import RewardedTask
 
     if cfg.task.name == "nemo_rl":
         cfg = cfg.model_copy(update={"task": cfg.task.model_copy(update={"name": "arithmetic"})})  # for its rewards
     task = make_task(cfg.task, cfg.seed)
     try:
+        if ask_judges and isinstance(task, RewardedTask):
+            asyncio.run(task.check_judges())
         if cfg.task.name not in ("custom", "reasoning_gym"):
             return {}
         sets = {TRAIN: task.train_queries()} if command in TRAINING_COMMANDS else {}
@@ -92,6 +96,9 @@ def describe_reward(name: str, task: TaskConfig) -> str:
     rewards = task.all_rewards
     share = rewards[name].weight / sum(each.weight for each in rewards.values())
     weight = f", {share:.0%} of the reward" if len(rewards) > 1 else ""
+    judge = rewards[name].judge
+    if judge is not None:
+        return f"reward {name}: the judge at {judge.endpoint.url}{weight}: {judge.rubric}"
     if rewards[name].target is None:
         return f"reward {name}: the task's own verdict{weight}"
     label = "reward" if task.reward is not None else f"reward {name}"

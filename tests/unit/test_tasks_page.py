@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from nemo_tapo.config.run_config import validate
 from nemo_tapo.grading.calls import REASONS
 from nemo_tapo.runtime import scripted_runtime
 from nemo_tapo.types import NO_REWARD, Request
@@ -91,6 +93,11 @@ def test_each_example_is_short_and_run() -> None:
         "output=runs/weighted",
         "output=runs/gym",
     ]
+
+
+def test_settings_without_a_file_are_settings() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert blocks and all(validate(yaml.safe_load(block)).task.all_rewards for block in blocks)
 
 
 def test_the_page_names_every_outcome() -> None:
