@@ -28,6 +28,6 @@ async def run_stages(cfg: RunConfig, command: str, master: dict[str, Any] | None
             try:
                 return await STAGES[command](session)
             finally:
-                session.task.close()
+                session.close()
         finally:
             runtime.close()

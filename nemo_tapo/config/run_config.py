@@ -7,6 +7,7 @@ Hydra overrides from the command line. This module imports no Hydra: load.py com
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -33,6 +34,9 @@ from nemo_tapo.config.sections import (
     TaskConfig,
 )
 from nemo_tapo.utils.user_code import hash_code
+
+# how a judge is reached, and where its answers are kept: these may change under a run
+_ACCESS = re.compile(r"\.judge\.(cache$|endpoint\.(url|key_env|concurrency|timeout|attempts|pause)$)")
 
 Part = Literal["coldstart", "before", "train", "after", "report"]
 
@@ -95,6 +99,11 @@ class RunConfig(Section):
             raise ValueError("task.arithmetic.min_operations is above task.arithmetic.max_operations.")
         if self.task.name == "nemo_rl" and self.runtime != "nemo_rl":
             raise ValueError("task.name = nemo_rl needs NeMo-RL's runtime; choose arithmetic, mathematics or custom.")
+        if self.task.name == "reasoning_gym" and t.correct_at is None:
+            raise ValueError(
+                "task.name = reasoning_gym: some data sets reward a wrong answer a little, and any reward above 0 "
+                "would count as correct: set tapo.correct_at, to 1 for exactly right answers alone."
+            )
         ALGORITHMS[self.algorithm].check(self)
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
@@ -141,10 +150,11 @@ class RunConfig(Section):
         Graded samples on disk go on only under the same one.
         """
         threshold = {} if self.tapo.correct_at is None else {"tapo.correct_at": self.tapo.correct_at}
-        if not self.task.targets:
+        if not self.task.targets and not self.task.all_rewards:
             return threshold
         own = {name: getattr(self.task, name) for name in ("target", "arguments", "reward", "rewards", "grading")}
-        return threshold | flatten_settings({"task": own}) | self._hash_user_code()
+        decisive = {k: v for k, v in flatten_settings({"task": own}).items() if not _ACCESS.search(k)}
+        return threshold | decisive | self._hash_user_code()
 
     def _hash_user_code(self) -> dict[str, str]:
         """Return a digest of each file with a function or class of the user. Raises ValueError for a missing one."""
@@ -160,9 +170,10 @@ class RunConfig(Section):
         flat = {k: v for k, v in flatten_settings(chosen).items() if k not in ("model.path", "rollout.logprobs")}
         if "task" not in sections:
             return flat
-        if self.task.targets:
-            return flat | self._hash_user_code()
-        return {k: v for k, v in flat.items() if not k.startswith("task.grading.")}
+        idle: tuple[str, ...] = () if self.task.name == "reasoning_gym" else ("task.reasoning_gym.",)
+        idle += () if self.task.grades_in_processes else ("task.grading.",)
+        kept = {k: v for k, v in flat.items() if not k.startswith(idle) and not _ACCESS.search(k)}
+        return kept | self._hash_user_code()
 
 
 def validate(raw: Mapping[str, Any]) -> RunConfig:

@@ -80,11 +80,75 @@ class MathematicsConfig(Section):
         return self
 
 
+class ReasoningGymConfig(Section):
+    """A data set of the package reasoning-gym (nemo_tapo/tasks/reasoning_gym_task.py)."""
+
+    dataset: str = Field("chain_sum", description="its name there")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the data set, by name")
+    train_queries: int = Field(
+        4096, gt=0, le=1_000_000, description="drawn for training, before equal ones are set aside"
+    )
+    held_out_queries: int = Field(256, gt=0, description="test problems, the same for every seed, in no training data")
+    prompt: str = Field(
+        "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        description="as task.mathematics.prompt; what is in the box is scored",
+    )
+
+
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible server (`/v1/chat/completions`)."""
+
+    url: str | None = Field(None, description="base, as http://127.0.0.1:8000/v1")
+    model: str | None = Field(None, description="the name under which the server serves it; null: its only one")
+    key_env: str | None = Field(None, description="environment variable with the key; null: the server wants none")
+    concurrency: int = Field(32, ge=1, description="requests in flight")
+    timeout: float = Field(300, gt=0, description="seconds of one attempt")
+    attempts: int = Field(6, ge=1, description="of one request, with growing pauses, before it is given up")
+    pause: float = Field(1.0, gt=0, description="seconds before the second attempt; doubles with every further one")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="fields of every request's body, over our own; null leaves a field out"
+    )
+
+
+class JudgeRewardConfig(Section):
+    """A served model that scores responses (tasks/judge_reward.py)."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+    rubric: str = Field("Is the final answer right, and does every step follow?", description="what the score is for")
+    prompt: str | None = Field(
+        None,
+        description="with {question}, {answer}, {rubric}, {response}, {best}; null: judge_reward.py has it",
+    )
+    best: int = Field(10, ge=1, description="the judge gives a score from 0 to this; the reward is its share")
+    temperature: float = Field(0.0, ge=0, description="of the first try; further ones sample at 0.6 or more")
+    max_tokens: int = Field(2048, gt=0, description="of a reply, its reasoning included")
+    tries: int = Field(3, ge=1, description="replies asked for before a response counts as no_reward_not_a_number")
+    cache: Path = Field(Path("runs/judge-cache"), description="replies by content, shared by all runs")
+
+    @model_validator(mode="after")
+    def _prompt_shows(self) -> JudgeRewardConfig:
+        if self.prompt is not None and "{response}" not in self.prompt:
+            raise ValueError("prompt has no {response}: the judge would not see what it scores.")
+        return self
+
+
 class RewardConfig(Section):
     """One of several rewards (tasks/rewarded_task.py)."""
 
-    target: str | None = Field(None, description="as task.reward; null: the task's own verdict")
+    target: str | None = Field(None, description="as task.reward; null: the judge, else the task's own verdict")
+    judge: JudgeRewardConfig | None = Field(None, description="a served model instead of a function")
     weight: float = Field(1.0, gt=0, description="in the weighted mean of all; the weights need not sum up to 1")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        if self.target is not None and self.judge is not None:
+            raise ValueError("target and judge are both given; make two rewards of them.")
+        return self
+
+    @property
+    def own(self) -> bool:
+        """True for the task's own verdict."""
+        return self.target is None and self.judge is None
 
 
 class GradingConfig(Section):
@@ -97,13 +161,14 @@ class GradingConfig(Section):
 class TaskConfig(Section):
     """Where queries come from and how responses are graded."""
 
-    name: Literal["arithmetic", "mathematics", "custom", "nemo_rl"] = Field(
+    name: Literal["arithmetic", "mathematics", "reasoning_gym", "custom", "nemo_rl"] = Field(
         "arithmetic",
         description="custom: the class of `target`; nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime "
         "only",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     mathematics: MathematicsConfig = MathematicsConfig()
+    reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
     target: str | None = Field(None, description="of a custom task: path/to/file.py:Class or package.module:Class")
     arguments: dict[str, Any] = Field(default_factory=dict, description="what that class is called with, by name")
     reward: str | None = Field(
@@ -137,7 +202,12 @@ class TaskConfig(Section):
     def own_verdict(self) -> bool:
         """True if the task's own verdict is asked for."""
         rewards = self.all_rewards.values()
-        return not rewards or any(each.target is None for each in rewards)
+        return not rewards or any(each.own for each in rewards)
+
+    @property
+    def grades_in_processes(self) -> bool:
+        """True if the section `grading` is used."""
+        return self.name == "reasoning_gym" or bool(self.targets) or bool(self.rewards)
 
     @property
     def targets(self) -> dict[str, str]:
@@ -145,21 +215,6 @@ class TaskConfig(Section):
         found = {"task.target": self.target, "task.reward": self.reward}
         found |= {f"task.rewards.{name}.target": each.target for name, each in self.rewards.items()}
         return {key: target for key, target in found.items() if target is not None}
-
-
-class EndpointConfig(Section):
-    """A model behind an OpenAI-compatible server (`/v1/chat/completions`)."""
-
-    url: str | None = Field(None, description="base, as http://127.0.0.1:8000/v1")
-    model: str | None = Field(None, description="the name under which the server serves it; null: its only one")
-    key_env: str | None = Field(None, description="environment variable with the key; null: the server wants none")
-    concurrency: int = Field(32, ge=1, description="requests in flight")
-    timeout: float = Field(300, gt=0, description="seconds of one attempt")
-    attempts: int = Field(6, ge=1, description="of one request, with growing pauses, before it is given up")
-    pause: float = Field(1.0, gt=0, description="seconds before the second attempt; doubles with every further one")
-    extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="fields of every request's body, over our own; null leaves a field out"
-    )
 
 
 class ModelConfig(Section):

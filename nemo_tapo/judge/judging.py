@@ -14,9 +14,10 @@ from typing import Any
 
 from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
+from nemo_tapo.endpoint.reply_cache import make_key
 from nemo_tapo.judge.prompt import make_messages
 from nemo_tapo.judge.verdict import UnparsableReply, Verdict, parse_verdict
-from nemo_tapo.judge.verdict_cache import VerdictCache, make_key
+from nemo_tapo.judge.verdict_cache import VerdictCache
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.utils.concurrency import run_concurrently
 from nemo_tapo.utils.seeding import seed_from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,22 +33,25 @@ def check_data(cfg: RunConfig, command: str) -> None:
     """Raise ValueError if data cannot be read, so that a wrong path fails before the engines are started."""
     for name, each in list_needed_sets(cfg, command).items():
         read_dataset(each, name, get_config_key(name))
-    if cfg.task.targets and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
-        read_custom_sets(cfg, command)
+    if cfg.task.grades_in_processes and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
+        read_custom_sets(cfg, command, ask_judges=True)
 
 
-def read_custom_sets(cfg: RunConfig, command: str) -> dict[str, Sequence[Query]]:
-    """Load the user's functions and classes, and return the sets of a custom task that a command reads, by name.
+def read_custom_sets(cfg: RunConfig, command: str, ask_judges: bool = False) -> dict[str, Sequence[Query]]:
+    """Load the user's functions and classes, and return the sets that a command reads through the task, by name.
 
-    Raises ValueError if one of them cannot be used.
+    Raises ValueError if one of them cannot be used, EndpointError if the server of a judge does not answer.
     """
     from nemo_tapo.tasks.registry import make_task
+    from nemo_tapo.tasks.rewarded_task import RewardedTask
 
     if cfg.task.name == "nemo_rl":
         cfg = cfg.model_copy(update={"task": cfg.task.model_copy(update={"name": "arithmetic"})})  # for its rewards
     task = make_task(cfg.task, cfg.seed)
     try:
-        if cfg.task.name != "custom":
+        if ask_judges and isinstance(task, RewardedTask):
+            asyncio.run(task.check_judges())
+        if cfg.task.name not in ("custom", "reasoning_gym"):
             return {}
         sets = {TRAIN: task.train_queries()} if command in TRAINING_COMMANDS else {}
         if command in EVALUATION_COMMANDS and (command != "run" or {"before", "after"} & set(cfg.parts)):
@@ -73,9 +77,9 @@ def preview_data(cfg: RunConfig, command: str) -> list[str]:
         lines.append(describe_counts(key, loaded))
         lines += loaded.provenance.notes
         first = first or (loaded.rows[0].question if loaded.rows else "")
-    custom = read_custom_sets(cfg, command) if cfg.task.targets else {}
+    custom = read_custom_sets(cfg, command) if cfg.task.grades_in_processes else {}
     for name, queries in custom.items():
-        lines.append(f"{name}: {len(queries)} queries of {cfg.task.target}")
+        lines.append(f"{name}: {len(queries)} queries of {cfg.task.target or cfg.task.reasoning_gym.dataset}")
     first = first or next((queries[0].user_text for queries in custom.values()), "")
     lines += [describe_reward(name, cfg.task) for name in cfg.task.all_rewards]
     if command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS) and cfg.runtime != "scripted":
@@ -92,6 +96,9 @@ def describe_reward(name: str, task: TaskConfig) -> str:
     rewards = task.all_rewards
     share = rewards[name].weight / sum(each.weight for each in rewards.values())
     weight = f", {share:.0%} of the reward" if len(rewards) > 1 else ""
+    judge = rewards[name].judge
+    if judge is not None:
+        return f"reward {name}: the judge at {judge.endpoint.url}{weight}: {judge.rubric}"
     if rewards[name].target is None:
         return f"reward {name}: the task's own verdict{weight}"
     label = "reward" if task.reward is not None else f"reward {name}"
@@ -146,7 +153,7 @@ def get_first_message(cfg: RunConfig, question: str) -> tuple[str, str]:
         from nemo_tapo.tasks.arithmetic import get_held_out_problems
 
         return get_held_out_problems(1)[0].question, "a held-out problem"
-    if cfg.task.name == "custom":
+    if cfg.task.name in ("custom", "reasoning_gym"):
         return question, "the first query"
     template = cfg.task.mathematics.prompt
     return (template.replace("{question}", question), "the first query") if question else (template, "the template")

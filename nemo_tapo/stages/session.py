@@ -13,6 +13,7 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.data_report import DataReport
 from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.interfaces import Algorithm, Runtime, Task
+from nemo_tapo.tasks.rewarded_task import RewardedTask
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.tracking.recorder import RunRecorder
 from nemo_tapo.tracking.ungraded import UngradedLog
@@ -35,17 +36,26 @@ class Session:
     task: Task = field(init=False)
     tools: Tools = field(init=False)
     data_report: DataReport = field(init=False)
+    ungraded: UngradedLog = field(init=False)
 
     def __post_init__(self) -> None:
         self.task = self.runtime.task(self.cfg)
         self.data_report = DataReport(self.output, self.cfg.max_bad_rows)
+        self.ungraded = UngradedLog(self.output, self.progress.message)
         self.tools = Tools(
             self.runtime.generator,
             self.runtime.tokenizer,
             self.task,
             self.cfg.tapo.correct_at,
-            UngradedLog(self.output, self.progress.message),
+            self.ungraded,
         )
+
+    def close(self) -> None:
+        """End what the task has started, and tell what its rewards could not grade and what its judges were asked."""
+        judges = self.task.judges.values() if isinstance(self.task, RewardedTask) else ()
+        for sentence in (*self.ungraded.describe(), *(judge.describe() for judge in judges)):
+            self.progress.message(sentence)
+        self.task.close()
 
     @property
     def output(self) -> Path:

@@ -24,6 +24,10 @@ def make_bare_task(cfg: TaskConfig, seed: int) -> Task:
         from nemo_tapo.tasks.custom_task import CustomTask
 
         return CustomTask(cfg, seed)
+    if cfg.name == "reasoning_gym":
+        from nemo_tapo.tasks.reasoning_gym_task import ReasoningGymTask
+
+        return ReasoningGymTask(cfg, seed)
     assert cfg.name == "mathematics", "nemo_rl is made by its own runtime, and run_config.py lets no other have it"
     from nemo_tapo.tasks.mathematics import MathematicsTask
 

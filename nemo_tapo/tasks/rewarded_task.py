@@ -12,6 +12,7 @@ from nemo_tapo.config.sections import TaskConfig
 from nemo_tapo.grading.calls import FunctionSpec
 from nemo_tapo.grading.user_grader import UserGrader
 from nemo_tapo.interfaces import Task
+from nemo_tapo.tasks.judge_reward import JudgeReward
 from nemo_tapo.types import RIGHT, WRONG, Grade, Provenance, Query, is_correct
 from nemo_tapo.utils.user_code import hash_code
 
@@ -26,6 +27,11 @@ class RewardedTask:
         specs = {name: make_spec(cfg, name) for name, each in self.rewards.items() if each.target is not None}
         self._numbers = {name: number for number, name in enumerate(specs)}
         self._grader = UserGrader(cfg.grading, list(specs.values()))
+        self.judges = {
+            name: JudgeReward(each.judge, f"task.rewards.{name}.judge")
+            for name, each in self.rewards.items()
+            if each.judge is not None
+        }
 
     def train_queries(self) -> Sequence[Query]:
         """Return the task's."""
@@ -53,12 +59,19 @@ class RewardedTask:
         weights = [each.weight for each in self.rewards.values()]
         return combine_grades(dict(zip(self.rewards, grades, strict=True)), weights)
 
+    async def check_judges(self) -> None:
+        """Raise EndpointError or ValueError with a sentence unless every judge's server answers."""
+        for judge in self.judges.values():
+            await judge.check_server()
+
     def close(self) -> None:
         """End the functions' processes and the task's."""
         self._grader.close()
         self.task.close()
 
     async def _grade_by(self, name: str, query: Query, response: str) -> Grade:
+        if name in self.judges:
+            return await self.judges[name].grade(query, response)
         if name not in self._numbers:
             return await self.task.grade(query, response)
         grade = await self._grader.grade(self._numbers[name], query, response)

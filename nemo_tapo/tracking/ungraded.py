@@ -25,6 +25,11 @@ class UngradedLog:
         self.path, self.tell = folder / UNGRADED_FILE, tell
         self.counts: Counter[str] = Counter()  # by outcome
 
+    def describe(self) -> list[str]:
+        """Return one sentence with the counts, or none if every response got a reward."""
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.most_common())
+        return [f"responses without a reward: {counts}; see {self.path}"] if counts else []
+
     def __call__(self, query: Query, response: str, grade: Grade) -> None:
         """Add a response."""
         self.counts[grade.outcome] += 1

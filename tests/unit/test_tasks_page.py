@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from nemo_tapo.config.run_config import validate
 from nemo_tapo.grading.calls import REASONS
 from nemo_tapo.runtime import scripted_runtime
 from nemo_tapo.types import NO_REWARD, Request
@@ -69,13 +71,33 @@ def test_several_rewards(here: Path) -> None:
     assert metrics["reward/mean"] == pytest.approx((right + 0.2 * (32 - right)) / 32)
 
 
+def add_up(prompt: str, request: Request) -> str:
+    found = re.search(r"(-?\d+(?: [+-] \d+)+) =", prompt)
+    assert found
+    total = sum(int(number.replace(" ", "")) for number in re.findall(r"[+-]? ?\d+", found[1]))
+    return f"\\boxed{{{total + (request.seed % 3 == 0)}}}"
+
+
+def test_a_puzzle_of_reasoning_gym(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.setattr(scripted_runtime, "arithmetic_script", add_up)
+    metrics = run("runs/gym")
+    assert metrics["grade/right"] and metrics["grade/right"] + metrics["grade/wrong"] == 32
+
+
 def test_each_example_is_short_and_run() -> None:
     assert all(len(text.splitlines()) < 30 for text in FILES.values())
     assert [each.split()[-1] for each in COMMANDS] == [
         "output=runs/words",
         "output=runs/near",
         "output=runs/weighted",
+        "output=runs/gym",
     ]
+
+
+def test_settings_without_a_file_are_settings() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert blocks and all(validate(yaml.safe_load(block)).task.all_rewards for block in blocks)
 
 
 def test_the_page_names_every_outcome() -> None:

@@ -183,6 +183,8 @@ def get_data_settings(cfg: RunConfig) -> dict[str, Any]:
             "prompt": task.mathematics.prompt,
             "exclude_benchmarks": task.mathematics.exclude_benchmarks,
         }
+    elif task.name == "reasoning_gym":
+        queries["reasoning_gym"] = task.reasoning_gym.model_dump()
     # of a custom task, target and arguments are in RunConfig.grading_identity
     own = {
         "queries": c.queries,

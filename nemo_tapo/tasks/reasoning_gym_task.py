@@ -1,0 +1,148 @@
+"""A data set of the package reasoning-gym (Apache-2.0) as an `interfaces.Task`: generated puzzles and their scores.
+
+Item i of a data set with seed s is drawn from s + i. Each run's seed has a range of its own for training; the benchmark
+is drawn from HELD_OUT_SEED on, the same for every run. What both have in words is set aside from training.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from nemo_tapo.config.sections import ReasoningGymConfig, TaskConfig
+from nemo_tapo.datasets.sets import TRAIN
+from nemo_tapo.grading.boxed import find_last_boxed
+from nemo_tapo.grading.calls import FunctionSpec
+from nemo_tapo.grading.user_grader import UserGrader
+from nemo_tapo.tasks.mathematics import fill_template
+from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
+from nemo_tapo.types import RIGHT, WRONG, Grade, Provenance, Query, SetAside, is_correct
+from nemo_tapo.utils.user_code import describe_error
+
+KEY, LICENCE = "task.reasoning_gym", "Apache-2.0"
+HELD_OUT_SEED = 1_000_000_000  # above every seed that training draws from, and small enough for numpy
+SEEDS_PER_RUN, RANGES = 1_000_000, 900  # run seeds that differ by a multiple of RANGES draw the same
+ENTRY = "entry"  # the field of Query.row with the item, pickled: JSON would turn its tuples into lists
+NO_GOLD = "(scored by the data set)"  # stands for an answer where the data set gives none
+
+
+class ReasoningGymTask:
+    """The puzzles of one data set. They are generated when they are first asked for."""
+
+    synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
+
+    def __init__(self, cfg: TaskConfig, seed: int) -> None:
+        """Prepare the scoring. Raises ValueError with a sentence if the package or the data set is not there."""
+        self.cfg, self.seed = cfg.reasoning_gym, seed
+        create_dataset(self.cfg.dataset, self.cfg.settings, 0, 1)
+        arguments = {"dataset": self.cfg.dataset, "settings": dict(self.cfg.settings)}
+        self._grader = UserGrader(cfg.grading, [FunctionSpec(KEY, f"{__name__}:Scorer", True, arguments)])
+        self._sets: dict[str, tuple[list[Query], Provenance]] = {}
+
+    def train_queries(self) -> Sequence[Query]:
+        """Return the training queries that differ from each other and from the benchmark's."""
+        held_out = {key_of(query.question) for query in self._read(self.cfg.dataset)}
+        return self._read(TRAIN, held_out)
+
+    def benchmarks(self) -> Mapping[str, Sequence[Query]]:
+        """Return the held-out queries under the data set's name."""
+        return {self.cfg.dataset: self._read(self.cfg.dataset)}
+
+    def provenance(self, name: str) -> Provenance:
+        """Return the package's version, the data set, and the queries that are there twice."""
+        return self._sets[name][1]
+
+    def row(self, query: Query) -> Mapping[str, Any]:
+        """Return what the data set says of an item."""
+        return {"metadata": read_entry(query)["metadata"]}
+
+    def locate_error(self, query: Query, response: str) -> int | None:
+        """Return None: nothing but the final answer is scored."""
+        return None
+
+    async def grade(self, query: Query, response: str) -> Grade:
+        """Score the content of the last box by the data set's own function, within the deadline."""
+        answer = (find_last_boxed(response) or "").strip()
+        return await self._grader.grade(0, query, answer) if answer else Grade(0.0, "no_answer")
+
+    def close(self) -> None:
+        """End the processes."""
+        self._grader.close()
+
+    def _read(self, name: str, held_out: frozenset[str] | set[str] = frozenset()) -> list[Query]:
+        if name not in self._sets:
+            training = name == TRAIN
+            seed, size = (
+                (self.seed % RANGES * SEEDS_PER_RUN, self.cfg.train_queries)
+                if training
+                else (HELD_OUT_SEED, self.cfg.held_out_queries)
+            )
+            items = create_dataset(self.cfg.dataset, self.cfg.settings, seed, size)
+            queries, aside = make_queries(items, "train" if training else "test", self.cfg, held_out)
+            source = f"reasoning-gym {version('reasoning-gym')}, {self.cfg.dataset} from seed {seed}"
+            self._sets[name] = queries, Provenance(source, size, tuple(aside), LICENCE)
+        return self._sets[name][0]
+
+
+class Scorer:
+    """What a grader calls: the data set's function that scores an answer."""
+
+    def __init__(self, dataset: str, settings: Mapping[str, Any]) -> None:
+        self.dataset = create_dataset(dataset, settings, 0, 1)
+
+    def grade(self, query: Query, answer: str) -> Grade:
+        """Score one answer; the data sets give from 0 to 1."""
+        reward = float(self.dataset.score_answer(answer, read_entry(query)))
+        return Grade(reward, RIGHT if is_correct(reward) else WRONG, answer)
+
+
+def create_dataset(name: str, settings: Mapping[str, Any], seed: int, size: int) -> Any:
+    """Create a data set of reasoning-gym. Raises ValueError with a sentence if that fails."""
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise ValueError("task.name = reasoning_gym: pip install 'nemo-tapo[reasoning-gym]'.") from None
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed, size=size, **settings)
+    except Exception as error:
+        raise ValueError(f"{KEY}: the data set {name} cannot be made: {describe_error(error)}.") from None
+
+
+def make_queries(
+    items: Any, prefix: str, cfg: ReasoningGymConfig, held_out: frozenset[str] | set[str]
+) -> tuple[list[Query], list[SetAside]]:
+    """Return the queries of a data set's items, and those set aside because the same words were there before."""
+    queries: list[Query] = []
+    aside: list[SetAside] = []
+    seen: dict[str, str] = {}
+    for index in range(len(items)):
+        entry = items[index]
+        uid, question = f"{prefix}-{index}", str(entry["question"])
+        key = key_of(question)
+        if key in held_out:
+            aside.append(SetAside(uid, "in_benchmark", "", question))
+        elif key in seen:
+            aside.append(SetAside(uid, "duplicate", f"of {seen[key]}", question))
+        else:
+            seen[key] = uid
+            answer = NO_GOLD if entry["answer"] is None else str(entry["answer"])
+            row = {ENTRY: base64.b64encode(pickle.dumps(dict(entry))).decode()}
+            queries.append(Query(uid, question, answer, prompt=fill_template(cfg.prompt, question), row=row))
+    return queries, aside
+
+
+def read_entry(query: Query) -> dict[str, Any]:
+    """Return the data set's item of a query."""
+    return dict(pickle.loads(base64.b64decode(query.row[ENTRY])))
+
+
+def key_of(question: str) -> str:
+    r"""Return what equal questions share, whatever their blanks.
+
+    >>> key_of("47 +\n 38")
+    '47 + 38'
+    """
+    return " ".join(question.split())
