@@ -6,8 +6,6 @@ is drawn from HELD_OUT_SEED on, the same for every run. What both have in words 
 
 from __future__ import annotations
 
-import base64
-import pickle
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -25,7 +23,7 @@ from nemo_tapo.utils.user_code import describe_error
 KEY, LICENCE = "task.reasoning_gym", "Apache-2.0"
 HELD_OUT_SEED = 1_000_000_000  # above every seed that training draws from, and small enough for numpy
 SEEDS_PER_RUN, RANGES = 1_000_000, 900  # run seeds that differ by a multiple of RANGES draw the same
-ENTRY = "entry"  # the field of Query.row with the item, pickled: JSON would turn its tuples into lists
+SEED, INDEX = "seed", "index"  # in Query.row, to draw the item again: as JSON it would lose its tuples
 NO_GOLD = "(scored by the data set)"  # stands for an answer where the data set gives none
 
 
@@ -57,7 +55,7 @@ class ReasoningGymTask:
 
     def row(self, query: Query) -> Mapping[str, Any]:
         """Return what the data set says of an item."""
-        return {"metadata": read_entry(query)["metadata"]}
+        return {"metadata": redraw_item(self.cfg.dataset, self.cfg.settings, query)["metadata"]}
 
     def locate_error(self, query: Query, response: str) -> int | None:
         """Return None: nothing but the final answer is scored."""
@@ -81,7 +79,7 @@ class ReasoningGymTask:
                 else (HELD_OUT_SEED, self.cfg.held_out_queries)
             )
             items = create_dataset(self.cfg.dataset, self.cfg.settings, seed, size)
-            queries, aside = make_queries(items, "train" if training else "test", self.cfg, held_out)
+            queries, aside = make_queries(items, seed, "train" if training else "test", self.cfg, held_out)
             source = f"reasoning-gym {version('reasoning-gym')}, {self.cfg.dataset} from seed {seed}"
             self._sets[name] = queries, Provenance(source, size, tuple(aside), LICENCE)
         return self._sets[name][0]
@@ -91,11 +89,12 @@ class Scorer:
     """What a grader calls: the data set's function that scores an answer."""
 
     def __init__(self, dataset: str, settings: Mapping[str, Any]) -> None:
+        self.name, self.settings = dataset, settings
         self.dataset = create_dataset(dataset, settings, 0, 1)
 
     def grade(self, query: Query, answer: str) -> Grade:
         """Score one answer; the data sets give from 0 to 1."""
-        reward = float(self.dataset.score_answer(answer, read_entry(query)))
+        reward = float(self.dataset.score_answer(answer, redraw_item(self.name, self.settings, query)))
         return Grade(reward, RIGHT if is_correct(reward) else WRONG, answer)
 
 
@@ -112,7 +111,7 @@ def create_dataset(name: str, settings: Mapping[str, Any], seed: int, size: int)
 
 
 def make_queries(
-    items: Any, prefix: str, cfg: ReasoningGymConfig, held_out: frozenset[str] | set[str]
+    items: Any, seed: int, prefix: str, cfg: ReasoningGymConfig, held_out: frozenset[str] | set[str]
 ) -> tuple[list[Query], list[SetAside]]:
     """Return the queries of a data set's items, and those set aside because the same words were there before."""
     queries: list[Query] = []
@@ -129,14 +128,18 @@ def make_queries(
         else:
             seen[key] = uid
             answer = NO_GOLD if entry["answer"] is None else str(entry["answer"])
-            row = {ENTRY: base64.b64encode(pickle.dumps(dict(entry))).decode()}
+            row = {SEED: seed, INDEX: index}
             queries.append(Query(uid, question, answer, prompt=fill_template(cfg.prompt, question), row=row))
     return queries, aside
 
 
-def read_entry(query: Query) -> dict[str, Any]:
-    """Return the data set's item of a query."""
-    return dict(pickle.loads(base64.b64decode(query.row[ENTRY])))
+def redraw_item(name: str, settings: Mapping[str, Any], query: Query) -> dict[str, Any]:
+    """Return the data set's item of a query. Raises ValueError if its seed gives another question."""
+    seed, index = query.row[SEED], query.row[INDEX]
+    item = dict(create_dataset(name, settings, seed, index + 1)[index])
+    if str(item["question"]) != query.question:
+        raise ValueError(f"{name} draws another question {index} from seed {seed} than before.")
+    return item
 
 
 def key_of(question: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nemo_tapo.config.run_config import validate
 from nemo_tapo.config.sections import GradingConfig, ReasoningGymConfig, TaskConfig
-from nemo_tapo.tasks.reasoning_gym_task import Scorer, make_queries
+from nemo_tapo.tasks.reasoning_gym_task import create_dataset, make_queries, redraw_item
 from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.types import Grade
 from tests.helpers.command import nemo_tapo
@@ -59,20 +60,22 @@ def test_the_data_sets_own_score_counts() -> None:
     assert "expression" in task.row(query)["metadata"]
 
 
-def test_the_scorer_gets_the_item_as_it_was_drawn() -> None:
-    """Tuples and whole-number keys survive; JSON has neither."""
+@pytest.mark.parametrize("dataset", ["countdown", "chain_sum", "graph_color", "word_sorting", "rush_hour"])
+def test_the_scorer_draws_the_same_item_again(dataset: str) -> None:
+    """A query carries seed and index of its item: as JSON, an item would lose its tuples and whole-number keys."""
+    items = create_dataset(dataset, {}, 7000, 4)
+    queries, _ = make_queries(items, 7000, "train", ReasoningGymConfig(dataset=dataset), frozenset())
+    for query in queries:
+        assert redraw_item(dataset, {}, query) == dict(items[query.row["index"]])
+    with pytest.raises(ValueError, match="draws another question"):
+        redraw_item(dataset, {}, replace(queries[0], row={"seed": 1, "index": 0}))
 
-    class Keeper:
-        def score_answer(self, answer: str, entry: dict[str, Any]) -> float:
-            assert entry["metadata"] == {1: (2, 3)}
-            return 0.5
 
-    items = [{"question": "a  b", "answer": None, "metadata": {1: (2, 3)}}, {"question": "a b", "answer": "x"}]
-    (query,), (aside,) = make_queries(items, "train", ReasoningGymConfig(), frozenset())
-    assert (query.answer, aside.uid, aside.reason) == ("(scored by the data set)", "train-1", "duplicate")
-    scorer = Scorer.__new__(Scorer)
-    scorer.dataset = Keeper()
-    assert scorer.grade(query, "x") == Grade(0.5, "right", "x")
+def test_equal_questions_are_one_query() -> None:
+    items = [{"question": "a  b", "answer": None}, {"question": "a b", "answer": "x"}]
+    (query,), (aside,) = make_queries(items, 5, "train", ReasoningGymConfig(), frozenset())
+    assert (query.answer, query.row) == ("(scored by the data set)", {"seed": 5, "index": 0})
+    assert (aside.uid, aside.reason) == ("train-1", "duplicate")
 
 
 @pytest.mark.parametrize(
