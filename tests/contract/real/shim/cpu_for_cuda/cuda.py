@@ -132,7 +132,8 @@ def make_tensors_on_cpu(torch: Any) -> None:
     for owner in (tensor, module):
         replace(owner, "to", _move_to_cpu(torch, owner.to))
         replace(owner, "cuda", lambda self, *args, **kwargs: self)
-    replace(tensor, "pin_memory", lambda self, *args, **kwargs: self)
+    # A copy, as of a GPU's tensor: Megatron-LM's core/distributed/param_and_grad_buffer.py:1637 frees the original.
+    replace(tensor, "pin_memory", lambda self, *args, **kwargs: self.clone())
     replace(tensor, "record_stream", lambda self, stream: None)
     _name_cuda_types(tensor)
     _autocast_on_cpu(torch)
