@@ -131,6 +131,7 @@ class RealRun:
             "PYTHONPATH": os.pathsep.join(map(str, (HERE / "shim", ROOT, *packages))),
             "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
             "HF_HOME": str(self.folder / "huggingface"),
+            "VLLM_CACHE_ROOT": str(self.folder / "vllm"),
             "NRL_MEGATRON_CHECKPOINT_DIR": str(self.folder / "megatron"),
             **self.variables,
         }

@@ -7,6 +7,8 @@ second and third step only if the engine has the weights of the update before.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ OWN_GPU = (  # the second GPU is the engine's
 SMALL_EVALUATION = ("tapo.evaluation.problems=8", "tapo.evaluation.samples=2", "tapo.evaluation.runs=1")
 RATES = [1.5e-4, 2.25e-4, 3e-4]  # of the recipes' warm-up
 megatron = pytest.mark.megatron
+Trained = Callable[..., RealRun]
 
 
 def check_agreement(run: RealRun) -> None:
@@ -45,6 +48,17 @@ def check_files(run: RealRun) -> None:
     assert (run.folder / "hf" / "model.safetensors").is_file()
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Three steps, done once for each recipe and layout."""
+
+    @functools.cache
+    def train(recipe: str, gpus: int, overrides: tuple[str, ...] = ()) -> RealRun:
+        return RealRun(tmp_path_factory.mktemp(recipe), recipe, gpus, overrides).succeed()
+
+    return train
+
+
 @pytest.mark.parametrize(
     ("recipe", "gpus", "overrides"),
     [
@@ -58,11 +72,23 @@ def check_files(run: RealRun) -> None:
     ],
 )
 def test_engine_and_actor_agree_at_every_step(
-    recipe: str, gpus: int, overrides: tuple[str, ...], tmp_path: Path
+    recipe: str, gpus: int, overrides: tuple[str, ...], trained: Trained
 ) -> None:
-    run = RealRun(tmp_path / "run", recipe, gpus, overrides).succeed()
+    run = trained(recipe, gpus, overrides)
     check_agreement(run)
     check_files(run)
+
+
+@megatron
+def test_megatron_and_dtensor_make_the_same_first_update(trained: Trained) -> None:
+    """NeMo-RL seeds an engine by its place, so one sync engine samples the same in both."""
+    sampled, updates = [], []
+    for recipe in ("dtensor", "megatron"):
+        run = trained(recipe, 1)
+        sampled.append([line for line in run.read_lines("trajectories.jsonl") if line["step"] == 1])
+        updates.append([run.steps[0][name] for name in ("loss", "grad_norm", "entropy", "tapo/ots_weight_mean")])
+    assert sampled[0] == sampled[1]
+    assert updates[0] == pytest.approx(updates[1], rel=1e-5)
 
 
 class TestLostWeights:

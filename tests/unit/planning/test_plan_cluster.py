@@ -152,6 +152,14 @@ REFUSED = [
         "+checkpointing.model_save_format=safetensors",
         "model_save_format = 'safetensors' is for policy.dtensor_cfg._v2=true.* Set it to null",
     ),
+    (
+        "policy.megatron_cfg.enabled=false policy.dtensor_cfg.enabled=true +policy.scheduler=null",
+        "policy.scheduler = null: DTensor's workers fail on it",
+    ),
+    (
+        "policy.megatron_cfg.enabled=false policy.dtensor_cfg.enabled=true +policy.optimizer=null",
+        "policy.optimizer = null: DTensor's workers need its name",
+    ),
     ("+policy.megatron_cfg.scheduler.lr_warmup_init=0", "first update a learning rate of 0.* the optimizer's lr / 11"),
     ("checkpointing.enabled=false", "checkpointing.enabled = false is not supported"),
     ("checkpointing.metric_name=val:accuracy", "this loop does not validate while it trains"),

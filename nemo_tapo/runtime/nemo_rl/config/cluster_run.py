@@ -270,7 +270,7 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
     unread = list_torch_schedulers(get_at_path(master, "policy.scheduler")).keys() - SHOWN_SCHEDULERS
     if not setup.megatron and unread:
         yield f"policy.scheduler has {', '.join(sorted(unread))}, which the settings above do not show"
-    yield "grpo.seed decides queries and pairs; NeMo-RL's engines take no seed from it: equal runs sample differently"
+    yield "grpo.seed decides queries and pairs; NeMo-RL's engines take no seed from it, but their place in the cluster"
     yield "grpo.max_num_epochs is not used: the run ends after grpo.max_num_steps, queries are dealt out in epochs"
     if cfg.task.name != "nemo_rl":
         yield f"data and env are not used: queries and verifier are tapo.task ({cfg.task.name})"

@@ -149,6 +149,13 @@ def _check_backend(master: Master) -> Iterable[str]:
             f"{save_format} = {get_at_path(master, save_format)!r} is for policy.dtensor_cfg._v2=true: the workers "
             "of _v2=false raise an error at the first checkpoint. Set it to null."
         )
+    if dtensor.get("enabled") and master["policy"].get("optimizer", {}) is None:
+        yield "policy.optimizer = null: DTensor's workers need its name (torch.optim.AdamW) and kwargs (lr, ...)."
+    if dtensor.get("enabled") and master["policy"].get("scheduler", {}) is None:
+        yield (
+            "policy.scheduler = null: DTensor's workers fail on it. Remove the key (~policy.scheduler) for a constant "
+            "learning rate."
+        )
     schedule = get_at_path(master, "policy.megatron_cfg.scheduler", {})
     iterations = schedule.get("lr_warmup_iters") or 0
     if get_at_path(master, "policy.megatron_cfg.enabled") and iterations and schedule.get("lr_warmup_init") == 0:

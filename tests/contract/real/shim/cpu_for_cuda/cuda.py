@@ -125,14 +125,15 @@ def make_tensors_on_cpu(torch: Any) -> None:
     # model, does not recognise them, and buffers such as inv_freq hold what was in memory.
     torch.utils._device._device_constructors()
     for name in FACTORIES:
-        replace(torch, name, _make_on_cpu(torch, getattr(torch, name)))
+        replace(torch, name, make_on_cpu(torch, getattr(torch, name)))
     tensor, module = torch.Tensor, torch.nn.Module
     for name in TENSOR_FACTORIES:
-        replace(tensor, name, _make_on_cpu(torch, getattr(tensor, name)))
+        replace(tensor, name, make_on_cpu(torch, getattr(tensor, name)))
     for owner in (tensor, module):
         replace(owner, "to", _move_to_cpu(torch, owner.to))
         replace(owner, "cuda", lambda self, *args, **kwargs: self)
-    replace(tensor, "pin_memory", lambda self, *args, **kwargs: self)
+    # A copy, as of a GPU's tensor: Megatron-LM's core/distributed/param_and_grad_buffer.py:1637 frees the original.
+    replace(tensor, "pin_memory", lambda self, *args, **kwargs: self.clone())
     replace(tensor, "record_stream", lambda self, stream: None)
     _name_cuda_types(tensor)
     _autocast_on_cpu(torch)
@@ -149,7 +150,9 @@ def _on_cpu(torch: Any, device: Any) -> Any:
     return device
 
 
-def _make_on_cpu(torch: Any, make: Any) -> Any:
+def make_on_cpu(torch: Any, make: Any) -> Any:
+    """Return a function that makes a tensor as `make` does, on the CPU if CUDA is asked for."""
+
     @functools.wraps(make)
     def made(*args: Any, **kwargs: Any) -> Any:
         if "device" in kwargs:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from .after_import import Hook, lend_empty, replace
+from .cuda import make_on_cpu
 
 
 def answer_nvml(nvml: Any) -> None:
@@ -57,6 +58,21 @@ def broadcast_by_gloo(groups: Any) -> None:
     replace(groups.StatelessProcessGroup, "broadcast", broadcast)
 
 
+class _TorchOnCpu:
+    """Torch with an `empty` that makes CPU tensors, for one module: vLLM's process keeps torch as it is."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch, self.empty = torch, make_on_cpu(torch, torch.empty)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+
+def pack_on_cpu(packed: Any) -> None:
+    """Keep the packed weights of that way on the CPU: nemo_rl/utils/packed_tensor.py:75, :195 and :221."""
+    replace(packed, "torch", _TorchOnCpu(packed.torch))
+
+
 def lose_weights(backend: Any) -> None:
     """Let engines drop what they receive, from the hand-over that NEMO_RL_LOSES_WEIGHTS counts on (0: from the first).
 
@@ -95,5 +111,6 @@ HOOKS = {
     "nemo_rl.utils.nvml": Hook(answer_nvml),
     "nemo_rl.models.policy.utils": Hook(send_weights_by_value),
     "nemo_rl.distributed.stateless_process_group": Hook(broadcast_by_gloo, NCCL),
+    "nemo_rl.utils.packed_tensor": Hook(pack_on_cpu),
     "nemo_rl.models.generation.vllm.vllm_backend": Hook(lose_weights),
 }
