@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 import uuid
@@ -49,6 +50,7 @@ class RealRun:
     gpus: int = 1
     overrides: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # of its GPUs, and of Ray's folder
 
     @property
     def log(self) -> Path:
@@ -95,11 +97,9 @@ class RealRun:
                 assert process.poll() is None and time.monotonic() < deadline, self.tail()
                 time.sleep(0.05)
         finally:
-            family = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            _, alive = psutil.wait_procs(family, timeout=30)
-        assert not alive, alive
+            _kill_family(process)
+            for folder in Path("/tmp").glob(f"nt-{self.name}-*"):  # of its Ray
+                shutil.rmtree(folder, ignore_errors=True)
 
     def succeed(self, command: str = "train", *more: str) -> RealRun:
         """Run `nemo-tapo <command>` to its end, which must be a good one."""
@@ -127,7 +127,7 @@ class RealRun:
             **os.environ,
             **FIXED,
             "NEMO_RL_SRC": str(sources[0]),
-            "NEMO_RL_ON_CPU": uuid.uuid4().hex[:8],
+            "NEMO_RL_ON_CPU": self.name,
             "PYTHONPATH": os.pathsep.join(map(str, (HERE / "shim", ROOT, *packages))),
             "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
             "HF_HOME": str(self.folder / "huggingface"),
@@ -141,5 +141,16 @@ def _wait(process: subprocess.Popen[str]) -> int:
     try:
         return process.wait(PATIENCE)
     finally:
-        process.kill()  # Ray's processes end with the driver that started them
-        process.wait()
+        _kill_family(process)
+
+
+def _kill_family(process: subprocess.Popen[str]) -> None:
+    """Kill a driver; its workers end with it, and what is left of its Ray is killed as well."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    for each in alive:
+        each.kill()
