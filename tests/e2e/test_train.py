@@ -127,21 +127,6 @@ def test_the_barrier_samples_and_learns_the_same(whole: Path, tmp_path: Path) ->
     assert digest(tmp_path / "run") == digest(whole)
 
 
-def test_a_deferred_run_that_was_killed_goes_on_with_the_pairs_that_waited(tmp_path: Path) -> None:
-    deferred = ["pipeline=deferred", "steps=5"]
-    run(tmp_path / "whole", *deferred)
-    process = subprocess.Popen(command(tmp_path / "run", *deferred), stderr=subprocess.PIPE, text=True)
-    wait_for_steps(tmp_path / "run", 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run(tmp_path / "run", *deferred)
-    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
-    seen = metrics(tmp_path / "whole")
-    assert [m["tapo/pairs"] for m in seen[1:-1]] == [m["tapo/waiting"] for m in seen[:-2]]
-    assert seen[0]["tapo/pairs"] == 0 < sum(m["tapo/parsed"] for m in seen)
-    assert seen[-1]["tapo/pairs"] - seen[-1]["tapo/dropped/run_ended"] == seen[-2]["tapo/waiting"]
-
-
 @pytest.mark.parametrize("layout", ["local.tp=2", "local.pp=2", "local.dp=2"])
 def test_layouts_run_and_begin_alike(whole: Path, tmp_path: Path, layout: str) -> None:
     run(tmp_path / "run", layout, "steps=2")
