@@ -35,8 +35,10 @@ from nemo_tapo.config.sections import (
 )
 from nemo_tapo.utils.user_code import hash_code
 
-# how a judge is reached, and where its answers are kept: these may change under a run
-_ACCESS = re.compile(r"\.judge\.(cache$|endpoint\.(url|key_env|concurrency|timeout|attempts|pause)$)")
+# how a judge is reached, where its answers are kept, how many processes grade: these may change under a run
+_ACCESS = re.compile(
+    r"\.judge\.(cache|endpoint\.(url|key_env|concurrency|timeout|attempts|pause))$|^task\.grading\.workers$"
+)
 
 Part = Literal["coldstart", "before", "train", "after", "report"]
 

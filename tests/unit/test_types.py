@@ -107,7 +107,10 @@ def test_no_other_place_compares_a_reward() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if test.search(line) and "0 <= reward <= 1" not in line  # whether it is a reward at all
     ]
-    assert found == ["types.py: return reward > 0 if correct_at is None else reward >= correct_at"]
+    assert found == [
+        "calls.py: if not 0 <= reward <= 1:",  # the range of a reward, not what is correct
+        "types.py: return reward > 0 if correct_at is None else reward >= correct_at",
+    ]
 
 
 def test_a_threshold_outside_the_rewards_is_refused() -> None:

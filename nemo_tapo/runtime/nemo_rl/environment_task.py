@@ -131,7 +131,7 @@ class EnvironmentTask:
         messages = processed["message_log"]
         ids = tuple(int(token) for message in messages for token in message["token_ids"])
         gold = str(processed["extra_env_info"].get("ground_truth", "")) or "known to the environment"
-        query = Query(f"{task}-{name}-{i}", question, gold, prompt="" if prompt == question else prompt)
+        query = Query(f"{task}-{name}-{i}", question, gold, prompt="" if prompt == question else prompt, row=raw)
         return query, EnvironmentDatum(task, messages[-1]["content"], processed["extra_env_info"], raw), ids
 
     def _check_prompt(self, query: Query, nemo_ids: tuple[int, ...]) -> None:

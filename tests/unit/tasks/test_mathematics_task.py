@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from nemo_tapo.config.load import load_config
-from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig, VerifierConfig
+from nemo_tapo.config.sections import DatasetConfig, MathematicsConfig, TaskConfig, VerifierConfig
 from nemo_tapo.datasets.data_report import DataReport
 from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.stages.data_preview import check_data, preview_data
 from nemo_tapo.tasks.mathematics import MathematicsTask
 from nemo_tapo.tasks.prompts import SYNTHESIS_PROMPT
+from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.types import Provenance, Query, SetAside
 
 MODEL = Path(__file__).parents[3] / "assets" / "tiny-coldstart"
@@ -63,6 +64,17 @@ def test_queries_prompts_and_what_was_set_aside(task: MathematicsTask) -> None:
         "none": "answer_missing", "twice": "duplicate", "other": "duplicate_other_answer", "bench": "in_benchmark",
     }  # fmt: skip
     assert found.rows == len(queries) + len(found.set_aside)
+
+
+def test_a_reward_function_needs_no_answer_that_the_verifier_understands(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"problem": "Say it.", "answer": "\\frac{", "tests": ["a", "b"]}]
+    data = {"train": {"path": str(jsonl(tmp_path / "train.jsonl", rows))}}
+    own = make_task(TaskConfig(name="mathematics", mathematics=data), 0)  # type: ignore[arg-type]
+    asked = make_task(TaskConfig(name="mathematics", mathematics=data, reward="operator:eq"), 0)  # type: ignore[arg-type]
+    assert list(own.train_queries()) == [] and own.provenance("train").set_aside[0].reason == "answer_ungradable"
+    (query,) = asked.train_queries()
+    assert (query.answer, query.row["tests"]) == ("\\frac{", ["a", "b"])
+    own.close(), asked.close()
 
 
 def test_benchmarks_and_grading(task: MathematicsTask) -> None:
