@@ -58,6 +58,11 @@ def test_the_engine_samples_as_the_command_wants_it_and_the_callers_master_stays
     assert before == MASTER
 
 
+def test_an_evaluation_measures_no_synthesis_which_has_another_temperature() -> None:
+    with pytest.raises(ValueError, match="synthesis_queries = 8: NeMo-RL's engine samples all with the evaluat"):
+        prepare_master_config(MASTER, settings(evaluation={"synthesis_queries": 8}), "evaluate")
+
+
 def test_an_evaluation_takes_the_model_and_not_the_newest_checkpoint_of_a_run() -> None:
     master = {**MASTER, "checkpointing": {"checkpoint_dir": "results/run"}}
     assert prepare_master_config(master, settings(), "train")["checkpointing"]["checkpoint_dir"] == "results/run"

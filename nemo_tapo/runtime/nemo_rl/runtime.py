@@ -207,7 +207,7 @@ class PlaceholderDataset:
 def prepare_master_config(master: Mapping[str, Any], cfg: RunConfig, command: str) -> dict[str, Any]:
     """Return a copy of NeMo-RL's configuration, adapted for its `setup` and for `command`.
 
-    Raises ValueError for a command or for temperatures that cannot run.
+    Raises ValueError for a command, for temperatures, or for an evaluation that cannot run.
     """
     if command not in COMMANDS:
         raise ValueError(
@@ -221,6 +221,11 @@ def prepare_master_config(master: Mapping[str, Any], cfg: RunConfig, command: st
         adapted.setdefault("checkpointing", {})["checkpoint_dir"] = str(cfg.output / "evaluation" / "no-checkpoints")
     if command == "evaluate":
         sampling = cfg.evaluation
+        if sampling.synthesis_queries:
+            raise ValueError(
+                f"tapo.evaluation.synthesis_queries = {sampling.synthesis_queries}: NeMo-RL's engine samples all "
+                "with the evaluation's temperature and length, so synthesis is not measured there: set it to 0."
+            )
         generation |= {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

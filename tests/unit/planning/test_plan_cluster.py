@@ -33,7 +33,7 @@ def test_every_derived_setting(tmp_path: Path) -> None:
     assert (o.lr, o.betas, o.warmup_steps, o.schedule) == (1e-6, (0.9, 0.95), 10, "cosine")
     assert o.min_lr_ratio == pytest.approx(0.1)
     assert (cfg.checkpoint.every, cfg.checkpoint.keep, str(cfg.output)) == (25, 2, "results/x")
-    assert cfg.evaluation.max_tokens == 8192
+    assert (cfg.evaluation.max_tokens, cfg.evaluation.synthesis_queries) == (8192, 0)
 
 
 def test_rows_go_into_nemo_rls_batch_size(tmp_path: Path) -> None:

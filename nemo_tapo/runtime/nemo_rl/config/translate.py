@@ -69,9 +69,9 @@ def make_run_config(master: Master, block: Mapping[str, Any]) -> RunConfig:
     _set_at_path(raw, "optimizer", _read_optimizer(master))
     _set_at_path(raw, "rollout.logprobs", "always")  # NeMo-RL's engine always reports them
     _set_at_path(raw, "loss.kl_rows", 0)  # off unless set: reporting the KL keeps a second copy of the weights
-    raw["evaluation"] = {"max_tokens": get_at_path(master, "policy.generation.max_new_tokens")} | (
-        block.get("evaluation") or {}
-    )
+    # The engine of an evaluation has the evaluation's temperature and length, and a synthesis has others.
+    derived = {"max_tokens": get_at_path(master, "policy.generation.max_new_tokens"), "synthesis_queries": 0}
+    raw["evaluation"] = derived | (block.get("evaluation") or {})
     for section in PARTIAL_SECTIONS:
         for key, value in (block.get(section) or {}).items():
             _set_at_path(raw, f"{section}.{key}", value)
