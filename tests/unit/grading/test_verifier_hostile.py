@@ -72,7 +72,7 @@ def test_memory_is_bounded() -> None:
     """As a grader sets it for itself; what it wants beyond is refused."""
     text = """
 from nemo_tapo.grading import grader
-grader._limit_memory()
+grader._limit_memory(grader.MEMORY)
 within = bytearray(grader.MEMORY // 2)
 try:
     beyond = bytearray(grader.MEMORY)
