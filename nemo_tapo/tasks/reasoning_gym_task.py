@@ -91,10 +91,13 @@ class Scorer:
     def __init__(self, dataset: str, settings: Mapping[str, Any]) -> None:
         self.name, self.settings = dataset, settings
         self.dataset = create_dataset(dataset, settings, 0, 1)
+        self._items: dict[str, dict[str, Any]] = {}  # by the query's uid: drawing one may take a quarter of a second
 
     def grade(self, query: Query, answer: str) -> Grade:
         """Score one answer; the data sets give from 0 to 1."""
-        reward = float(self.dataset.score_answer(answer, redraw_item(self.name, self.settings, query)))
+        if query.uid not in self._items:
+            self._items[query.uid] = redraw_item(self.name, self.settings, query)
+        reward = float(self.dataset.score_answer(answer, self._items[query.uid]))
         return Grade(reward, RIGHT if is_correct(reward) else WRONG, answer)
 
 
