@@ -18,11 +18,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from bench_loop import Memory, run_loop
 
 Row = tuple[str, str]
 KERNEL_SHAPES = ((65536, 512, "float32"), (512, 32768, "float32"), (256, 151936, "float32"), (256, 151936, "bfloat16"))
@@ -102,22 +103,6 @@ def kernel(repeats: int) -> None:
 # ---- steps ---------------------------------------------------------------------------------------------------------
 
 
-class Memory:
-    """A recorder that keeps the metrics of each step."""
-
-    def __init__(self) -> None:
-        self.metrics: list[dict[str, float]] = []
-
-    def phase(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-    def resume(self, step: int) -> None: ...
-
-    def step(self, record: Any) -> None:
-        self.metrics.append(dict(record.metrics))
-
-
 async def steps(model: Path, repeats: int) -> None:
     from nemo_tapo.config.load import load_config
     from nemo_tapo.runtime.local.runtime import LocalRuntime
@@ -146,24 +131,8 @@ async def steps(model: Path, repeats: int) -> None:
 
 async def measure(runtime: Any, config: Callable[[], Any]) -> list[dict[str, float]]:
     """Run three steps; the first warms up and is left out."""
-    from nemo_tapo.algorithms.registry import make_algorithm
-    from nemo_tapo.algorithms.tools import Tools
-    from nemo_tapo.config.loop import LoopConfig
-    from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
-    from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
-    from nemo_tapo.train import train
-    from nemo_tapo.utils.signals import Stop
-
-    cfg = config()
-    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    queries, _ = add_prompts(task.train_queries()[:512], runtime.tokenizer, cfg.model.max_length)
-    order = QueryOrder(queries, cfg.rollout.queries_per_step, cfg.seed)
     memory = Memory()
-    await runtime.actor.set_reference()
-    with tempfile.TemporaryDirectory() as folder:
-        loop = LoopConfig(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, checkpoint_every=10**6)
-        algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
-        await train(loop, algorithm, runtime, order.queries, memory, Stop())
+    await run_loop(config(), runtime, memory, queries=512)
     return memory.metrics[1:]
 
 

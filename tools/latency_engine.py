@@ -20,12 +20,13 @@ import asyncio
 import heapq
 import math
 import random
-import tempfile
+from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from nemo_tapo.config.run_config import RunConfig, validate
+from bench_loop import Memory, run_loop
+
+from nemo_tapo.config.run_config import validate
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.runtime.scripted_runtime import ScriptedActor, ScriptedGenerator, ScriptedRuntime, arithmetic_script
 from nemo_tapo.types import Batch, Completion, Request, StepRecord, UpdateResult
@@ -46,7 +47,7 @@ class LatencyEngine(ScriptedGenerator):
         super().__init__(*arguments)
         self.clock = 0.0  # seconds
         self._decoding: list[tuple[float, int, asyncio.Future[None]]] = []  # heap by the time of completion
-        self._queued: list[tuple[int, asyncio.Future[None]]] = []  # (tokens, ...) without a place yet
+        self._queued: deque[tuple[int, asyncio.Future[None]]] = deque()  # (tokens, ...) without a place yet
         self._driver: asyncio.Task[None] | None = None
         self._number = 0
 
@@ -65,7 +66,7 @@ class LatencyEngine(ScriptedGenerator):
             for _ in range(YIELDS):  # whoever waits for a completion may ask for more
                 await asyncio.sleep(0)
             while self._queued and len(self._decoding) < MOST_AT_ONCE:
-                tokens, done = self._queued.pop(0)
+                tokens, done = self._queued.popleft()
                 self._number += 1
                 heapq.heappush(self._decoding, (self.clock + tokens * STEP_SECONDS, self._number, done))
             if not self._decoding:
@@ -86,19 +87,15 @@ class TimedActor(ScriptedActor):
         return await super().train(batch, loss)
 
 
-class StepSeconds:
-    """A recorder that keeps the clock at the end of every step."""
+class StepSeconds(Memory):
+    """A recorder that also keeps the clock at the end of every step."""
 
     def __init__(self, engine: LatencyEngine) -> None:
+        super().__init__()
         self.engine, self.ends = engine, [0.0]
 
-    def phase(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-    def resume(self, step: int) -> None: ...
-
     def step(self, record: StepRecord) -> None:
+        super().step(record)
         self.ends.append(self.engine.clock)
 
 
@@ -115,15 +112,7 @@ def measure_pipelines(steps: int = 12, queries: int = 32) -> dict[str, float]:
 
 async def mean_step_seconds(changes: Mapping[str, Any], steps: int, queries: int) -> float:
     """Run the loop with these settings; return the mean seconds of a step by the engine's clock."""
-    from nemo_tapo.algorithms.registry import make_algorithm
-    from nemo_tapo.algorithms.tools import Tools
-    from nemo_tapo.config.loop import LoopConfig
-    from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
-    from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
-    from nemo_tapo.train import train
-    from nemo_tapo.utils.signals import Stop
-
-    cfg: RunConfig = validate(
+    cfg = validate(
         {
             "steps": steps,
             "rollout": {"queries_per_step": queries, "max_tokens": 300},
@@ -137,12 +126,6 @@ async def mean_step_seconds(changes: Mapping[str, Any], steps: int, queries: int
     runtime.generator = engine = LatencyEngine(arithmetic_script, runtime.tokenizer, 4096)
     actor = TimedActor(runtime.tokenizer.vocab_size)
     actor.engine, runtime.actor = engine, actor
-    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
-    usable, _ = add_prompts(task.train_queries()[: steps * queries], runtime.tokenizer, 1000)
-    order = QueryOrder(usable, queries, cfg.seed)
     recorder = StepSeconds(engine)
-    with tempfile.TemporaryDirectory() as folder:
-        loop = LoopConfig(Path(folder), steps, cfg.optimizer, cfg.loss, checkpoint_every=10**6)
-        algorithm = make_algorithm(cfg, Tools(engine, runtime.tokenizer, task))
-        await train(loop, algorithm, runtime, order.queries, recorder, Stop())
+    await run_loop(cfg, runtime, recorder, queries=steps * queries)
     return (recorder.ends[-1] - recorder.ends[1]) / (steps - 1)

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, arithmetic_script
 from nemo_tapo.types import Request
 
-TOOL = Path(__file__).parents[3] / "tools" / "latency_engine.py"
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "tools"))
+import latency_engine as tool  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("latency_engine", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_clock_by_hand(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three requests of 100, 300 and 200 tokens, two at a time: the third begins when the first is done."""
     monkeypatch.setattr(tool, "draw_length", {1: 100, 2: 300, 3: 200}.__getitem__)
     monkeypatch.setattr(tool, "MOST_AT_ONCE", 2)
@@ -42,7 +34,7 @@ def test_the_clock_by_hand(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == pytest.approx({1: 100.0, 2: 300.0, 3: 300.0})
 
 
-def test_deferred_costs_next_to_nothing(tool: Any) -> None:
+def test_deferred_costs_next_to_nothing() -> None:
     seconds = tool.measure_pipelines(steps=4, queries=8)
     ratios = {name: value / seconds["grpo"] for name, value in seconds.items()}
     assert ratios["deferred"] < 1.10
