@@ -11,29 +11,26 @@ import os
 
 import pytest
 
+from tests.helpers.left_out import LeftOut
+
 HOW = (
     "set NEMO_RL_SRC=<checkout of NVIDIA-NeMo/RL> and NEMO_RL_PYTHON=<python of an environment made by "
     "tools/nemo_rl_env.sh>, and run tools/test.sh tests/contract"
 )
-left_out = pytest.StashKey[int]()
+LEFT_OUT = LeftOut("NeMo-RL contract tests", HOW)
 
 
 @pytest.hookimpl(trylast=True)  # after `-m`: nothing is imported for tests that were deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     contracts = [item for item in items if item.get_closest_marker("nemo_rl")]
-    if not contracts:
-        return
-    if os.environ.get("NEMO_RL_SRC"):
+    if contracts and os.environ.get("NEMO_RL_SRC"):
         _import_or_fail()
         return
-    config.stash[left_out] = len(contracts)
-    config.hook.pytest_deselected(items=contracts)
-    items[:] = [item for item in items if item not in contracts]
+    LEFT_OUT.leave_out(config, items, contracts)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
-    count = config.stash.get(left_out, 0)
-    return f"NeMo-RL contract tests: {count} left out; to enable them {HOW}." if count else None
+    return LEFT_OUT.describe(config)
 
 
 def _import_or_fail() -> None:

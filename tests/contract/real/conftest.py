@@ -13,27 +13,24 @@ from pathlib import Path
 import pytest
 import real_run
 
+from tests.helpers.left_out import LeftOut
+
 HERE = Path(__file__).parent
 HOW = (
     "make an environment with tools/nemo_rl_env.sh --workers, and set NEMO_RL_SRC=<checkout of NVIDIA-NeMo/RL> "
     "NEMO_RL_WORKERS_PYTHON=<environment>/bin/python, and for Megatron's workers MEGATRON_BRIDGE_SRC and "
     "MEGATRON_LM_SRC=<checkouts of the commits that it names>"
 )
-left_out = pytest.StashKey[int]()
+LEFT_OUT = LeftOut("tests of NeMo-RL's real workers", HOW)
 
 
 @pytest.hookimpl(trylast=True)  # after `-m`
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = [item for item in items if HERE in item.path.parents and not _can_run(item)]
-    if missing:
-        config.stash[left_out] = len(missing)
-        config.hook.pytest_deselected(items=missing)
-        items[:] = [item for item in items if item not in missing]
+    LEFT_OUT.leave_out(config, items, [item for item in items if HERE in item.path.parents and not _can_run(item)])
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
-    count = config.stash.get(left_out, 0)
-    return f"tests of NeMo-RL's real workers: {count} left out; to enable them {HOW}." if count else None
+    return LEFT_OUT.describe(config)
 
 
 def _can_run(item: pytest.Item) -> bool:
