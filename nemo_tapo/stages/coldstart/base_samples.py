@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.grpo import GRPO
+from nemo_tapo.algorithms.rollout_json import read_rollout, write_rollout
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import SampleStore, cut_torn_line
-from nemo_tapo.types import Completion, Grade, Group, Query, Rollout
+from nemo_tapo.types import Group, Query
 from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.files import hash_json
 
@@ -122,19 +123,7 @@ def hash_queries(queries: Sequence[Query]) -> str:
 
 def row_from_group(group: Group) -> dict[str, Any]:
     """Return a group as one JSON object for train.jsonl."""
-    rollouts = [
-        {
-            "text": r.text,
-            "token_ids": r.completion.token_ids,
-            "truncated": r.completion.truncated,
-            "reward": r.grade.reward,
-            "outcome": r.grade.outcome,
-            "answer": r.grade.answer,
-            **({} if r.grade.correct_at is None else {"correct_at": r.grade.correct_at}),
-        }
-        for r in group.rollouts
-    ]
-    return {"uid": group.query.uid, "rollouts": rollouts}
+    return {"uid": group.query.uid, "rollouts": [write_rollout(r) for r in group.rollouts]}
 
 
 def group_from_row(query: Query, row: Mapping[str, Any]) -> Group:
@@ -142,21 +131,11 @@ def group_from_row(query: Query, row: Mapping[str, Any]) -> Group:
 
     Raises KeyError or TypeError if `row` is malformed.
 
+    >>> from nemo_tapo.types import Completion, Grade, Rollout
     >>> query = Query(uid="7", question="47+38=?", answer="85")
     >>> rollout = Rollout(query, 0, Completion((5, 2), "85", truncated=False), Grade(1.0, "right", "85"))
     >>> group = Group(query, (rollout,))
     >>> group_from_row(query, row_from_group(group)) == group
     True
     """
-    return Group(
-        query,
-        tuple(
-            Rollout(
-                query,
-                index,
-                Completion(tuple(r["token_ids"]), r["text"], r["truncated"]),
-                Grade(r["reward"], r["outcome"], r["answer"], r.get("correct_at")),
-            )
-            for index, r in enumerate(row["rollouts"])
-        ),
-    )
+    return Group(query, tuple(read_rollout(query, index, r) for index, r in enumerate(row["rollouts"])))
