@@ -55,6 +55,7 @@ class Session:
         judges = self.task.judges.values() if isinstance(self.task, RewardedTask) else ()
         for sentence in (*self.ungraded.describe(), *(judge.describe() for judge in judges)):
             self.progress.message(sentence)
+        self.ungraded.close()
         self.task.close()
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nemo_tapo.types import Grade, Query
-from nemo_tapo.utils.jsonl import encode_line
+from nemo_tapo.utils.jsonl import Appender
 
 UNGRADED_FILE = "ungraded.jsonl"
 MAX_LINES = 1000  # of one reason and process: a function that never works must not fill the disk
@@ -24,6 +24,7 @@ class UngradedLog:
         """Write into `folder`; `tell` shows a sentence to the user."""
         self.path, self.tell = folder / UNGRADED_FILE, tell
         self.counts: Counter[str] = Counter()  # by outcome
+        self._file: Appender | None = None
 
     def describe(self) -> list[str]:
         """Return one sentence with the counts, or none if every response got a reward."""
@@ -44,6 +45,10 @@ class UngradedLog:
             "detail": grade.detail,
             "response": response[:SHOWN_CHARACTERS],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(encode_line(line))
+        self._file = self._file or Appender(self.path)
+        self._file.append([line])
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._file is not None:
+            self._file.close()
