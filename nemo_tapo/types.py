@@ -139,6 +139,15 @@ RIGHT, WRONG = "right", "wrong"  # outcomes of responses that are correct, and t
 NO_REWARD = "no_reward_"  # outcomes that begin so: a reward function gave none, so that 0 stands for nothing
 
 
+def is_graded(outcome: str) -> bool:
+    """Return False for an outcome that says that there is no reward.
+
+    >>> is_graded("wrong"), is_graded("no_reward_timeout")
+    (True, False)
+    """
+    return not outcome.startswith(NO_REWARD)
+
+
 @dataclass(frozen=True)
 class Grade:
     """The task's verdict. Wherever a reward is written to a file, `correct_at` is beside it unless it is None.
@@ -163,7 +172,7 @@ class Grade:
     @property
     def graded(self) -> bool:
         """False if a reward function gave no reward: the response is neither right nor wrong."""
-        return not self.outcome.startswith(NO_REWARD)
+        return is_graded(self.outcome)
 
 
 def settle_grade(grade: Grade, correct_at: float | None) -> Grade:

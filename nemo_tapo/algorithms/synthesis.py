@@ -78,8 +78,9 @@ def count_constructions(constructions: Sequence[Construction]) -> dict[str, floa
         PARSED: len(parsed),
         CORRECT: sum(c.correct for c in parsed),
         **{drop_count(reason): dropped[reason] for reason in reflection.DROP_REASONS},
-        **{drop_count(reason): dropped[reason] for reason in (reflection.UNGRADED,) if dropped[reason]},
     }
+    if dropped[reflection.UNGRADED]:
+        counts[drop_count(reflection.UNGRADED)] = dropped[reflection.UNGRADED]
     if parsed:
         counts[KEPT_SHARE] = sum(c.kept_share for c in parsed) / len(parsed)
         counts[KEPT_STEPS] = sum(c.kept_steps for c in parsed) / len(parsed)

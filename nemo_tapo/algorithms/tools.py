@@ -36,7 +36,7 @@ class Tools:
 
     async def grade_completion(self, query: Query, completion: Completion) -> Grade:
         """Return the task's verdict of a sampled response; one cut off within its thinking never answered."""
-        thinks = opens_thought(self.tokenizer, query.prompt_ids)
+        thinks = completion.truncated and opens_thought(self.tokenizer, query.prompt_ids)
         return await self.grade(query, make_graded_text(completion.text, completion.truncated, thinks))
 
 

@@ -20,7 +20,7 @@ from nemo_tapo.config.sections import DatasetConfig, FilterConfig, TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.evaluation.sample_store import Sample, SampleStore, read_samples
-from nemo_tapo.types import NO_REWARD, Query, Request, SetAside
+from nemo_tapo.types import Query, Request, SetAside, is_graded
 from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.files import hash_json, replace_lines
 from nemo_tapo.utils.jsonl import replace_non_finite
@@ -81,7 +81,7 @@ def is_open(outcome: str | None) -> bool:
     >>> is_open("timeout"), is_open("no_reward_raised"), is_open("wrong")
     (True, True, False)
     """
-    return outcome in UNGRADED or (outcome is not None and outcome.startswith(NO_REWARD))
+    return outcome in UNGRADED or (outcome is not None and not is_graded(outcome))
 
 
 def classify_accuracy(accuracy: Fraction, least: Fraction, most: Fraction) -> str:

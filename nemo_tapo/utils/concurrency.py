@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nemo_tapo.utils.signals import Stop
 
 T = TypeVar("T")
-Item = TypeVar("Item")
+U = TypeVar("U")
 
 
 async def run_concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
@@ -25,17 +25,15 @@ async def run_concurrently(jobs: Iterable[Awaitable[T]]) -> list[T]:
             task.cancel()
 
 
-async def run_both(first: Awaitable[T], second: Awaitable[Item]) -> tuple[T, Item]:
-    """Run two jobs at once and return both results. The first failure cancels the other job and is raised alone."""
-    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+async def run_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
+    """Run two jobs of different results as `run_concurrently` does."""
+    jobs: tuple[Awaitable[Any], Awaitable[Any]] = first, second
+    one, other = await run_concurrently(jobs)
+    return one, other
 
 
 STOP_POLL_SECONDS = 0.5  # how often a requested stop is looked for
+Item = TypeVar("Item")
 
 
 async def for_each_concurrently(
