@@ -113,7 +113,11 @@ NLL_IFT = _key("nll/ift", "nats a token", "the same of the rows that answer the 
 GRAD_NORM = _key("grad_norm", "L2 norm", "norm of the gradient before clipping")
 LEARNING_RATE = _key("lr", "rate", "learning rate of the step's last update")
 RATIO_DEVIATION = _key("ratio_deviation", "ratio", "mean |rho - 1|; 0 with one update a batch")
-CLIP_FRACTION = _key("clip_fraction", "share", "tokens at which the clipped branch of Eq. 2 is the smaller")
+CLIP_FRACTION = _key(
+    "clip_fraction",
+    "share",
+    "tokens at which a bound on the ratio decides (Eq. 2: the clipped branch is the smaller)",
+)
 OTS_WEIGHT_MEAN = _key("tapo/ots_weight_mean", "weight", "mean weight of constructed tokens (Eq. 7)")
 CONSTRUCTED_LOGPROB = _key("tapo/logprob_mean", "nats a token", "mean log-probability of constructed tokens")
 ENTROPY = _key("entropy", "nats a token", "entropy of the policy on its own rollouts")

@@ -53,6 +53,9 @@ class GRPO:
             w_min=cfg.tapo.w_min,
             w_max=cfg.tapo.w_max,
             temperature=cfg.rollout.temperature,
+            dual_clip=cfg.loss.dual_clip,
+            ratio=cfg.loss.ratio,
+            surrogate=cfg.loss.surrogate,
         )
 
     @property

@@ -112,6 +112,24 @@ def check_reflective_sft(cfg: Settings) -> None:
     check_construction(cfg)
 
 
+def check_loss(algorithm: str, loss: LossConfig) -> None:
+    """Refuse variants of the surrogate that exclude each other, or that the algorithm's loss does not have.
+
+    The sentences name settings without their values, which NeMo-RL's keys have others of.
+    """
+    own, sequence, cispo = ALGORITHMS[algorithm].loss_without_ratio, loss.ratio == "sequence", loss.surrogate == "cispo"
+    if own and (sequence or cispo or loss.dual_clip is not None):
+        raise ValueError(f"{own} has no ratio to bound: leave loss.ratio, loss.surrogate and loss.dual_clip out.")
+    if sequence and cispo:
+        raise ValueError("CISPO (loss.surrogate) weighs token by token, GSPO (loss.ratio) row by row: choose one.")
+    if sequence and loss.token_mean:
+        raise ValueError("GSPO (loss.ratio) is a mean over rows: set loss.token_mean to false.")
+    if cispo and loss.dual_clip is not None:
+        raise ValueError("CISPO (loss.surrogate) bounds the weight of every token already: set loss.dual_clip to null.")
+    if cispo and not loss.token_mean:
+        raise ValueError("CISPO (loss.surrogate) is a mean over tokens: set loss.token_mean to true.")
+
+
 def check_opsd(cfg: Settings) -> None:
     """Refuse settings of a policy gradient, and a teacher that has nothing to tell."""
     if cfg.loss.kl_coef > 0:

@@ -324,6 +324,15 @@ class LossConfig(Section):
 
     clip_low: float = Field(0.2, ge=0, le=1, description="ratio clipped below at 1 - clip_low")
     clip_high: float = Field(0.2, ge=0, description="ratio clipped above at 1 + clip_high")
+    dual_clip: float | None = Field(
+        None, gt=1, description="c: where the advantage A is negative the loss is at most -c A; null: no such bound"
+    )
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="sequence: a row's geometric mean of its tokens' ratios (GSPO)"
+    )
+    surrogate: Literal["clipped", "cispo"] = Field(
+        "clipped", description="clipped: Eq. 2; cispo: the clipped ratio, held constant, times log p"
+    )
     token_mean: bool = Field(False, description="divide by numbers of tokens, not row by row")
     weighting: Weighting = Field(
         "rows", description="rows: a constructed row weighs lambda rollouts; terms: each term is a mean of its own rows"

@@ -27,6 +27,7 @@ class ImportanceRules:
     truncation: Literal["none", "tis", "icepop", "seq-mask-tis"] = "none"
     low: float = 0.0
     high: float = float("inf")
+    sequence: bool = False  # a row's quotient, the product over its tokens, instead of each token's (GSPO)
 
 
 def importance_weights(
@@ -44,7 +45,7 @@ def importance_weights(
     """
     with torch.no_grad():
         logs = torch.where(mask > 0, previous - generation, torch.zeros_like(previous))
-        quotient = logs.exp()
+        quotient = (logs.sum(-1, keepdim=True).expand_as(logs) if rules.sequence else logs).exp()
         weights = torch.nan_to_num(quotient, nan=0.0, posinf=0.0, neginf=0.0)
         judged = weights
         if rules.truncation == "seq-mask-tis":

@@ -1,4 +1,4 @@
-"""Compute the clipped surrogate (Eq. 2 and 8 of arXiv 2606.18844) and the divergence from the reference policy."""
+"""Compute the surrogate (Eq. 2 and 8 of arXiv 2606.18844) with its variants, and the divergence from the reference."""
 
 from __future__ import annotations
 
@@ -11,25 +11,76 @@ LARGEST_LOG_RATIO = 60.0  # e^60 is far beyond any clip bound, and its gradient 
 
 
 def clipped_surrogate(
-    logp: Tensor, previous: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    logp: Tensor,
+    previous: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) for every token (Eq. 2).
 
     `logp` [b, S] nats under the policy, `previous` [b, S] under the policy that sampled, `advantages` broadcastable.
-    Returns (loss [b, S], rho [b, S] detached, clipped [b, S] as 0/1: where the clipped branch was the smaller).
+    Returns (loss [b, S], rho [b, S] detached, clipped [b, S] as 0/1: where a bound decides and no gradient flows).
     Where both log-probabilities are -inf, rho is 1: the token was impossible before and still is.
+
+    `dual_clip` c > 1 (arXiv 1912.09729): where A < 0 the loss is at most -c A.
+    `rows` [b, S], 1 on the tokens of a row that carry loss: rho is the row's (`sequence_ratio`) instead of the token's.
 
     >>> half, quarter = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
     >>> loss, rho, clipped = clipped_surrogate(half, quarter, torch.tensor([[3.0]]), 0.2, 0.2)
     >>> round(float(rho), 4), round(float(loss), 4), float(clipped)  # rho 2 is clipped to 1.2
     (2.0, -3.6, 1.0)
     """
-    log_ratio = _difference(logp, previous).clamp(max=LARGEST_LOG_RATIO)
-    ratio = torch.exp(log_ratio)
+    ratio = token_ratio(logp, previous) if rows is None else sequence_ratio(logp, previous, rows)
     free = ratio * advantages
     bound = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    clipped = (bound < free).float()
-    return -torch.minimum(free, bound), ratio.detach(), clipped
+    clipped = bound < free
+    loss = -torch.minimum(free, bound)
+    if dual_clip is not None:
+        most = torch.where(advantages < 0, -dual_clip * advantages, torch.inf)
+        clipped = clipped | (loss > most)
+        loss = torch.minimum(loss, most)
+    return loss, ratio.detach(), clipped.float()
+
+
+def cispo_surrogate(
+    logp: Tensor, previous: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return -clip(rho, 1 - clip_low, 1 + clip_high) A log p, the ratio held constant (CISPO, arXiv 2506.13585).
+
+    Arguments and results are those of `clipped_surrogate`. Every token keeps a gradient: a bound limits its weight.
+
+    >>> half, quarter = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+    >>> loss, rho, clipped = cispo_surrogate(half, quarter, torch.tensor([[3.0]]), 0.2, 0.2)
+    >>> round(float(rho), 4), round(float(loss), 4), float(clipped)  # 1.2 x 3 x ln 2
+    (2.0, 2.4953, 1.0)
+    """
+    ratio = token_ratio(logp.detach(), previous)
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -bounded * advantages * logp, ratio, (bounded != ratio).float()
+
+
+def token_ratio(logp: Tensor, previous: Tensor) -> Tensor:
+    """Return rho = pi / pi_old of every token, [b, S]."""
+    return torch.exp(_difference(logp, previous).clamp(max=LARGEST_LOG_RATIO))
+
+
+def sequence_ratio(logp: Tensor, previous: Tensor, rows: Tensor) -> Tensor:
+    """Return each row's geometric mean of rho over its tokens `rows` [b, S], at every token (GSPO, arXiv 2507.18071).
+
+    The gradient at a token is that of the token's own log p times the row's ratio: GSPO-token (section 4.3 there). If
+    all tokens of a row weigh alike, that is GSPO's; if they do not (Eq. 7), each token's gradient keeps its weight.
+
+    >>> logp, previous = torch.tensor([[0.5, 0.5, 0.9]]).log(), torch.tensor([[0.25, 0.5, 0.1]]).log()
+    >>> sequence_ratio(logp, previous, torch.tensor([[1.0, 1.0, 0.0]]))  # sqrt(2 x 1)
+    tensor([[1.4142, 1.4142, 1.4142]])
+    """
+    change = torch.where(rows > 0, _difference(logp, previous), torch.zeros_like(logp))
+    mean = change.detach().sum(-1, keepdim=True) / rows.sum(-1, keepdim=True).clamp_min(1)
+    own = torch.where(torch.isfinite(change), change - change.detach(), torch.zeros_like(change))  # 0, with a gradient
+    return torch.exp(mean.clamp(max=LARGEST_LOG_RATIO) + own)
 
 
 def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:

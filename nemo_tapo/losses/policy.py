@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from nemo_tapo import metrics
 from nemo_tapo.equations.importance import ImportanceRules, importance_weights
 from nemo_tapo.equations.suppression import suppression_weights
-from nemo_tapo.equations.surrogate import KLRules, clipped_surrogate, kl_penalty
+from nemo_tapo.equations.surrogate import KLRules, cispo_surrogate, clipped_surrogate, kl_penalty
 from nemo_tapo.losses.base import LossNeeds, LossOutput, TokenLoss, masked_mean, rollout_metrics
 from nemo_tapo.metrics import Parts, Sum
 from nemo_tapo.types import Batch
@@ -19,6 +20,9 @@ from nemo_tapo.types import Batch
 @dataclass(frozen=True)
 class PolicyLoss(TokenLoss):
     """The clipped surrogate, weighted token by token on constructed rows. GRPO is the case without such rows.
+
+    The ratio of sequences takes whole rows, which every worker gives a loss: micro-batches split between rows, and
+    context-parallel ranks gather log-probabilities first (runtime/nemo_rl/logit_loss.py).
 
     >>> PolicyLoss(clip_high=0.28).needs
     LossNeeds(temperature=1.0, entropy=True, teacher_logits=None, teacher_logprobs=None)
@@ -33,6 +37,9 @@ class PolicyLoss(TokenLoss):
     temperature: float = 1.0  # of the rollouts: the policy is the distribution that is sampled from
     kl_rules: KLRules = field(default_factory=KLRules)
     importance: ImportanceRules | None = None  # correction for what the engine sampled with other probabilities
+    dual_clip: float | None = None  # c > 1: the loss is at most -c A where A < 0
+    ratio: Literal["token", "sequence"] = "token"  # sequence: GSPO
+    surrogate: Literal["clipped", "cispo"] = "clipped"
 
     @property
     def needs(self) -> LossNeeds:
@@ -45,8 +52,7 @@ class PolicyLoss(TokenLoss):
         mask = batch.token_mask * batch.sample_mask[:, None]
         weights = self._weights(logp, entropy, batch)
         previous = logp.detach() if batch.prev_logprobs is None else _within(batch.prev_logprobs, mask, logp)
-        advantages = batch.advantages[:, None]
-        surrogate, ratio, clipped = clipped_surrogate(logp, previous, advantages, self.clip_low, self.clip_high)
+        surrogate, ratio, clipped = self._surrogate(logp, previous, batch.advantages[:, None], mask)
         token_loss = weights * self._importance(previous, batch, mask) * surrogate
         if self.kl_coef > 0:
             assert batch.reference_policy_logprobs is not None, "a penalised KL needs the reference"
@@ -67,6 +73,15 @@ class PolicyLoss(TokenLoss):
             if batch.supervised is not None:
                 parts[metrics.NLL_IFT] = masked_mean(-logp, mask * batch.supervised[:, None].float())
         return LossOutput(contributions.sum(), parts, weights.detach())
+
+    def _surrogate(
+        self, logp: Tensor, previous: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, ratio and where it is bounded, [b, S] each."""
+        if self.surrogate == "cispo":
+            return cispo_surrogate(logp, previous, advantages, self.clip_low, self.clip_high)
+        rows = mask if self.ratio == "sequence" else None
+        return clipped_surrogate(logp, previous, advantages, self.clip_low, self.clip_high, self.dual_clip, rows)
 
     def _weights(self, logp: Tensor, entropy: Tensor, batch: Batch) -> Tensor:
         ones = torch.ones_like(logp)

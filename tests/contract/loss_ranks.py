@@ -29,6 +29,7 @@ TEMPERATURE = 0.7
 CHUNK = 5
 LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2))  # tensor, context parallel; data parallel is the rest of 4 ranks
 OBJECTIVE = PolicyLoss(clip_high=0.28, kl_coef=0.05, temperature=TEMPERATURE)
+OBJECTIVES = {"token": OBJECTIVE, "sequence": replace(OBJECTIVE, ratio="sequence")}
 LAMBDA = 0.8
 LENGTHS = (9, 14, 5, 11, 8, 12, 6)  # of the rows; the eighth only fills the batch up
 
@@ -88,7 +89,7 @@ class Layout:
         self.embedding = embedding
         self.output = output.chunk(tp)[self.tp_rank].clone().requires_grad_()
 
-    def run(self, batch: Batch, packed: bool) -> tuple[Tensor, dict[str, list[float]]]:
+    def run(self, batch: Batch, packed: bool, ratio: str) -> tuple[Tensor, dict[str, list[float]]]:
         """One update's gradient of the whole output layer, and what the data-parallel ranks report."""
         from tests.contract.bridge_stub import loss_post_processor
 
@@ -97,7 +98,7 @@ class Layout:
         shards = data.shard_by_batch_size(self.mpu.get_data_parallel_world_size())
         own = shards[self.mpu.get_data_parallel_rank()]
         parts = [own.slice(i, min(i + 3, own.size)) for i in range(0, own.size, 3)]  # uneven micro-batches
-        loss = LogitLoss(OBJECTIVE, *compat.get_logit_loss_types(), logits_temperature=TEMPERATURE, chunk=CHUNK)
+        loss = LogitLoss(OBJECTIVES[ratio], *compat.get_logit_loss_types(), logits_temperature=TEMPERATURE, chunk=CHUNK)
         post = loss_post_processor()(loss, {"sequence_packing": {"enabled": packed}}, num_microbatches=len(parts))
         store: list[dict[str, float]] = []
         for part in parts:
@@ -141,7 +142,7 @@ class Layout:
 
 
 def main(rank: int, ranks: int, folder: Path) -> None:
-    """Writes {(tp, cp, packed): (gradient, metrics)}."""
+    """Writes {(tp, cp, packed, ratio): (gradient, metrics)}."""
     from nemo_tapo.runtime.local import cpu_shim
 
     cpu_shim.apply()
@@ -150,7 +151,8 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     for tp, cp in LAYOUTS:
         layout = Layout(tp, cp)
         for packed in (True, False) if cp == 1 else (True,):  # NeMo-RL has context parallelism with packing only
-            results[tp, cp, packed] = layout.run(fixed_batch(), packed)
+            for ratio in OBJECTIVES:
+                results[tp, cp, packed, ratio] = layout.run(fixed_batch(), packed, ratio)
         layout.mpu.destroy_model_parallel()
     if rank == 0:
         torch.save(results, folder / "results.pt")

@@ -29,7 +29,15 @@ pytestmark = pytest.mark.nemo_rl
 VOCAB, LENGTHS = 37, (9, 14, 5, 11, 8)
 Outcome = tuple[float, Tensor, dict[str, Any]]
 
-RATIOS: list[dict[str, Any]] = [{}, {"ratio_clip_min": 0.1, "ratio_clip_max": 0.28}, {"force_on_policy_ratio": True}]
+RATIOS: list[dict[str, Any]] = [
+    {},
+    {"ratio_clip_min": 0.1, "ratio_clip_max": 0.28},
+    {"force_on_policy_ratio": True},
+    {"ratio_clip_c": 1.1},
+    {"use_cispo": True},
+    {"sequence_level_importance_ratios": True, "ratio_clip_min": 0.02, "ratio_clip_max": 0.02},
+    {"sequence_level_importance_ratios": True, "ratio_clip_c": 1.01},
+]
 PENALTIES: list[dict[str, Any]] = [
     {"reference_policy_kl_penalty": 0.0},
     {"reference_policy_kl_penalty": 0.3},
@@ -121,7 +129,13 @@ def ours(settings: dict[str, Any], logits: Tensor, batch: Batch, temperature: fl
     """As the runtime makes it: our loss from the settings that it shares, the rest by `make_loss`."""
     whole = compat.load("ClippedPGLossConfig")(**settings).model_dump()
     loss = PolicyLoss(
-        whole["ratio_clip_min"], whole["ratio_clip_max"], whole["reference_policy_kl_penalty"], temperature=temperature
+        whole["ratio_clip_min"],
+        whole["ratio_clip_max"],
+        whole["reference_policy_kl_penalty"],
+        temperature=temperature,
+        dual_clip=whole["ratio_clip_c"],
+        ratio="sequence" if whole["sequence_level_importance_ratios"] else "token",
+        surrogate="cispo" if whole["use_cispo"] else "clipped",
     )
     if whole["force_on_policy_ratio"]:
         batch = replace(batch, prev_logprobs=None)
@@ -134,6 +148,12 @@ def ours(settings: dict[str, Any], logits: Tensor, batch: Batch, temperature: fl
 @pytest.mark.parametrize("ratio", range(len(RATIOS)))
 def test_equals_nemo_rls_loss(ratio: int, penalty: int, correction: int, token_mean: bool) -> None:
     settings = RATIOS[ratio] | PENALTIES[penalty] | CORRECTIONS[correction] | {"token_level_loss": token_mean}
+    masks_rows = settings.get("truncated_importance_sampling_type") == "seq-mask-tis"
+    sequence = settings.get("sequence_level_importance_ratios", False)
+    if (sequence and (token_mean or masks_rows)) or (settings.get("use_cispo", False) and not token_mean):
+        with pytest.raises(AssertionError, match=r"mutually exclusive|incompatible|requires token_level_loss"):
+            theirs(settings, *case(token_mean))  # what NeMo-RL refuses is refused here as well (config/)
+        return
     logits, batch = case(token_mean)
     their_value, their_gradient, _ = theirs(settings, logits, batch)
     value, gradient, _ = ours(settings, logits, batch)

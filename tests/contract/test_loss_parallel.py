@@ -18,7 +18,7 @@ from tests.distributed.launch import run_ranks
 from tests.helpers import reference
 
 pytestmark = pytest.mark.nemo_rl
-Results = dict[tuple[int, int, bool], tuple[Tensor, dict[str, list[float]]]]
+Results = dict[tuple[int, int, bool, str], tuple[Tensor, dict[str, list[float]]]]
 CASES = [(1, 1, True), (1, 1, False), (2, 1, True), (2, 1, False), (1, 2, True), (2, 2, True)]  # TP, CP, packed
 
 
@@ -30,8 +30,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return loaded
 
 
+@pytest.fixture(scope="module", params=setting.OBJECTIVES)
+def ratio(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
+def expected(ratio: str) -> dict[str, Any]:
     """Loss, gradient of the output layer and means, from tests/reference.py in float64."""
     batch = setting.fixed_batch()
     embedding, output = (t.double() for t in setting.model())
@@ -49,8 +54,9 @@ def expected() -> dict[str, Any]:
         )
     o = setting.OBJECTIVE
     settings = reference.Settings(
-        setting.LAMBDA, o.suppression, o.w_min, o.w_max, o.clip_low, o.clip_high, o.kl_coef, token_mean=False
-    )
+        setting.LAMBDA, o.suppression, o.w_min, o.w_max, o.clip_low, o.clip_high, o.kl_coef, token_mean=False,
+        sequence=ratio == "sequence",
+    )  # fmt: skip
     loss = reference.differentiable_loss(rows, logits, settings)
     loss.backward()
     tokens = [(r, t) for r in rows for t in range(len(r.tokens))]
@@ -66,17 +72,17 @@ def expected() -> dict[str, Any]:
 
 @pytest.mark.parametrize(("tp", "cp", "packed"), CASES)
 def test_the_gradient_is_the_reference(
-    tp: int, cp: int, packed: bool, results: Results, expected: dict[str, Any]
+    tp: int, cp: int, packed: bool, ratio: str, results: Results, expected: dict[str, Any]
 ) -> None:
-    gradient, _ = results[tp, cp, packed]
+    gradient, _ = results[tp, cp, packed, ratio]
     torch.testing.assert_close(gradient.double(), expected["gradient"], rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize(("tp", "cp", "packed"), CASES)
 def test_the_metrics_are_the_reference(
-    tp: int, cp: int, packed: bool, results: Results, expected: dict[str, Any]
+    tp: int, cp: int, packed: bool, ratio: str, results: Results, expected: dict[str, Any]
 ) -> None:
-    metrics = reduce_worker_metrics(results[tp, cp, packed][1])
+    metrics = reduce_worker_metrics(results[tp, cp, packed, ratio][1])
     for name in ("loss", "tapo/ots_weight_mean", "entropy"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
     assert metrics["num_valid_samples"] == 7

@@ -212,6 +212,25 @@ def surrogate(ratio: float, advantage: float, clip_low: float, clip_high: float)
     return -min(unclipped, clipped)
 
 
+def dual_clipped(ratio: float, advantage: float, clip_low: float, clip_high: float, c: float) -> float:
+    """Eq. 5 of arXiv 1912.09729 as a loss: for A < 0 it is -max(min(rho A, clip(rho) A), c A)."""
+    loss = surrogate(ratio, advantage, clip_low, clip_high)
+    return min(loss, -c * advantage) if advantage < 0 else loss
+
+
+def cispo(ratio: float, advantage: float, logp: float, clip_low: float, clip_high: float) -> float:
+    """Eq. 4 and 5 of arXiv 2506.13585 as a loss: -sg(clip(rho)) A log pi."""
+    return -clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantage * logp
+
+
+def sequence_ratio(logps: Sequence[float], olds: Sequence[float]) -> float:
+    """Eq. 7 of arXiv 2507.18071: the ratio of the whole sequences to the power 1/T."""
+    product = 1.0
+    for logp, old in zip(logps, olds, strict=True):
+        product *= math.exp(logp - old)
+    return product ** (1.0 / len(logps))
+
+
 def k3(logp: float, ref: float) -> float:
     """Schulman's k3 estimate of KL(pi || ref) at a token drawn from pi: q/p - log(q/p) - 1."""
     return math.exp(ref - logp) - (ref - logp) - 1.0
@@ -248,6 +267,17 @@ class Settings:
     kl_coef: float = 0.0
     token_mean: bool = False
     terms: bool = False  # each term is the mean over its own rows, not the sum over the number of original rows
+    dual_clip: float | None = None
+    sequence: bool = False  # GSPO's ratio
+    cispo: bool = False
+
+
+def ratio_at(row: Response, t: int, s: Settings) -> float:
+    """rho of Eq. 2 at one token, or that of its whole row."""
+    if row.old is None:
+        return 1.0
+    logps = [log_softmax(row.logits[u])[row.tokens[u]] for u in range(len(row.tokens))]
+    return sequence_ratio(logps, row.old) if s.sequence else math.exp(logps[t] - row.old[t])
 
 
 def token_loss(row: Response, t: int, s: Settings) -> float:
@@ -256,11 +286,16 @@ def token_loss(row: Response, t: int, s: Settings) -> float:
     The penalty is a term of its own: neither the ratio nor w_t multiplies it.
     """
     logp = log_softmax(row.logits[t])[row.tokens[t]]
-    ratio = 1.0 if row.old is None else math.exp(logp - row.old[t])
+    ratio = ratio_at(row, t, s)
     w = 1.0
     if row.constructed and s.suppression:
         w = ots_weight(row.logits[t], row.tokens[t], s.w_min, s.w_max)
-    loss = w * surrogate(ratio, row.advantage, s.clip_low, s.clip_high)
+    if s.cispo:
+        loss = w * cispo(ratio, row.advantage, logp, s.clip_low, s.clip_high)
+    elif s.dual_clip is not None:
+        loss = w * dual_clipped(ratio, row.advantage, s.clip_low, s.clip_high, s.dual_clip)
+    else:
+        loss = w * surrogate(ratio, row.advantage, s.clip_low, s.clip_high)
     if s.kl_coef > 0:
         assert row.ref is not None
         loss += s.kl_coef * k3(logp, row.ref[t])
@@ -332,15 +367,18 @@ def differentiable_loss(rows: Sequence[Response], logits: Sequence[Tensor], s: S
             for v in finite:
                 total = total + torch.exp(z[t, v] - top)
             logp = z[t, token] - top - torch.log(total)
-            old = float(logp.detach()) if row.old is None else row.old[t]
-            ratio = torch.exp(logp - old)
+            rho = ratio_at(row, t, s)
+            ratio = rho * torch.exp(logp - float(logp.detach()))  # GSPO-token, Eq. 14 of arXiv 2507.18071; else rho
             clipped = ratio
-            rho = float(ratio.detach())
             if rho < 1.0 - s.clip_low:
                 clipped = torch.tensor(1.0 - s.clip_low, dtype=torch.float64)
             if rho > 1.0 + s.clip_high:
                 clipped = torch.tensor(1.0 + s.clip_high, dtype=torch.float64)
             smaller = ratio if rho * row.advantage <= float(clipped.detach()) * row.advantage else clipped
+            if s.cispo:
+                smaller = float(clipped.detach()) * logp
+            elif s.dual_clip is not None and row.advantage < 0 and float(smaller.detach()) > s.dual_clip:
+                smaller = torch.tensor(s.dual_clip, dtype=torch.float64)
             w = 1.0
             if row.constructed and s.suppression:
                 w = ots_weight(row.logits[t], token, s.w_min, s.w_max)

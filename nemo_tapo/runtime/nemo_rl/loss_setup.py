@@ -21,9 +21,6 @@ from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, from_numbers
 # Settings that select another loss than the paper's: (the value that changes nothing, the loss they select).
 UNSUPPORTED_LOSSES: Mapping[str, tuple[Any, str]] = {
     "disable_ppo_ratio": (False, "REINFORCE without a ratio"),
-    "sequence_level_importance_ratios": (False, "GSPO's ratio of whole sequences"),
-    "ratio_clip_c": (None, "dual clipping"),
-    "use_cispo": (False, "CISPO"),
     "use_kl_in_reward": (False, "a KL penalty in the reward"),
     "use_on_policy_kl_approximation": (False, "a KL reweighted from the engine's probabilities"),
     "positive_example_nll_weight": (0.0, "VAPO's likelihood of right answers"),
@@ -44,7 +41,7 @@ NEMO_METRICS = ("lr", "wd", "global_valid_seqs", "global_valid_toks")
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The settings of NeMo-RL's `loss_fn` section that LossConfig lacks (it has clip, KL weight and token mean)."""
+    """The settings of NeMo-RL's `loss_fn` section that LossConfig lacks."""
 
     kl: KLRules
     importance: ImportanceRules | None  # None: no correction for the gap between engine and actor
@@ -56,7 +53,7 @@ def read_loss_settings(loss_fn: Mapping[str, Any]) -> LossSettings:
     >>> read_loss_settings({"kl_input_clamp_value": 5.0}).importance is None
     True
     >>> read_loss_settings({"use_importance_sampling_correction": True}).importance
-    ImportanceRules(truncation='none', low=0.0, high=inf)
+    ImportanceRules(truncation='none', low=0.0, high=inf, sequence=False)
     """
     faults = [
         f"loss_fn.{name} = {loss_fn[name]}: TAPO's loss has no {meaning}; set it to {_yaml(neutral)}."
@@ -93,6 +90,8 @@ def _find_importance_faults(loss_fn: Mapping[str, Any]) -> list[str]:
         faults.append(f"loss_fn.{prefix}_type needs a positive {prefix}_ratio.")
     elif low is not None and low > high:
         faults.append(f"loss_fn.{prefix}_ratio_min = {low} is above {prefix}_ratio = {high}.")
+    if kind == "seq-mask-tis" and loss_fn.get("sequence_level_importance_ratios"):
+        faults.append(f"loss_fn.{prefix}_type = {kind} corrects by token, sequence_level_importance_ratios by row.")
     if low is None and kind != "tis":
         faults.append(f"loss_fn.{prefix}_type = {kind} needs {prefix}_ratio_min.")
     return faults
@@ -102,10 +101,11 @@ def _read_importance(loss_fn: Mapping[str, Any]) -> ImportanceRules | None:
     if not loss_fn.get("use_importance_sampling_correction", False):
         return None
     kind = loss_fn.get("truncated_importance_sampling_type")
+    sequence = bool(loss_fn.get("sequence_level_importance_ratios", False))
     if kind is None:
-        return ImportanceRules()
+        return ImportanceRules(sequence=sequence)
     low, high = (loss_fn.get(f"truncated_importance_sampling_{name}") for name in ("ratio_min", "ratio"))
-    return ImportanceRules(kind, 0.0 if low is None else float(low), float(high))  # type: ignore[arg-type]
+    return ImportanceRules(kind, 0.0 if low is None else float(low), float(high), sequence)  # type: ignore[arg-type]
 
 
 def make_logit_loss(loss: Loss, loss_fn: Mapping[str, Any], temperature: float, chunk: int | None) -> LogitLoss:

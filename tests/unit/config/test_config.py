@@ -52,6 +52,13 @@ def test_too_few_samples_for_the_thresholds() -> None:
         ("algorithm=reflective_sft loss.kl_coef=0.1", "likelihood alone; set loss.kl_coef to 0"),
         ("algorithm=reflective_sft tapo.ift_weight=0.1", "likelihood alone; set tapo.ift_weight to 0"),
         ("algorithm=reflective_sft tapo.lambda=0", "learns nothing"),
+        ("algorithm=opsd loss.dual_clip=3", "OPSD's loss has no ratio to bound: leave loss.ratio"),
+        ("algorithm=reflective_sft loss.ratio=sequence", "likelihood has no ratio to bound"),
+        ("loss.dual_clip=1", "loss.dual_clip: Input should be greater than 1"),
+        ("loss.ratio=sequence loss.surrogate=cispo", "choose one"),
+        ("loss.ratio=sequence loss.token_mean=true", "set loss.token_mean to false"),
+        ("loss.surrogate=cispo", "set loss.token_mean to true"),
+        ("loss.surrogate=cispo loss.token_mean=true loss.dual_clip=3", "set loss.dual_clip to null"),
         ("algorithm=opsd loss.updates_per_batch=2", "set loss.updates_per_batch to 1"),
         ("algorithm=opsd rollout.samples_per_query=1", "raise rollout.samples_per_query above 1, or set opsd"),
     ],
@@ -92,3 +99,9 @@ def test_fingerprint_ignores_speed_and_place() -> None:
     one = load_config(None, ["local.tp=2", "pipeline=barrier", "output=x"]).fingerprint(*names)
     assert one == RunConfig().fingerprint(*names)
     assert one != load_config(None, ["tapo.negatives=false"]).fingerprint(*names)
+
+
+def test_a_setting_that_is_off_is_in_no_fingerprint() -> None:
+    """So a checkpoint of a run without it goes on, and one of a run with it does not."""
+    assert not {"loss.dual_clip", "loss.ratio", "loss.surrogate"} & RunConfig().fingerprint("loss").keys()
+    assert load_config(None, ["loss.ratio=sequence"]).fingerprint("loss")["loss.ratio"] == "sequence"

@@ -11,7 +11,7 @@ from nemo_tapo.batch import EQUAL_WEIGHTS, collate, compute_loss_coefficients, m
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, normalise
 from nemo_tapo.equations.selection import Zone, classify_zone, select_pairs
 from nemo_tapo.equations.suppression import suppression_weights
-from nemo_tapo.equations.surrogate import clipped_surrogate, k3_divergence
+from nemo_tapo.equations.surrogate import cispo_surrogate, clipped_surrogate, k3_divergence
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.evaluation.passk import pass_at_k
 from nemo_tapo.losses.policy import PolicyLoss
@@ -206,6 +206,59 @@ def test_clipping_with_bounds_of_different_width() -> None:
     assert up[0].tolist() == pytest.approx([-1.3, -1.4, -0.5])
     down, _, _ = clipped_surrogate(logp, old, torch.tensor([[-1.0]], dtype=torch.float64), 0.1, 0.4)
     assert down[0].tolist() == pytest.approx([1.3, 1.5, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope", "is_clipped"),
+    [
+        (4.0, -1.0, 3.0, 0.0, 1.0),  # -min(-4, -1.2) = 4 is held at c = 3: no gradient
+        (2.0, -1.0, 2.0, 2.0, 0.0),  # below c: as without
+        (0.5, -1.0, 0.8, 0.0, 1.0),  # the lower bound of Eq. 2 still holds
+        (4.0, 1.0, -1.2, 0.0, 1.0),  # a good token is bounded by Eq. 2 alone
+    ],
+)
+def test_dual_clip_bounds_the_loss_of_bad_tokens(
+    ratio: float, advantage: float, loss: float, slope: float, is_clipped: float
+) -> None:
+    logp = torch.tensor([[math.log(ratio) - 3.0]], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([[advantage]], dtype=torch.float64)
+    value, _, clipped = clipped_surrogate(logp, torch.full_like(logp, -3.0), a, 0.2, 0.2, dual_clip=3.0)
+    value.sum().backward()
+    assert logp.grad is not None
+    assert (float(value.detach()), float(logp.grad)) == pytest.approx((loss, slope))
+    assert float(clipped) == is_clipped
+
+
+def test_cispo_keeps_a_gradient_at_every_token() -> None:
+    # rho = 0.25, 1.1, 2 with bounds 0.8 and 1.2: weights 0.8, 1.1, 1.2; loss -w A ln p, slope -w A
+    probabilities, ratios = (0.1, 0.2, 0.5), (0.25, 1.1, 2.0)
+    logp = torch.tensor([[math.log(p) for p in probabilities]], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([[math.log(p / r) for p, r in zip(probabilities, ratios, strict=True)]], dtype=torch.float64)
+    value, rho, clipped = cispo_surrogate(logp, old, torch.tensor([[-2.0]], dtype=torch.float64), 0.2, 0.2)
+    value.sum().backward()
+    assert logp.grad is not None
+    assert logp.grad[0].tolist() == pytest.approx([1.6, 2.2, 2.4])
+    assert value[0].tolist() == pytest.approx([1.6 * math.log(0.1), 2.2 * math.log(0.2), 2.4 * math.log(0.5)])
+    assert rho[0].tolist() == pytest.approx(ratios)
+    assert clipped[0].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_the_ratio_of_a_sequence() -> None:
+    """Row 0: ratios 4, 1, 1/2 of its tokens, so (4 x 1 x 1/2)^(1/3) = 1.26; its last column is no token of it."""
+    logs = [[math.log(4.0), 0.0, -LN2, 9.0], [math.log(1.1), math.log(1.1), 9.0, 9.0]]
+    logp = torch.tensor(logs, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    a = torch.ones(2, 1, dtype=torch.float64)
+    value, rho, clipped = clipped_surrogate(logp, torch.zeros_like(logp), a, 0.2, 0.2, rows=rows)
+    (value * rows).sum().backward()
+    assert logp.grad is not None
+    assert rho[:, 0].tolist() == pytest.approx([2 ** (1 / 3), 1.1])
+    assert clipped[:, 0].tolist() == [1.0, 0.0]  # 1.26 > 1.2: the whole row, its token of ratio 1/2 included
+    assert logp.grad[0].tolist() == [0.0] * 4
+    assert logp.grad[1].tolist() == pytest.approx([-1.1, -1.1, 0.0, 0.0])
+    impossible = torch.tensor([[-math.inf, 0.0]], dtype=torch.float64)
+    gone, rho, _ = clipped_surrogate(impossible, torch.zeros(1, 2), a[:1], 0.2, 0.2, rows=torch.ones(1, 2))
+    assert rho.tolist() == [[0.0, 0.0]] and gone.tolist() == [[0.0, 0.0]]
 
 
 def test_k3() -> None:

@@ -436,7 +436,10 @@ class Case:
     @property
     def policy_loss(self) -> PolicyLoss:
         s = self.loss
-        return PolicyLoss(s.clip_low, s.clip_high, s.kl_coef, s.suppression, s.w_min, s.w_max)
+        return PolicyLoss(
+            s.clip_low, s.clip_high, s.kl_coef, s.suppression, s.w_min, s.w_max, dual_clip=s.dual_clip,
+            ratio="sequence" if s.sequence else "token", surrogate="cispo" if s.cispo else "clipped",
+        )  # fmt: skip
 
     def expected(self) -> tuple[float, Tensor]:
         """The reference's loss and its gradient, laid out like the logits; 0 where no token is predicted."""
@@ -474,8 +477,12 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-6) -> bool:
 
 
 kinds = st.lists(st.booleans(), min_size=1, max_size=5)
+variants: list[dict[str, Any]] = [
+    {}, {}, {"dual_clip": 1.2}, {"sequence": True}, {"sequence": True, "dual_clip": 1.05}, {"cispo": True},
+]  # fmt: skip
 loss_settings = st.builds(
-    reference.Settings,
+    lambda variant, **others: reference.Settings(**others, **variant),
+    variant=st.sampled_from(variants),
     weight=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
     suppression=st.booleans(),
     w_min=st.sampled_from([0.01, 0.5]),
@@ -532,6 +539,18 @@ def test_value_and_gradient(
             if response.constructed and s.suppression:
                 w = reference.ots_weight(response.logits[t], token, s.w_min, s.w_max)
             assert float(weights[i, len(case.rows[i].prompt_ids) + t]) == pytest.approx(w, rel=1e-5)
+
+
+@slow
+@given(seed=st.integers(0, 10**6), kinds=kinds, variant=st.sampled_from(variants))
+def test_with_one_update_a_batch_every_variant_has_the_same_gradient(
+    seed: int, kinds: list[bool], variant: dict[str, Any]
+) -> None:
+    """The ratio is 1, so no bound decides, and the gradient is that of log p; token weights of Eq. 7 included."""
+    plain, varied = Case(seed, kinds), Case(seed, kinds, loss=reference.Settings(**variant))
+    _, gradient, _, _ = evaluate(plain.policy_loss, plain.logits, plain.batch, plain.vocabulary)
+    _, got, _, _ = evaluate(varied.policy_loss, varied.logits, varied.batch, varied.vocabulary)
+    assert close(got, gradient)
 
 
 @slow

@@ -36,6 +36,23 @@ def test_every_derived_setting(tmp_path: Path) -> None:
     assert (cfg.evaluation.max_tokens, cfg.evaluation.synthesis_queries) == (8192, 0)
 
 
+def test_the_loss_variants_have_nemo_rls_keys(tmp_path: Path) -> None:
+    loss = load(tmp_path, "+loss_fn.ratio_clip_c=3", "+loss_fn.sequence_level_importance_ratios=true").cfg.loss
+    assert (loss.dual_clip, loss.ratio, loss.surrogate) == (3.0, "sequence", "clipped")
+    loss = load(tmp_path, "+loss_fn.use_cispo=true", "loss_fn.token_level_loss=true").cfg.loss
+    assert (loss.dual_clip, loss.ratio, loss.surrogate) == (None, "token", "cispo")
+    with pytest.raises(ValueError, match=r"CISPO \(loss_fn.use_cispo\) .* set loss_fn.token_level_loss to true"):
+        load(tmp_path, "+loss_fn.use_cispo=true")
+    with pytest.raises(ValueError, match=r"use_cispo and loss_fn.force_on_policy_ratio contradict"):
+        load(
+            tmp_path, "+loss_fn.use_cispo=true", "loss_fn.token_level_loss=true", "+loss_fn.force_on_policy_ratio=true"
+        )
+    with pytest.raises(ValueError, match=r"loss_fn.ratio_clip_c: Input should be greater than 1"):
+        load(tmp_path, "+loss_fn.ratio_clip_c=1")
+    with pytest.raises(ValueError, match=r"tapo.loss.ratio is derived: set loss_fn.sequence_level_importance_ratios"):
+        load(tmp_path, "+tapo.loss.ratio=sequence")
+
+
 def test_rows_go_into_nemo_rls_batch_size(tmp_path: Path) -> None:
     """32 x 8 rollouts and 32 x min(m_max, K - n_pos) constructed rows at most; GRPO constructs none."""
     assert load(tmp_path).master["policy"]["train_global_batch_size"] == 384

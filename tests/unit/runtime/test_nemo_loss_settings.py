@@ -29,15 +29,20 @@ def test_what_is_set_is_taken() -> None:
     assert settings.kl == KLRules(True, None, 5.0)
     assert settings.importance == ImportanceRules("tis", 0.0, 2.0)
     assert read_loss_settings({"use_importance_sampling_correction": True}).importance == ImportanceRules()
+    by_row = {"sequence_level_importance_ratios": True, "use_importance_sampling_correction": True}
+    assert read_loss_settings(by_row).importance == ImportanceRules(sequence=True)
 
 
 @pytest.mark.parametrize(
     ("loss_fn", "named"),
     [
         ({"disable_ppo_ratio": True}, "disable_ppo_ratio = True"),
-        ({"sequence_level_importance_ratios": True}, "GSPO"),
-        ({"ratio_clip_c": 3}, "dual clipping; set it to null"),
-        ({"use_cispo": True}, "CISPO; set it to false"),
+        (
+            TRUNCATED
+            | {"truncated_importance_sampling_type": "seq-mask-tis", "truncated_importance_sampling_ratio_min": 0.5}
+            | {"sequence_level_importance_ratios": True},
+            "corrects by token",
+        ),
         ({"use_kl_in_reward": True}, "use_kl_in_reward"),
         ({"use_on_policy_kl_approximation": True}, "use_on_policy_kl_approximation"),
         ({"positive_example_nll_weight": 0.1}, "positive_example_nll_weight = 0.1"),
@@ -67,14 +72,12 @@ def test_another_loss_is_refused_by_name(loss_fn: dict[str, Any], named: str) ->
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="loss_fn") as raised:
-        read_loss_settings({"use_cispo": True, "ratio_clip_c": 3.0})
+        read_loss_settings({"disable_ppo_ratio": True, "use_kl_in_reward": True})
     assert len(str(raised.value).splitlines()) == 2
 
 
 def test_neutral_values_are_no_fault() -> None:
-    read_loss_settings(
-        {"ratio_clip_c": None, "use_cispo": False, "positive_example_nll_weight": 0, "ratio_clip_min": 0.1}
-    )
+    read_loss_settings({"disable_ppo_ratio": False, "positive_example_nll_weight": 0, "ratio_clip_min": 0.1})
     read_loss_settings({"reference_policy_kl_type": "k1", "reference_policy_kl_penalty": 0})
 
 

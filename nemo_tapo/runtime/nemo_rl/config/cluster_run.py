@@ -236,6 +236,8 @@ def _find_conflicts(master: Master, cfg: RunConfig, setup: ClusterSetup) -> Iter
         )
     if setup.updates > 1 and get_at_path(master, "loss_fn.force_on_policy_ratio"):
         yield "loss_fn.force_on_policy_ratio=true needs one update a batch: set tapo.loss.updates_per_batch to 1."
+    if cfg.loss.surrogate == "cispo" and get_at_path(master, "loss_fn.force_on_policy_ratio"):
+        yield "loss_fn.use_cispo and loss_fn.force_on_policy_ratio contradict each other: CISPO weighs by the ratio."
     if cfg.rollout.logprobs != "always" and get_at_path(master, "loss_fn.use_importance_sampling_correction"):
         yield (
             f"tapo.rollout.logprobs={cfg.rollout.logprobs}, but loss_fn.use_importance_sampling_correction needs the "

@@ -40,9 +40,16 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
     "model.max_length": "policy.max_total_sequence_length",
     "loss.clip_low": "loss_fn.ratio_clip_min",
     "loss.clip_high": "loss_fn.ratio_clip_max",
+    "loss.dual_clip": "loss_fn.ratio_clip_c",
+    "loss.ratio": "loss_fn.sequence_level_importance_ratios",
+    "loss.surrogate": "loss_fn.use_cispo",
     "loss.token_mean": "loss_fn.token_level_loss",
     "loss.kl_coef": "loss_fn.reference_policy_kl_penalty",
     "checkpoint.every": "checkpointing.save_period",
+}
+SWITCHES = {  # NeMo-RL's key of DERIVED that is true or false -> what these are here
+    "loss_fn.sequence_level_importance_ratios": {True: "sequence", False: "token"},
+    "loss_fn.use_cispo": {True: "cispo", False: "clipped"},
 }
 
 
@@ -59,7 +66,7 @@ def make_run_config(master: Master, block: Mapping[str, Any]) -> RunConfig:
     raw.setdefault("output", get_at_path(master, "checkpointing.checkpoint_dir", "results/tapo"))
     for key, nemo_key in DERIVED.items():
         if (value := get_at_path(master, nemo_key)) is not None:
-            _set_at_path(raw, key, value)
+            _set_at_path(raw, key, SWITCHES.get(nemo_key, {}).get(value, value))
     _set_at_path(
         raw, "model.enable_thinking", get_at_path(master, "policy.tokenizer.chat_template_kwargs.enable_thinking", True)
     )
