@@ -57,6 +57,9 @@ REWARD_MEAN = _key("reward/mean", "reward", "mean reward of the rollouts that ha
 RESPONSE_LENGTH_MEAN = _key("response_length/mean", "tokens", "mean length of a rollout")
 RESPONSE_LENGTH_MAX = _key("response_length/max", "tokens", "longest rollout")
 RESPONSE_LENGTH_TRUNCATED = _key("response_length/truncated", "share", "rollouts that the length limit cut off")
+MASKED_ROLLOUTS = _key(
+    "rollouts/masked", "rollouts", "truncated rollouts that give no training row (`rollout.overlong: mask`)"
+)
 UNIFORM_GROUPS_SHARE = _key("groups/uniform", "share", "queries whose rollouts all have the same reward: no signal")
 GRADE_PREFIX = _family("grade/", "outcome", "rollouts", "rollouts with this verdict of the task")
 ROWS = _key("rows", "rows", "training rows of the step")

@@ -17,6 +17,7 @@ from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_u
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import (
+    MASKED_ROLLOUTS,
     RESPONSE_LENGTH_MAX,
     RESPONSE_LENGTH_MEAN,
     RESPONSE_LENGTH_TRUNCATED,
@@ -152,7 +153,8 @@ class GRPO:
         return [next(remaining) if r.grade.graded else 0.0 for r in group.rollouts], reflected
 
     def make_original_rows(self, group: Group, advantages_K: Sequence[float]) -> list[Row]:
-        """Return the rows of one query's rollouts."""
+        """Return the rows of one query's rollouts, those of truncated ones left out if `rollout.overlong` says so."""
+        masks = self.cfg.rollout.overlong == "mask"
         return [
             Row(
                 uid=rollout.uid,
@@ -165,6 +167,7 @@ class GRPO:
                 generation_logprobs=rollout.completion.logprobs,
             )
             for rollout, advantage in zip(group.rollouts, advantages_K, strict=True)
+            if not (masks and rollout.completion.truncated)
         ]
 
     def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
@@ -175,11 +178,13 @@ class GRPO:
         graded = [[r.reward for r in group.rollouts if r.grade.graded] for group in experience.groups]
         rewards = [reward for group in graded for reward in group]
         uniform = sum(map(is_uniform, graded))
+        truncated = sum(r.completion.truncated for r in rollouts)
         return {
             **({REWARD_MEAN: sum(rewards) / len(rewards)} if rewards else {}),
             RESPONSE_LENGTH_MEAN: sum(lengths) / len(lengths),
             RESPONSE_LENGTH_MAX: max(lengths),
-            RESPONSE_LENGTH_TRUNCATED: sum(r.completion.truncated for r in rollouts) / len(rollouts),
+            RESPONSE_LENGTH_TRUNCATED: truncated / len(rollouts),
+            **({MASKED_ROLLOUTS: truncated} if self.cfg.rollout.overlong == "mask" else {}),
             UNIFORM_GROUPS_SHARE: uniform / len(experience.groups),
             ROWS: len(rows),
             TOKENS_GENERATED: sum(lengths),

@@ -112,14 +112,16 @@ def check_reflective_sft(cfg: Settings) -> None:
     check_construction(cfg)
 
 
-def check_loss(algorithm: str, loss: LossConfig) -> None:
-    """Refuse variants of the surrogate that exclude each other, or that the algorithm's loss does not have.
+def check_policy_gradient(algorithm: str, rollout: RolloutConfig, loss: LossConfig) -> None:
+    """Refuse variants of the policy gradient that exclude each other, or that the algorithm does not have.
 
     The sentences name settings without their values, which NeMo-RL's keys have others of.
     """
     own, sequence, cispo = ALGORITHMS[algorithm].loss_without_ratio, loss.ratio == "sequence", loss.surrogate == "cispo"
     if own and (sequence or cispo or loss.dual_clip is not None):
         raise ValueError(f"{own} has no ratio to bound: leave loss.ratio, loss.surrogate and loss.dual_clip out.")
+    if own and rollout.overlong == "mask":
+        raise ValueError(f"rollout.overlong leaves rows out of the policy gradient, and {own} is none: leave it out.")
     if sequence and cispo:
         raise ValueError("CISPO (loss.surrogate) weighs token by token, GSPO (loss.ratio) row by row: choose one.")
     if sequence and loss.token_mean:

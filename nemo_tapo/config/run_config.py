@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from nemo_tapo.config.algorithms import ALGORITHMS, Teacher, check_loss
+from nemo_tapo.config.algorithms import ALGORITHMS, Teacher, check_policy_gradient
 from nemo_tapo.config.sections import (
     CheckpointConfig,
     ColdStartConfig,
@@ -36,7 +36,12 @@ from nemo_tapo.config.sections import (
 from nemo_tapo.utils.user_code import hash_code
 
 # settings that decide no number at these values, so that a fingerprint need not have them
-_OFF: dict[str, Any] = {"loss.dual_clip": None, "loss.ratio": "token", "loss.surrogate": "clipped"}
+_OFF: dict[str, Any] = {
+    "loss.dual_clip": None,
+    "loss.ratio": "token",
+    "loss.surrogate": "clipped",
+    "rollout.overlong": "keep",
+}
 # how a judge is reached, where its answers are kept, how many processes grade: these may change under a run
 _ACCESS = re.compile(
     r"\.judge\.(cache|endpoint\.(url|key_env|concurrency|timeout|attempts|pause))$|^task\.grading\.workers$"
@@ -109,7 +114,7 @@ class RunConfig(Section):
                 "would count as correct: set tapo.correct_at, to 1 for exactly right answers alone."
             )
         ALGORITHMS[self.algorithm].check(self)
-        check_loss(self.algorithm, self.loss)
+        check_policy_gradient(self.algorithm, self.rollout, self.loss)
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
         updates, queries = self.loss.updates_per_batch, self.rollout.queries_per_step

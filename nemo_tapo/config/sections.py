@@ -233,6 +233,9 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(96, gt=0, description="longest response")
+    overlong: Literal["keep", "mask"] = Field(
+        "keep", description="mask: a truncated rollout gives no training row; its reward stays in its group's mean"
+    )
     logprobs: Literal["first_step", "always", "never"] = Field(
         "first_step", description="when the engine reports log-probabilities, to be compared with the actor's"
     )

@@ -15,7 +15,7 @@ from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.reflection import DROP_REASONS
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.algorithms.tools import Tools
-from nemo_tapo.batch import split_into_updates
+from nemo_tapo.batch import collate, split_into_updates
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import OptimizerConfig
@@ -130,6 +130,34 @@ def test_constructed_rows_stand_in_the_querys_own_context(tmp_path: Path) -> Non
         assert row.generation_logprobs is None
     for metrics in memory.metrics:
         assert metrics.get("ratio_deviation") == 0.0
+
+
+def test_overlong_rollouts_count_in_everything_but_the_gradient(tmp_path: Path) -> None:
+    """Of the first step, whose policy is the same: rollouts, pairs and advantages stay, the truncated rows go."""
+    kept, _ = run(settings(rollout__max_tokens=64, steps=1), tmp_path / "keep")
+    masked, _ = run(settings(rollout__max_tokens=64, rollout__overlong="mask", steps=1), tmp_path / "mask")
+    rollouts = [r for g in kept.experience[0].groups for r in g.rollouts]
+    cut = {r.uid for r in rollouts if r.completion.truncated}
+    assert 0 < len(cut) < len(rollouts)
+    assert masked.experience[0].groups == kept.experience[0].groups
+    assert masked.experience[0].constructions == kept.experience[0].constructions
+    assert masked.rows[0] == [row for row in kept.rows[0] if row.uid not in cut]  # with the same advantages
+    found = masked.metrics[0]
+    assert found["rollouts/masked"] == len(cut) and "rollouts/masked" not in kept.metrics[0]
+    assert found["rows"] == len(rollouts) - len(cut) + found["tapo/rows"]
+    assert found["reward/mean"] == kept.metrics[0]["reward/mean"]
+    # the mean is over the rows that remain, as under NeMo-RL's sample_mask
+    original = [row for row in masked.rows[0] if row.kind is Kind.ORIGINAL]
+    coefficient = collate(masked.rows[0], 0).loss_coef[0]
+    assert float(coefficient) == pytest.approx(1 / len(original) / len(original[0].response_ids))
+
+
+def test_a_step_of_truncated_rollouts_alone_has_no_gradient(tmp_path: Path) -> None:
+    cfg = settings(algorithm="grpo", rollout__max_tokens=1, rollout__overlong="mask", steps=1)
+    memory, runtime = run(cfg, tmp_path)
+    assert memory.rows == [[]] and memory.metrics[0]["rollouts/masked"] == 48
+    assert memory.metrics[0]["grad_norm"] == 0.0
+    assert torch.equal(weights(runtime), weights(ScriptedRuntime(arithmetic_script)))
 
 
 def test_grpo_is_tapo_with_nothing_constructed(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_too_few_samples_for_the_thresholds() -> None:
         ("algorithm=reflective_sft tapo.lambda=0", "learns nothing"),
         ("algorithm=opsd loss.dual_clip=3", "OPSD's loss has no ratio to bound: leave loss.ratio"),
         ("algorithm=reflective_sft loss.ratio=sequence", "likelihood has no ratio to bound"),
+        ("algorithm=opsd rollout.overlong=mask", "rollout.overlong leaves rows out of the policy gradient"),
         ("loss.dual_clip=1", "loss.dual_clip: Input should be greater than 1"),
         ("loss.ratio=sequence loss.surrogate=cispo", "choose one"),
         ("loss.ratio=sequence loss.token_mean=true", "set loss.token_mean to false"),
@@ -103,5 +104,6 @@ def test_fingerprint_ignores_speed_and_place() -> None:
 
 def test_a_setting_that_is_off_is_in_no_fingerprint() -> None:
     """So a checkpoint of a run without it goes on, and one of a run with it does not."""
-    assert not {"loss.dual_clip", "loss.ratio", "loss.surrogate"} & RunConfig().fingerprint("loss").keys()
+    off = {"loss.dual_clip", "loss.ratio", "loss.surrogate", "rollout.overlong"}
+    assert not off & RunConfig().fingerprint("loss", "rollout").keys()
     assert load_config(None, ["loss.ratio=sequence"]).fingerprint("loss")["loss.ratio"] == "sequence"

@@ -33,6 +33,8 @@ def test_every_derived_setting(tmp_path: Path) -> None:
     assert (o.lr, o.betas, o.warmup_steps, o.schedule) == (1e-6, (0.9, 0.95), 10, "cosine")
     assert o.min_lr_ratio == pytest.approx(0.1)
     assert (cfg.checkpoint.every, cfg.checkpoint.keep, str(cfg.output)) == (25, 2, "results/x")
+    assert cfg.rollout.overlong == "keep"
+    assert load(tmp_path, "+grpo.overlong_filtering=true").cfg.rollout.overlong == "mask"
     assert (cfg.evaluation.max_tokens, cfg.evaluation.synthesis_queries) == (8192, 0)
 
 
@@ -137,7 +139,6 @@ REFUSED = [
     ("+grpo.batch_multiplier=2", "grpo.batch_multiplier = 2 is not supported"),
     ("+grpo.reward_shaping.enabled=true", "grpo.reward_shaping.enabled"),
     ("+grpo.reward_scaling.enabled=true", "grpo.reward_scaling.enabled"),
-    ("+grpo.overlong_filtering=true", "grpo.overlong_filtering"),
     ("+grpo.normalize_rewards=false", "divided by the group's deviation, Eq. 1. Set it to true"),
     ("+grpo.adv_estimator.name=reinforce_plus_plus", "grpo.adv_estimator.name"),
     ("+grpo.advantage_clip_high=2.0", "grpo.advantage_clip_high"),
@@ -284,8 +285,8 @@ def test_what_can_run_is_not_refused(tmp_path: Path, overrides: str) -> None:
 
 
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="overlong_filtering") as told:
-        load(tmp_path, "+grpo.overlong_filtering=true", "policy.generation.top_p=0.5")
+    with pytest.raises(ValueError, match="reward_scaling") as told:
+        load(tmp_path, "+grpo.reward_scaling.enabled=true", "policy.generation.top_p=0.5")
     assert len(str(told.value).splitlines()) == 2
 
 

@@ -36,6 +36,7 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
     "rollout.temperature": "policy.generation.temperature",
     "rollout.top_p": "policy.generation.top_p",
     "rollout.max_tokens": "policy.generation.max_new_tokens",
+    "rollout.overlong": "grpo.overlong_filtering",
     "model.path": "policy.model_name",
     "model.max_length": "policy.max_total_sequence_length",
     "loss.clip_low": "loss_fn.ratio_clip_min",
@@ -49,6 +50,7 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
 }
 SWITCHES = {  # NeMo-RL's key of DERIVED that is true or false -> what these are here
     "loss_fn.sequence_level_importance_ratios": {True: "sequence", False: "token"},
+    "grpo.overlong_filtering": {True: "mask", False: "keep"},
     "loss_fn.use_cispo": {True: "cispo", False: "clipped"},
 }
 

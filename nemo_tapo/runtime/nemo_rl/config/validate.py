@@ -28,7 +28,6 @@ ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("grpo.batch_multiplier", (None, 1), "it belongs to dynamic sampling"),
     ("grpo.reward_shaping.enabled", OFF, "the reward is the task's alone (tapo.task.rewards adds others)"),
     ("grpo.reward_scaling.enabled", OFF, "the reward is the task's alone (tapo.task.rewards adds others)"),
-    ("grpo.overlong_filtering", OFF, "truncated rollouts are graded like any other"),
     ("grpo.normalize_rewards", (None, True), "advantages are divided by the group's deviation, Eq. 1"),
     ("grpo.adv_estimator.name", (None, "grpo"), "advantages are Eq. 1, 4 and 5 of the paper"),
     ("grpo.advantage_clip_low", (None,), "advantages are not clipped"),
