@@ -220,7 +220,9 @@ class TaskConfig(Section):
 class ModelConfig(Section):
     """The policy."""
 
-    path: Path = Field(Path("assets/tiny-base"), description="a Hugging Face directory of a Qwen3 model")
+    path: Path = Field(
+        Path("assets/tiny-base"), description="a Hugging Face directory of a Llama, Qwen2 or Qwen3 model"
+    )
     max_length: int = Field(512, gt=1, description="longest row and longest synthesis prompt + answer, tokens")
     enable_thinking: bool = Field(False, description="passed to the chat template")
 

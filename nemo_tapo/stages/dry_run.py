@@ -28,7 +28,8 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
     ranks = ranks if command not in ("evaluate", "filter") else ""
     lines.append(f"endpoint: {served}" if served else f"runtime: {cfg.runtime}; {ranks}one engine")
     if command in ("run", "train", "coldstart", "evaluate", "filter") and not served:
-        lines.append(f"model: {cfg.model.path}: {describe_model_size(cfg.model.path)}")
+        architecture = find_architecture(cfg) if command in ("run", "train", "coldstart") else ""
+        lines.append(f"model: {cfg.model.path}: {architecture}{describe_model_size(cfg.model.path)}")
     if command in ("run", "coldstart"):
         c = cfg.coldstart
         lines.append(
@@ -63,6 +64,21 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
             f"kept with accuracy in [{f.min_accuracy:g}, {f.max_accuracy:g}]"
         )
     return lines + preview_data(cfg, command)
+
+
+def find_architecture(cfg: RunConfig) -> str:
+    """Return the architecture that the local runtime would train, with a comma; "" on other runtimes or without a file.
+
+    Raises ValueError if the runtime does not have it, or if TP and PP do not divide its sizes.
+    """
+    if cfg.runtime != "local" or not (cfg.model.path / "config.json").is_file():
+        return ""
+    from nemo_tapo.runtime.local.hf_checkpoint import read_model_info
+    from nemo_tapo.runtime.local.weights import check_layout
+
+    info = read_model_info(cfg.model.path)
+    check_layout(info.shape, cfg.local.tp, cfg.local.pp)
+    return f"{info.architecture}, "
 
 
 def describe_model_size(path: Path) -> str:

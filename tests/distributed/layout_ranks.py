@@ -1,7 +1,8 @@
 """One rank of test_layouts.py; arguments: <rank> <ranks> <folder>.
 
-Reads the models <folder>/tied and <folder>/untied. Goes through all layouts with real MegatronWorkers, one after the
-other in the same processes (starting one takes longer than all it has to do); rank 0 writes <folder>/results.pt.
+Reads the models <folder>/tied, <folder>/untied and those of FAMILIES. Goes through all layouts with real
+MegatronWorkers, one after the other in the same processes (starting one takes longer than all it has to do); rank 0
+writes <folder>/results.pt.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from nemo_tapo.runtime.batch_sharding import deal_rows, gather_rows, select_and_
 from nemo_tapo.runtime.local.worker import MegatronWorker
 from nemo_tapo.types import Batch, Kind, Row
 from nemo_tapo.utils.errors import RuntimeFailure
+from tests.helpers.model_families import FAMILIES
 
 VOCAB = 61  # odd: padded under TP = 2
 Layout = tuple[int, int, int]  # tp, pp, dp
 LAYOUTS: tuple[Layout, ...] = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2))
+FAMILY_LAYOUTS = LAYOUTS[:3]
 SPLITS = (10_000, 40, 1)  # tokens of a micro-batch: all rows in one, a few, each alone
 OBJECTIVE = PolicyLoss(kl_coef=0.05)
 NO_CLIPPING = OptimizerConfig(lr=1e-3, clip_norm=1e9, warmup_steps=2, weight_decay=0.1)
@@ -106,6 +109,20 @@ def gradient(worker: MegatronWorker, tokens: int) -> dict[str, Any]:
         "metrics": reduce_parts(parts),
         "token_weights": whole(worker, batch, report["token_weights"], 1.0),
     }
+
+
+def all_logits(worker: MegatronWorker) -> Tensor:
+    """Logits [B, S, V] of the fixed batch, all rows at once."""
+    from nemo_tapo.runtime.local import pipeline_schedule
+
+    def score(logits: Tensor, part: Batch) -> tuple[Tensor, Tensor]:
+        return logits.new_zeros(()), logits.clone()
+
+    found = pipeline_schedule.run(worker.model, [fixed_batch()], score, forward_only=True)
+    own = worker._broadcast_from_last_stage(found)[0]
+    shards: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shards, own)
+    return torch.cat(shards[: worker.local.tp], -1)[..., :VOCAB]
 
 
 def log_probabilities(worker: MegatronWorker) -> dict[str, Tensor]:
@@ -186,6 +203,13 @@ def main(rank: int, folder: Path) -> None:
                     results["logprobs", model, layout] = log_probabilities(worker)
                     for tokens in SPLITS if model == "tied" else SPLITS[:1]:
                         results["gradient", model, layout, tokens] = gradient(worker, tokens)
+    for model in FAMILIES:
+        for layout in FAMILY_LAYOUTS:
+            with ranks.worker(model, layout) as worker:
+                if worker:
+                    results["weights", model, layout] = copied(worker.export_full())
+                    results["logits", model, layout] = all_logits(worker)
+                    results["gradient", model, layout, SPLITS[0]] = gradient(worker, SPLITS[0])
     for first, second in ((LAYOUTS[0], LAYOUTS[0]), (LAYOUTS[1], LAYOUTS[2]), (LAYOUTS[3], LAYOUTS[3])):
         results["checkpoint", first, second] = checkpoints(ranks, first, second)
     with ranks.worker("tied", LAYOUTS[3]) as worker:

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import next_token_scores
 from tests.distributed.launch import run_ranks
-from tests.distributed.layout_ranks import LAYOUTS, OBJECTIVE, SPLITS, VOCAB, Layout, fixed_batch
+from tests.distributed.layout_ranks import FAMILY_LAYOUTS, LAYOUTS, OBJECTIVE, SPLITS, VOCAB, Layout, fixed_batch
+from tests.helpers.model_families import FAMILIES, write_family
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 Results = dict[Any, Any]
@@ -58,6 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> Results:
     for name in ("tied", "untied"):
         write_model(folder / name, tied=name == "tied")
+    for family in FAMILIES:
+        write_family(folder / family, family)
     run_ranks("tests.distributed.layout_ranks", 2, folder, timeout=240)
     return torch.load(folder / "results.pt", weights_only=False)  # type: ignore[no-any-return]
 
@@ -71,7 +75,7 @@ def assert_close(given: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 def hugging_face(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
     """(loss, gradients, log-probabilities) of the fixed batch by transformers, all rows at once."""
-    model = Qwen3ForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     batch, vocab = fixed_batch(), VocabShard(0, VOCAB)
     logits = model(input_ids=batch.input_ids, use_cache=False).logits
     logp, _ = next_token_scores(logits.detach(), batch, vocab, with_entropy=False)
@@ -140,6 +144,33 @@ def test_log_probabilities_come_back_in_place(layout: Layout, model: str, result
     assert torch.all(other["before"][outside] == 0) and torch.all(other["before"][:, 0] == 0)
 
 
+@pytest.mark.parametrize("layout", FAMILY_LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_hugging_faces_logits_and_gradient(
+    family: str, layout: Layout, folder: Path, results: Results
+) -> None:
+    """Biases, norms of heads or none, scaled positions, sharded files; and what was read is exported again."""
+    batch = fixed_batch()
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(folder / family, attn_implementation="eager")
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    inside = torch.arange(batch.input_ids.shape[1]) < batch.input_lengths[:, None]
+    ours = results["logits", family, layout]
+    torch.testing.assert_close(ours[inside], logits[inside], rtol=1e-5, atol=1e-5)
+
+    files = sorted((folder / family).glob("*.safetensors"))
+    assert len(files) > 1
+    stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    exported = results["weights", family, layout]
+    assert exported.keys() == stored.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
+
+    report, gradients, _ = hugging_face(folder / family)
+    trained = results["gradient", family, layout, SPLITS[0]]
+    assert trained["loss"] == pytest.approx(report["loss"], rel=1e-5, abs=1e-6)
+    assert_close(trained["gradients"], gradients, 1e-4)
+
+
 @pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[3]])
 def test_a_resumed_run_is_bitwise_the_undisturbed_one(layout: Layout, results: Results) -> None:
     run = results["checkpoint", layout, layout]
@@ -155,8 +186,6 @@ def test_a_checkpoint_travels_between_layouts(results: Results) -> None:
 
 
 def test_a_checkpoint_is_plain_safetensors_under_hugging_face_names(folder: Path, results: Results) -> None:
-    from safetensors.torch import load_file
-
     saved = next(folder.glob("checkpoint-2-1-1*"))
     original = load_file(folder / "tied" / "model.safetensors")
     weights, moments = load_file(saved / "model.safetensors"), load_file(saved / "optimizer.safetensors")

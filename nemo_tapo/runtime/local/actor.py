@@ -43,7 +43,7 @@ class LocalActor:
     def __init__(self, model_path: Path, local: LocalConfig) -> None:
         """Start the processes; `ready` waits until they have loaded the model. Ray must be running.
 
-        Raises ValueError if the model is not a Qwen3 or if TP and PP do not divide its sizes.
+        Raises ValueError for an architecture that the runtime does not have, and if TP and PP do not divide its sizes.
         """
         import ray
 

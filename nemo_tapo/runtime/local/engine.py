@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
+from nemo_tapo.runtime.local.hf_checkpoint import read_tensor_shapes
+from nemo_tapo.runtime.local.weights import EMBEDDING, HEAD
 from nemo_tapo.types import Completion, Request
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 SLICE_SECONDS = 0.05  # an exchange returns after this time, so that new requests can join
 KV_BLOCK_TOKENS = 32  # only whole blocks are shared between prompts; the CPU default of 128 is too long for that
-EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 KeyedRequest = tuple[int, Request]
 KeyedResult = tuple[int, Completion | ValueError]  # the error says why this request cannot be served
@@ -100,7 +100,7 @@ class VllmEngine:
         self._vocab_size = config.get_vocab_size()
         self._tied: bool = config.hf_config.tie_word_embeddings
         self._path = cfg.model.path
-        self._shapes = {k: v for k, v in read_tensor_shapes(self._path).items() if k != OUTPUT or not self._tied}
+        self._shapes = {k: v for k, v in read_tensor_shapes(self._path).items() if k != HEAD or not self._tied}
         self._start_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -183,7 +183,7 @@ class VllmEngine:
         assert not self.busy(), f"weights may not change while {self.busy()} requests are in flight"
         weights = dict(weights)
         if self._tied:
-            weights.pop(OUTPUT, None)
+            weights.pop(HEAD, None)
         given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         wrong = sorted(set(given.items()) ^ set(self._shapes.items()))
         if wrong:
@@ -194,18 +194,6 @@ class VllmEngine:
         if self._tied:
             # On a CPU vLLM 0.32 keeps a repacked copy of the output matrix. It repacks it again only if the matrix
             # is given under its own name. Else the model would read new embeddings but score with the old ones.
-            weights[OUTPUT] = weights[EMBEDDING]
+            weights[HEAD] = weights[EMBEDDING]
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
         assert self._engine.reset_prefix_cache(), "vLLM kept cached prefixes of the old weights"
-
-
-def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} of the tensors in a Hugging Face directory, read from the file headers only."""
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names = tensors.keys()
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-    return shapes

@@ -1,4 +1,4 @@
-"""Build Megatron-core's GPTModel on the CPU, with the sizes of a Qwen3 config.json."""
+"""Build Megatron-core's GPTModel on the CPU, as a config.json of Llama, Qwen2 or Qwen3 describes it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def make_transformer_config(info: ModelInfo, tp: int, pp: int) -> TransformerCon
         ffn_hidden_size=shape.ffn,
         normalization="RMSNorm",
         layernorm_epsilon=info.norm_eps,
-        qk_layernorm=True,
+        qk_layernorm=shape.qk_norm,
+        add_qkv_bias=shape.qkv_bias,
         gated_linear_unit=True,
         activation_func=F.silu,
         use_te_activation_func=True,  # apply the spec's activation (layers.SwiGLU) to the whole output of fc1
@@ -75,8 +76,8 @@ def build_model(info: ModelInfo, tp: int, pp: int) -> DistributedDataParallel:
     """Build this rank's part of the model; its weights are not set yet. Needs Megatron's parallel state."""
     config = make_transformer_config(info, tp, pp)
     config.finalize_model_grads_func = finalize_gradients
-    layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
-    layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, rotary_base=info.rope_theta)
+    layer = get_gpt_layer_local_spec(qk_layernorm=info.shape.qk_norm, normalization="RMSNorm")
+    layer.submodules.self_attention.submodules.core_attention = partial(CausalAttention, rope=info.rope)
     layer.submodules.mlp.submodules.activation_func = SwiGLU
     model = LogitsGPTModel(
         config=config,

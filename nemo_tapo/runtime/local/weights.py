@@ -5,8 +5,9 @@ Hugging Face (full)                            Megatron-core (of TP rank t, PP s
 model.embed_tokens.weight        [V, h]        embedding.word_embeddings.weight   (first)      rows, padded
 model.layers.L.self_attn.q|k|v_proj.weight     decoder.layers.l.self_attention.linear_qkv.weight   by kv head:
                                                  [q heads of the group | k | v] for each kv head
+model.layers.L.self_attn.q|k|v_proj.bias       ....self_attention.linear_qkv.bias  (Qwen2)    by kv head, likewise
 model.layers.L.self_attn.o_proj.weight         ....self_attention.linear_proj.weight           columns
-model.layers.L.self_attn.q_norm|k_norm.weight  ....self_attention.q_layernorm|k_layernorm.weight   whole
+model.layers.L.self_attn.q_norm|k_norm.weight  ....self_attention.q_layernorm|k_layernorm.weight   whole (Qwen3)
 model.layers.L.mlp.gate_proj|up_proj.weight    ....mlp.linear_fc1.weight = [gate | up]         rows of each
 model.layers.L.mlp.down_proj.weight            ....mlp.linear_fc2.weight                       columns
 model.layers.L.input_layernorm.weight          ....input_layernorm.weight                      whole
@@ -28,11 +29,12 @@ import torch
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a Qwen3 model that decide how its weights are split.
+    """The sizes and parts of a model that decide which weights it has and how they are split.
 
     >>> shape = ModelShape(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=513, tied=True)
     >>> shape.padded_vocab(tp=2)
@@ -47,6 +49,8 @@ class ModelShape:
     ffn: int
     vocab: int
     tied: bool  # the output layer shares the embedding's weights
+    qk_norm: bool = True  # queries and keys of each head are normalised, as in Qwen3
+    qkv_bias: bool = False  # the projections to queries, keys and values have a bias, as in Qwen2
 
     def padded_vocab(self, tp: int) -> int:
         """Return the vocabulary size rounded up to a multiple of `tp`; the added rows are 0."""
@@ -87,24 +91,67 @@ def check_layout(shape: ModelShape, tp: int, pp: int) -> None:
         raise ValueError(f"local.pp = {pp} does not divide the model's {shape.layers} layers.")
 
 
+def list_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Return {Hugging Face name: size} of all tensors of the model.
+
+    >>> shape = ModelShape(layers=1, hidden=6, heads=2, kv_heads=1, head_dim=4, ffn=8, vocab=9, tied=True)
+    >>> list_tensors(shape)["model.layers.0.self_attn.q_proj.weight"]
+    (8, 6)
+    """
+    h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (h,),
+        "post_attention_layernorm.weight": (h,),
+        "self_attn.q_proj.weight": (q, h),
+        "self_attn.k_proj.weight": (kv, h),
+        "self_attn.v_proj.weight": (kv, h),
+        "self_attn.o_proj.weight": (h, q),
+        "mlp.gate_proj.weight": (shape.ffn, h),
+        "mlp.up_proj.weight": (shape.ffn, h),
+        "mlp.down_proj.weight": (h, shape.ffn),
+    }
+    if shape.qk_norm:
+        layer |= {f"self_attn.{x}_norm.weight": (shape.head_dim,) for x in "qk"}
+    if shape.qkv_bias:
+        layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
+    out: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocab, h), "model.norm.weight": (h,)}
+    if not shape.tied:
+        out[HEAD] = (shape.vocab, h)
+    return out | {f"model.layers.{i}.{name}": size for i in range(shape.layers) for name, size in layer.items()}
+
+
+def require_complete(full: Mapping[str, Tensor], shape: ModelShape) -> None:
+    """Raise ValueError, which names the tensor, if one is missing, has another size, or has no place in the model.
+
+    A tied lm_head may be there: it is not read.
+    """
+    expected = list_tensors(shape)
+    for name, size in expected.items():
+        if name not in full:
+            raise ValueError(f"the model's weights have no tensor '{name}'.")
+        if tuple(full[name].shape) != size:
+            raise ValueError(f"'{name}' is {tuple(full[name].shape)}; by config.json it should be {size}.")
+    for name in sorted(full.keys() - expected.keys() - {HEAD}):
+        raise ValueError(f"the model's weights have a tensor '{name}', for which config.json leaves no place.")
+
+
 def split_weights(full: Mapping[str, Tensor], shape: ModelShape, rank: ModelParallelRank) -> StateDict:
     """Return the shard of `rank` under Megatron names, from full tensors under Hugging Face names.
 
-    Raises ValueError if a tensor is missing or has another shape than the model's configuration says. Tensors that
-    the model does not use (for example a tied lm_head) are ignored.
+    Raises ValueError as `require_complete` does.
     """
-    read = _TensorReader(full, shape)
+    require_complete(full, shape)
     out: StateDict = {}
     if rank.is_first_stage:
-        out["embedding.word_embeddings.weight"] = _take_rows(_pad_vocab(read.embedding(), shape, rank), rank)
+        out["embedding.word_embeddings.weight"] = _take_rows(_pad_vocab(full[EMBEDDING], shape, rank), rank)
     per_stage = shape.layers // rank.pp
     for local in range(per_stage):
         layer = local + rank.pp_rank * per_stage
-        out |= _split_layer(read, f"model.layers.{layer}.", f"decoder.layers.{local}.", shape, rank)
+        out |= _split_layer(full, f"model.layers.{layer}.", f"decoder.layers.{local}.", shape, rank)
     if rank.is_last_stage:
-        out["decoder.final_layernorm.weight"] = read("model.norm.weight", shape.hidden)
+        out["decoder.final_layernorm.weight"] = full["model.norm.weight"]
         if not (shape.tied and rank.is_first_stage):
-            head = read.embedding() if shape.tied else read("lm_head.weight", shape.vocab, shape.hidden)
+            head = full[EMBEDDING if shape.tied else HEAD]
             out["output_layer.weight"] = _take_rows(_pad_vocab(head, shape, rank), rank)
     return out
 
@@ -118,16 +165,14 @@ def merge_weights(shards: Mapping[tuple[int, int], Mapping[str, Tensor]], shape:
     pp = 1 + max(p for _, p in shards)
     assert len(shards) == tp * pp, "merge needs every shard of one data-parallel replica"
     grid = [[shards[t, p] for t in range(tp)] for p in range(pp)]
-    out: StateDict = {
-        "model.embed_tokens.weight": _concatenate(grid[0], "embedding.word_embeddings.weight")[: shape.vocab]
-    }
+    out: StateDict = {EMBEDDING: _concatenate(grid[0], "embedding.word_embeddings.weight")[: shape.vocab]}
     per_stage = shape.layers // pp
     for layer in range(shape.layers):
         stage, local = divmod(layer, per_stage)
         out |= _merge_layer(grid[stage], f"decoder.layers.{local}.", f"model.layers.{layer}.", shape)
     out["model.norm.weight"] = grid[-1][0]["decoder.final_layernorm.weight"]
     if not shape.tied:
-        out["lm_head.weight"] = _concatenate(grid[-1], "output_layer.weight")[: shape.vocab]
+        out[HEAD] = _concatenate(grid[-1], "output_layer.weight")[: shape.vocab]
     return {name: tensor.contiguous() for name, tensor in out.items()}
 
 
@@ -138,24 +183,6 @@ def is_shared_over_tp(name: str) -> bool:
     (True, False)
     """
     return "norm" in name
-
-
-class _TensorReader:
-    """Returns full tensors by name, after a check of their shapes."""
-
-    def __init__(self, full: Mapping[str, Tensor], shape: ModelShape) -> None:
-        self._full, self._shape = full, shape
-
-    def __call__(self, name: str, *size: int) -> Tensor:
-        if name not in self._full:
-            raise ValueError(f"the model's weights have no tensor '{name}'.")
-        tensor = self._full[name]
-        if tuple(tensor.shape) != size:
-            raise ValueError(f"'{name}' is {tuple(tensor.shape)}; by config.json it should be {size}.")
-        return tensor
-
-    def embedding(self) -> Tensor:
-        return self("model.embed_tokens.weight", self._shape.vocab, self._shape.hidden)
 
 
 def _pad_vocab(rows: Tensor, shape: ModelShape, rank: ModelParallelRank) -> Tensor:
@@ -175,48 +202,46 @@ def _concatenate(shards: list[Mapping[str, Tensor]], name: str, dim: int = 0) ->
     return torch.cat([s[name] for s in shards], dim) if len(shards) > 1 else shards[0][name]
 
 
-# tensors of a layer that are not split: (Hugging Face name, Megatron name, size: "hidden" or "head")
+# tensors of a layer that are not split: (Hugging Face name, Megatron name)
 _NORMS = (
-    ("input_layernorm.weight", "input_layernorm.weight", "hidden"),
-    ("post_attention_layernorm.weight", "pre_mlp_layernorm.weight", "hidden"),
-    ("self_attn.q_norm.weight", "self_attention.q_layernorm.weight", "head"),
-    ("self_attn.k_norm.weight", "self_attention.k_layernorm.weight", "head"),
+    ("input_layernorm.weight", "input_layernorm.weight"),
+    ("post_attention_layernorm.weight", "pre_mlp_layernorm.weight"),
+)
+_HEAD_NORMS = (
+    ("self_attn.q_norm.weight", "self_attention.q_layernorm.weight"),
+    ("self_attn.k_norm.weight", "self_attention.k_layernorm.weight"),
 )
 
 
+def _list_norms(shape: ModelShape) -> tuple[tuple[str, str], ...]:
+    return _NORMS + (_HEAD_NORMS if shape.qk_norm else ())
+
+
+def _list_qkv(shape: ModelShape) -> tuple[str, ...]:
+    return ("weight", "bias") if shape.qkv_bias else ("weight",)
+
+
 def _split_layer(
-    read: _TensorReader, source: str, target: str, shape: ModelShape, rank: ModelParallelRank
+    full: Mapping[str, Tensor], source: str, target: str, shape: ModelShape, rank: ModelParallelRank
 ) -> StateDict:
-    out: StateDict = {}
-    for hf_name, megatron_name, size in _NORMS:
-        out[target + megatron_name] = read(source + hf_name, shape.hidden if size == "hidden" else shape.head_dim)
-    q_rows, kv_rows = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    q = read(source + "self_attn.q_proj.weight", q_rows, shape.hidden)
-    k = read(source + "self_attn.k_proj.weight", kv_rows, shape.hidden)
-    v = read(source + "self_attn.v_proj.weight", kv_rows, shape.hidden)
-    groups = [x.reshape(shape.kv_heads, -1, shape.hidden) for x in (q, k, v)]
-    fused = torch.cat(groups, 1).flatten(0, 1)
-    out[target + "self_attention.linear_qkv.weight"] = _take_rows(fused, rank)
-    out[target + "self_attention.linear_proj.weight"] = _take_columns(
-        read(source + "self_attn.o_proj.weight", shape.hidden, q_rows), rank
-    )
-    gate = read(source + "mlp.gate_proj.weight", shape.ffn, shape.hidden)
-    up = read(source + "mlp.up_proj.weight", shape.ffn, shape.hidden)
-    out[target + "mlp.linear_fc1.weight"] = torch.cat([_take_rows(gate, rank), _take_rows(up, rank)])
-    out[target + "mlp.linear_fc2.weight"] = _take_columns(
-        read(source + "mlp.down_proj.weight", shape.hidden, shape.ffn), rank
-    )
+    out = {target + megatron_name: full[source + hf_name] for hf_name, megatron_name in _list_norms(shape)}
+    for kind in _list_qkv(shape):
+        parts = [full[f"{source}self_attn.{x}_proj.{kind}"].unflatten(0, (shape.kv_heads, -1)) for x in "qkv"]
+        out[f"{target}self_attention.linear_qkv.{kind}"] = _take_rows(torch.cat(parts, 1).flatten(0, 1), rank)
+    out[target + "self_attention.linear_proj.weight"] = _take_columns(full[source + "self_attn.o_proj.weight"], rank)
+    gate, up = (_take_rows(full[f"{source}mlp.{x}_proj.weight"], rank) for x in ("gate", "up"))
+    out[target + "mlp.linear_fc1.weight"] = torch.cat([gate, up])
+    out[target + "mlp.linear_fc2.weight"] = _take_columns(full[source + "mlp.down_proj.weight"], rank)
     return out
 
 
 def _merge_layer(shards: list[Mapping[str, Tensor]], source: str, target: str, shape: ModelShape) -> StateDict:
-    out = {target + hf_name: shards[0][source + megatron_name] for hf_name, megatron_name, _ in _NORMS}
-    fused = _concatenate(shards, source + "self_attention.linear_qkv.weight")
+    out = {target + hf_name: shards[0][source + megatron_name] for hf_name, megatron_name in _list_norms(shape)}
     per_group = shape.heads // shape.kv_heads * shape.head_dim
-    grouped = fused.view(shape.kv_heads, -1, shape.hidden)
-    q, k, v = grouped.split([per_group, shape.head_dim, shape.head_dim], 1)
-    for name, part in (("q", q), ("k", k), ("v", v)):
-        out[f"{target}self_attn.{name}_proj.weight"] = part.reshape(-1, shape.hidden)
+    for kind in _list_qkv(shape):
+        fused = _concatenate(shards, f"{source}self_attention.linear_qkv.{kind}").unflatten(0, (shape.kv_heads, -1))
+        for name, part in zip("qkv", fused.split([per_group, shape.head_dim, shape.head_dim], 1), strict=True):
+            out[f"{target}self_attn.{name}_proj.{kind}"] = part.flatten(0, 1)
     out[target + "self_attn.o_proj.weight"] = _concatenate(shards, source + "self_attention.linear_proj.weight", 1)
     halves = [s[source + "mlp.linear_fc1.weight"].chunk(2) for s in shards]
     out[target + "mlp.gate_proj.weight"] = torch.cat([gate for gate, _ in halves])

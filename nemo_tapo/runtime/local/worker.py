@@ -49,8 +49,8 @@ class MegatronWorker:
     ) -> None:
         """Join the other ranks and load the model.
 
-        `init_method` is tcp://<host of rank 0>:<port> or file://<new file>. Raises ValueError if the model is not a
-        Qwen3, or if TP and PP do not divide its sizes.
+        `init_method` is tcp://<host of rank 0>:<port> or file://<new file>. Raises ValueError if the model is of an
+        architecture that `hf_checkpoint` does not read, or if TP and PP do not divide its sizes.
         """
         assert world_size == local.tp * local.pp * local.dp
         self.local, self.model_path = local, Path(model_path)
@@ -94,14 +94,14 @@ class MegatronWorker:
     # ---- weights -------------------------------------------------------------------------------------------------
 
     def load_model(self, path: str | Path) -> None:
-        """Load weights from a Hugging Face directory. Raises ValueError if its sizes are not this model's."""
+        """Load weights from a Hugging Face directory. Raises ValueError if it is of another architecture or size."""
         self._set_weights(self._read_weights(path))
 
     def _read_weights(self, path: str | Path) -> StateDict:
         path = Path(path)
-        shape = hf_checkpoint.read_model_info(path).shape
-        if shape != self.info.shape:
-            raise ValueError(f"{path} is another model than {self.model_path}: {shape} instead of {self.info.shape}.")
+        info = hf_checkpoint.read_model_info(path)
+        for name, given, own in hf_checkpoint.find_differences(info, self.info):
+            raise ValueError(f"{path} is another model than {self.model_path}: {name} is {given} instead of {own}.")
         return hf_checkpoint.read_weights(path)
 
     def _set_weights(self, full: Mapping[str, Tensor]) -> None:
@@ -364,9 +364,10 @@ class MegatronWorker:
         self._set_weights(hf_checkpoint.read_weights(path))
         full = load_file(optimizer_folder / OPTIMIZER_WEIGHTS)
         moments = {
-            kind: split_weights({n.removeprefix(f"{kind}."): t for n, t in full.items()}, self.info.shape, self.mp_rank)
+            kind: {n.removeprefix(f"{kind}."): t for n, t in full.items() if n.startswith(f"{kind}.")}
             for kind in MOMENTS
         }
+        moments = {kind: split_weights(state, self.info.shape, self.mp_rank) for kind, state in moments.items()}
         self._optimizer.restore(state["steps_done"], moments)
 
     # ---- phases: NeMo-RL moves memory in these; on a CPU there is nothing to move ---------------------------------

@@ -118,3 +118,29 @@ def test_a_missing_or_misshapen_tensor_is_named() -> None:
 def test_a_layout_that_does_not_divide_the_model_is_refused(tp: int, pp: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_layout(SHAPE, tp, pp)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
+def test_biases_travel_with_their_rows_and_there_need_be_no_norms_of_heads(tp: int, pp: int) -> None:
+    shape = replace(SHAPE, qk_norm=False, qkv_bias=True)
+    full = {name: t for name, t in random_weights(shape).items() if "q_norm" not in name and "k_norm" not in name}
+    full |= {
+        n.replace("weight", "bias"): t[:, 0]
+        for n, t in full.items()
+        if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj")
+    }
+    parts = shards(full, shape, tp, pp)
+    fused = "decoder.layers.0.self_attention.linear_qkv."
+    assert all(torch.equal(part[fused + "bias"], part[fused + "weight"][:, 0]) for part in parts.values())
+    back = merge_weights(parts, shape)
+    assert back.keys() == full.keys()
+    assert all(torch.equal(back[name], full[name]) for name in full)
+
+
+def test_a_tensor_without_a_place_is_named() -> None:
+    full = random_weights(SHAPE)
+    with pytest.raises(ValueError, match=r"have a tensor 'model.layers.0.self_attn.q_proj.bias', for which"):
+        split_weights(full | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(12)}, SHAPE, ModelParallelRank(1, 1))
+    split_weights(
+        full | {"lm_head.weight": torch.zeros(11, 8)}, SHAPE, ModelParallelRank(1, 1)
+    )  # a tied one may be there
