@@ -1,10 +1,11 @@
-"""The shapes of decoder models, read from a Hugging Face config.json or from a table of the Qwen3 family."""
+"""The shapes of decoder models, read from a Hugging Face config.json or from a table of known models."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from typing import Any
 class ModelShape:
     """A decoder like Qwen3: grouped-query attention, SwiGLU, RMSNorm, optionally experts in every layer.
 
-    >>> QWEN3["Qwen3-8B"].parameters
+    >>> KNOWN_SHAPES["Qwen3-8B"].parameters
     8190735360
-    >>> QWEN3["Qwen3-30B-A3B"].active_parameters < QWEN3["Qwen3-30B-A3B"].parameters
+    >>> KNOWN_SHAPES["Qwen3-30B-A3B"].active_parameters < KNOWN_SHAPES["Qwen3-30B-A3B"].parameters
     True
     """
 
@@ -80,7 +81,9 @@ class ModelShape:
         return 4.0 * self.layers * self.heads * self.head_dim
 
 
-QWEN3 = {  # https://huggingface.co/Qwen, config.json of each
+_llama = partial(ModelShape, qk_norm=False, max_positions=131072)
+_qwen25 = partial(ModelShape, qk_norm=False, qkv_bias=True, max_positions=32768)
+KNOWN_SHAPES = {  # https://huggingface.co/Qwen and /meta-llama, config.json of each; of Qwen2.5, the instruct models'
     "Qwen3-0.6B": ModelShape(28, 1024, 16, 8, 128, 3072, 151936, tied=True),
     "Qwen3-1.7B": ModelShape(28, 2048, 16, 8, 128, 6144, 151936, tied=True),
     "Qwen3-4B": ModelShape(36, 2560, 32, 8, 128, 9728, 151936, tied=True),
@@ -88,11 +91,24 @@ QWEN3 = {  # https://huggingface.co/Qwen, config.json of each
     "Qwen3-14B": ModelShape(40, 5120, 40, 8, 128, 17408, 151936),
     "Qwen3-32B": ModelShape(64, 5120, 64, 8, 128, 25600, 151936),
     "Qwen3-30B-A3B": ModelShape(48, 2048, 32, 4, 128, 768, 151936, experts=128, experts_per_token=8),
+    "Qwen2.5-0.5B": _qwen25(24, 896, 14, 2, 64, 4864, 151936, tied=True),
+    "Qwen2.5-1.5B": _qwen25(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
+    "Qwen2.5-3B": _qwen25(36, 2048, 16, 2, 128, 11008, 151936, tied=True),
+    "Qwen2.5-7B": _qwen25(28, 3584, 28, 4, 128, 18944, 152064),
+    "Qwen2.5-14B": _qwen25(48, 5120, 40, 8, 128, 13824, 152064),
+    "Qwen2.5-32B": _qwen25(64, 5120, 40, 8, 128, 27648, 152064),
+    "Qwen2.5-72B": _qwen25(80, 8192, 64, 8, 128, 29568, 152064),
+    "Llama-3.2-1B": _llama(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
+    "Llama-3.2-3B": _llama(28, 3072, 24, 8, 128, 8192, 128256, tied=True),
+    "Llama-3.1-8B": _llama(32, 4096, 32, 8, 128, 14336, 128256),
+    "Llama-3.1-70B": _llama(80, 8192, 64, 8, 128, 28672, 128256),
+    "Llama-3.3-70B": _llama(80, 8192, 64, 8, 128, 28672, 128256),
 }
 
 
 def get_model_shape(model: str) -> ModelShape:
-    """Return the shape of a local Hugging Face directory, or of a known name such as `Qwen/Qwen3-8B` (or `-Base`).
+    """Return the shape of a local Hugging Face directory, or of a known name such as `Qwen/Qwen3-8B` (or `-Base`,
+    `-Instruct`).
 
     Raises ValueError for any other name and for an unsupported architecture.
 
@@ -102,13 +118,13 @@ def get_model_shape(model: str) -> ModelShape:
     config = Path(model) / "config.json"
     if config.is_file():
         return shape_from_config(json.loads(config.read_text()), config)
-    name = model.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Base")
-    if name not in QWEN3:
+    name = model.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Base").removesuffix("-Instruct")
+    if name not in KNOWN_SHAPES:
         raise ValueError(
             f"the shape of model {model} is not known: give a local folder with its config.json as policy.model_name, "
-            f"or one of {', '.join(QWEN3)}"
+            f"or one of {', '.join(KNOWN_SHAPES)}"
         )
-    return QWEN3[name]
+    return KNOWN_SHAPES[name]
 
 
 def shape_from_config(config: Mapping[str, Any], where: Path) -> ModelShape:

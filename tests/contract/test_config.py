@@ -21,7 +21,9 @@ pytestmark = pytest.mark.nemo_rl
 SOURCE = Path(os.environ.get("NEMO_RL_SRC", "/nowhere"))
 THEIRS = sorted((SOURCE / "examples").rglob("*.yaml"))
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-RECIPES = sorted(p for p in CONFIGS.glob("*qwen3*.yaml") if not p.stem.startswith("sft-"))  # these: test_sft_data.py
+RECIPES = sorted(
+    p for p in CONFIGS.glob("*-megatron*.yaml") if not p.stem.startswith("sft-")
+)  # these: test_sft_data.py
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ CLUSTER = [path for path in RUNS if is_nemo_rl_config(path)]
 SFT = [path for path in CLUSTER if path.stem.startswith("sft-")]  # of NeMo-RL's own SFT, which trains the cold start
 COLDSTART = [path for path in CLUSTER if path.stem.startswith("coldstart-")]
 RECIPES = [path for path in CLUSTER if path.stem not in BASES and path not in SFT + COLDSTART]
+HYBRID = {"nanov2"}  # models with layers of several kinds, for which `plan` estimates no memory
 FRAGMENTS = sorted((CONFIGS / "data").glob("*.yaml"))
 SWEEPS = [path for name in ("sweeps", "ablations") for path in (CONFIGS / name).glob("*.yaml")]  # test_sweep_expand.py
 PRESETS = sorted((CONFIGS / "opsd").glob("*.yaml"))  # loaded by test_opsd.py
@@ -37,7 +38,7 @@ def need_source() -> None:
 def test_every_yaml_is_of_a_kind_that_is_checked() -> None:
     known = {*RUNS, *FRAGMENTS, *PRESETS, *SWEEPS}
     assert set(CONFIGS.rglob("*.y*ml")) == known
-    assert len(RECIPES) >= 10
+    assert len(RECIPES) >= 16
 
 
 @pytest.mark.parametrize("path", [p for p in RUNS if p not in CLUSTER], ids=lambda p: p.stem)
@@ -55,12 +56,15 @@ def test_cluster_recipes(path: Path) -> None:
     """Keys, settings, division, lengths and memory; the name says what the recipe does."""
     need_source()
     run = describe_run.load_checked_run(path)
-    algorithm, _, size, place, *_ = path.stem.split("-")
+    algorithm, model, size, place, *_ = path.stem.split("-")
     assert run.cfg.algorithm == algorithm
     assert size in str(run.cfg.model.path).lower().replace("-", "")
     assert place == f"{run.setup.nodes}n{run.setup.gpus_per_node}g"
     assert path.stem in run.master["checkpointing"]["checkpoint_dir"] == str(run.cfg.output)
     assert path.stem in run.master["logger"]["log_dir"]
+    if model in HYBRID:
+        assert "no estimate of memory and time: the shape of model" in describe_run.describe(run)
+        return
     shape = describe_run.get_model_shape(str(run.cfg.model.path))
     for phase in memory.phases(shape, run.setup, run.assumed):
         assert phase.total < 0.95 * phase.capacity, phase.name  # an estimate needs some room

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_tapo.planning import memory, plan_text, step_time
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup, GiB, update_rows
-from nemo_tapo.planning.model_shape import QWEN3, ModelShape, get_model_shape
+from nemo_tapo.planning.model_shape import KNOWN_SHAPES, ModelShape, get_model_shape
 
 ASSUMED = Assumptions()
 SETUP = ClusterSetup(
@@ -36,15 +36,35 @@ SETUP = ClusterSetup(
     ],
 )
 def test_parameters_are_the_published_ones(name: str, billions: float, without_embedding: float) -> None:
-    shape = QWEN3[name]
+    shape = KNOWN_SHAPES[name]
     assert shape.parameters / 1e9 == pytest.approx(billions, abs=0.051)
     rest = shape.parameters - shape.embedding_parameters * (1 if shape.tied else 2)
     assert rest / 1e9 == pytest.approx(without_embedding, abs=0.051)
 
 
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [  # the model cards of Qwen2.5 and Llama 3, which round less carefully than Qwen3's
+        ("Qwen2.5-0.5B", 0.49),
+        ("Qwen2.5-1.5B", 1.54),
+        ("Qwen2.5-3B", 3.09),
+        ("Qwen2.5-7B", 7.61),
+        ("Qwen2.5-14B", 14.7),
+        ("Qwen2.5-32B", 32.5),
+        ("Qwen2.5-72B", 72.7),
+        ("Llama-3.2-1B", 1.23),
+        ("Llama-3.2-3B", 3.21),
+        ("Llama-3.1-8B", 8.03),
+        ("Llama-3.1-70B", 70.6),
+    ],
+)
+def test_other_families_have_their_published_size(name: str, billions: float) -> None:
+    assert KNOWN_SHAPES[name].parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
 def test_active_parameters_of_the_mixture() -> None:
-    assert QWEN3["Qwen3-30B-A3B"].active_parameters / 1e9 == pytest.approx(3.3, abs=0.06)  # its model card
-    assert QWEN3["Qwen3-8B"].active_parameters == QWEN3["Qwen3-8B"].parameters
+    assert KNOWN_SHAPES["Qwen3-30B-A3B"].active_parameters / 1e9 == pytest.approx(3.3, abs=0.06)  # its model card
+    assert KNOWN_SHAPES["Qwen3-8B"].active_parameters == KNOWN_SHAPES["Qwen3-8B"].parameters
 
 
 def test_parameters_of_a_real_model_directory() -> None:
@@ -68,7 +88,8 @@ def test_unknown_models_are_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ValueError, match="no estimate is made for model_type 'mamba'"):
         get_model_shape(str(tmp_path))
-    assert get_model_shape("Qwen/Qwen3-8B-Base") == QWEN3["Qwen3-8B"]
+    assert get_model_shape("meta-llama/Llama-3.1-8B-Instruct") == KNOWN_SHAPES["Llama-3.1-8B"]
+    assert get_model_shape("Qwen/Qwen3-8B-Base") == KNOWN_SHAPES["Qwen3-8B"]
 
 
 def test_training_memory_by_hand() -> None:
@@ -102,7 +123,7 @@ def test_training_memory_by_hand() -> None:
     ],
 )
 def test_each_setting_moves_its_class(change: dict[str, object], name: str, factor: float) -> None:
-    shape = QWEN3["Qwen3-8B"]
+    shape = KNOWN_SHAPES["Qwen3-8B"]
     before = (
         _stage_zero(shape, SETUP)[name]
         if "pp" in change
@@ -122,14 +143,14 @@ def _stage_zero(shape: ModelShape, setup: ClusterSetup) -> dict[str, float]:
 
 
 def test_full_recomputation_keeps_the_layers_inputs() -> None:
-    shape = QWEN3["Qwen3-8B"]
+    shape = KNOWN_SHAPES["Qwen3-8B"]
     kept = memory.activation_bytes(shape, replace(SETUP, recompute=frozenset({"full"})))
     one_layer = memory.layer_activation_bytes(shape, SETUP) * 1000
     assert kept == pytest.approx(1000 * 36 * 2 * 4096 / 2 + one_layer)
 
 
 def test_experts_are_divided_by_expert_parallelism() -> None:
-    shape = QWEN3["Qwen3-30B-A3B"]
+    shape = KNOWN_SHAPES["Qwen3-30B-A3B"]
     alone, parallel = (memory.count_rank_parameters(shape, replace(SETUP, ep=ep), 0) for ep in (1, 8))
     assert alone.expert / parallel.expert == 8
     assert alone.dense == parallel.dense
@@ -138,30 +159,30 @@ def test_experts_are_divided_by_expert_parallelism() -> None:
 
 def test_the_class_that_breaks_a_plan_is_named() -> None:
     big = replace(SETUP, tp=8, engine_tp=4, micro_batch_tokens=10240)
-    fault = list(plan_text.find_faults(QWEN3["Qwen3-32B"], big, ASSUMED))
+    fault = list(plan_text.find_faults(KNOWN_SHAPES["Qwen3-32B"], big, ASSUMED))
     assert len(fault) == 1
     assert fault[0].startswith("training needs about")
     assert "the largest part is optimizer (fp32 master, two moments) with 45.8." in fault[0]  # 12 bytes x 32.76e9 / 8
     assert not list(
-        plan_text.find_faults(QWEN3["Qwen3-32B"], replace(big, nodes=8, train_gpus=64, engine_gpus=64), ASSUMED)
+        plan_text.find_faults(KNOWN_SHAPES["Qwen3-32B"], replace(big, nodes=8, train_gpus=64, engine_gpus=64), ASSUMED)
     )
 
 
 def test_an_engine_without_room_for_one_completion_is_refused() -> None:
-    faults = list(plan_text.find_faults(QWEN3["Qwen3-32B"], replace(SETUP, tp=8), ASSUMED))
+    faults = list(plan_text.find_faults(KNOWN_SHAPES["Qwen3-32B"], replace(SETUP, tp=8), ASSUMED))
     assert any("the KV cache holds" in fault and "engine's weights take 61.0 GiB" in fault for fault in faults)
 
 
 def test_kv_cache_by_hand() -> None:
     """Qwen3-8B: 2 x 36 layers x 8 heads x 128 x 2 bytes = 147,456 bytes a token."""
-    shape = QWEN3["Qwen3-8B"]
+    shape = KNOWN_SHAPES["Qwen3-8B"]
     assert shape.kv_bytes_per_token == 147_456
     room = 0.6 * 79.1 * GiB - 2 * 8_190_735_360 - 4 * GiB
     assert memory.kv_cache_tokens(shape, SETUP, ASSUMED) == int(room / 147_456)
 
 
 def test_checkpoint_and_host_by_hand() -> None:
-    shape = QWEN3["Qwen3-8B"]
+    shape = KNOWN_SHAPES["Qwen3-8B"]
     assert memory.checkpoint_bytes(shape, SETUP) == 14 * 8_190_735_360
     assert memory.checkpoint_bytes(shape, replace(SETUP, saves_optimizer=False)) == 2 * 8_190_735_360
     host = memory.host_bytes(shape, replace(SETUP, tp=1))
@@ -196,7 +217,7 @@ BENCHMARK = replace(
     [  # NeMo-RL's published GRPO steps on H100 (docs/about/performance-summary.md): on policy, 2,048 rollouts
         (LLAMA_8B, replace(BENCHMARK, nodes=2, train_gpus=16, engine_gpus=16, tp=1, pp=2), 1060, 92.8),
         (
-            QWEN3["Qwen3-30B-A3B"],
+            KNOWN_SHAPES["Qwen3-30B-A3B"],
             replace(BENCHMARK, nodes=4, train_gpus=32, engine_gpus=32, tp=1, ep=8, engine_tp=2),
             3203,
             192,
@@ -210,14 +231,14 @@ def test_times_are_of_the_published_size(shape: ModelShape, setup: ClusterSetup,
 
 
 def test_synthesis_costs_time_only_when_something_is_constructed() -> None:
-    shape = QWEN3["Qwen3-8B"]
+    shape = KNOWN_SHAPES["Qwen3-8B"]
     assert "synthesis" in step_time.step_seconds(shape, SETUP, ASSUMED)
     assert "synthesis" not in step_time.step_seconds(shape, replace(SETUP, most_constructed=0), ASSUMED)
 
 
 def test_deferred_synthesis_hides_behind_the_rollouts() -> None:
     """8B on 4 x 8 GPUs, bound by latency: twice GRPO's step with synthesis after the rollouts, within 1.10 beside."""
-    shape, setup = QWEN3["Qwen3-8B"], replace(SETUP, nodes=4, train_gpus=32, engine_gpus=32)
+    shape, setup = KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, nodes=4, train_gpus=32, engine_gpus=32)
     grpo, after, beside = (
         sum(step_time.step_seconds(shape, each, ASSUMED).values())
         for each in (replace(setup, most_constructed=0), setup, replace(setup, deferred=True))
