@@ -75,6 +75,12 @@ class RunConfig(Section):
         0.01, gt=0, description="first step: most nats a token that engine and actor may differ by, on average"
     )
     trajectories_per_step: int | None = Field(64, description="records kept of a step for people to read")
+    rollouts_gib: float = Field(
+        4.0,
+        ge=0,
+        description="every rollout is kept, compressed, in <output>/rollouts: at most so many GiB, the oldest are "
+        "deleted first; 0 keeps none",
+    )
     max_bad_rows: float = Field(0.01, ge=0, le=1, description="share of malformed data rows that stops the run")
     task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()

@@ -9,7 +9,7 @@ from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import rl_fingerprint
 from nemo_tapo.datasets.query_order import QueryOrder
 from nemo_tapo.stages.session import Session
-from nemo_tapo.tracking.recorder import RunRecorder, TrajectoryRecording
+from nemo_tapo.tracking.recorder import RunRecorder, SampleRecording
 
 
 async def reinforce(session: Session, model: Path) -> None:
@@ -33,6 +33,11 @@ async def reinforce(session: Session, model: Path) -> None:
         fingerprint=rl_fingerprint(cfg),
         engine_gap_bound=cfg.engine_gap_bound,
     )
-    recording = TrajectoryRecording(session.runtime.tokenizer, cfg.tapo, cfg.trajectories_per_step)
-    recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, recording if cfg.constructs else None)
+    samples = SampleRecording(
+        session.runtime.tokenizer,
+        cfg.tapo if cfg.constructs else None,
+        cfg.trajectories_per_step,
+        max_bytes=int(cfg.rollouts_gib * 2**30),
+    )
+    recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, samples)
     await session.run_loop(loop, make_algorithm(cfg, session.tools), queries.queries, recorder)

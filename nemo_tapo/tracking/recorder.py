@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_tapo.config.sections import TapoConfig
-from nemo_tapo.equations.selection import Zone, classify_zone
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.metrics import CORRECT, ELIGIBLE, LOSS, MIXED_REFLECTION_GROUPS, PAIRS, PARSED, REWARD_MEAN, TIME_STEP
 from nemo_tapo.tracking.progress import Progress, ProgressStage
-from nemo_tapo.tracking.records import (
-    MetricsWriter,
-    TrajectoryWriter,
-    decode_token_pieces,
-    make_skipped_record,
-    make_trajectory_record,
-)
-from nemo_tapo.types import Construction, Row, StepRecord, UpdateResult
+from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter
+from nemo_tapo.tracking.rollout_writer import RolloutWriter
+from nemo_tapo.tracking.step_records import StepRecords
+from nemo_tapo.types import StepRecord
 
 
 @dataclass(frozen=True)
-class TrajectoryRecording:
-    """Settings for recording constructions so that people can read them."""
+class SampleRecording:
+    """Settings for recording what was sampled, so that people can read it."""
 
     tokenizer: Tokenizer
-    tapo: TapoConfig  # n_pos and n_neg decide why a query was not eligible
-    per_step: int | None = None  # maximum number of records per step; None: all
+    tapo: TapoConfig | None  # n_pos and n_neg decide why a query was not eligible; None: nothing is constructed
+    per_step: int | None = None  # maximum number of records per step in trajectories.jsonl; None: all
+    max_bytes: int = 0  # of all rollouts, compressed; 0: they are not recorded
 
 
 class RunRecorder:
-    """Write `metrics.jsonl`, TensorBoard events and, for TAPO, `trajectories.jsonl` into a stage's folder."""
+    """Write `metrics.jsonl`, TensorBoard events and what was sampled into a stage's folder."""
 
     def __init__(
         self,
@@ -40,18 +35,20 @@ class RunRecorder:
         progress: Progress,
         stage: str,
         steps: int,
-        trajectories: TrajectoryRecording | None = None,
+        samples: SampleRecording | None = None,
     ) -> None:
         """Open the folder's files; `stage` is its name in the progress display.
 
-        Without `trajectories` no trajectories are written (supervised stages, GRPO).
+        Without `samples` the metrics alone are written (supervised stages); without `samples.tapo` no trajectories.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.name, self.steps = progress, stage, steps
-        self.recording = trajectories
         self.stage: ProgressStage | None = None
         self.metrics = MetricsWriter(folder)
-        self.trajectories = TrajectoryWriter(folder, trajectories.per_step) if trajectories else None
+        constructs = samples is not None and samples.tapo is not None
+        self.records = StepRecords(samples.tokenizer, samples.tapo) if samples else None
+        self.trajectories = TrajectoryWriter(folder, samples.per_step) if samples and constructs else None
+        self.rollouts = RolloutWriter(folder, samples.max_bytes) if samples and samples.max_bytes else None
 
     def phase(self, text: str) -> None:
         self.progress.set_phase(text)
@@ -61,60 +58,28 @@ class RunRecorder:
 
     def resume(self, step: int) -> None:
         self.metrics.truncate_after(step - 1)
-        if self.trajectories:
-            self.trajectories.truncate_after(step - 1)
+        for writer in (self.trajectories, self.rollouts):
+            if writer:
+                writer.truncate_after(step - 1)
         self.stage = self.progress.start_stage(self.name, self.steps, "step", done=step - 1)
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step and show its numbers."""
         self.metrics.write(record.step, record.metrics)
-        if self.trajectories and self.recording:
-            self.trajectories.write(record.step, make_trajectory_records(record, self.recording))
+        if self.records and (self.trajectories or self.rollouts):
+            queries = self.records.make_query_records(record)
+            if self.rollouts:
+                self.rollouts.write(record.step, queries)
+            if self.trajectories:
+                self.trajectories.write(record.step, self.records.make_trajectory_records(record, queries))
         assert self.stage is not None, "the loop resumes before it steps"
         self.stage.set_note(format_step_summary(record.metrics))
         self.stage.advance()
 
     def close(self) -> None:
-        self.metrics.close()
-        if self.trajectories:
-            self.trajectories.close()
-
-
-def make_trajectory_records(record: StepRecord, recording: TrajectoryRecording) -> list[dict[str, object]]:
-    """Return the trajectory records of a step, in query order.
-
-    They are every pair with its weights and advantage, and every ineligible query with its zone.
-    """
-    weights = collect_weights(record.rows, record.results)
-    advantages = {row.uid: row.advantage for row in record.rows}
-    by_query: dict[str, list[Construction]] = defaultdict(list)
-    for construction in record.experience.constructions:
-        by_query[construction.pair.wrong.query.uid].append(construction)
-    records: list[dict[str, object]] = []
-    for group in record.experience.groups:
-        query_zone = classify_zone(group, recording.tapo.n_pos, recording.tapo.n_neg)
-        if query_zone is not Zone.ELIGIBLE:
-            records.append(make_skipped_record(group, query_zone.value))
-        for construction in by_query[group.query.uid]:
-            uid = construction.pair.uid
-            trained = weights.get(uid, [])
-            pieces = decode_token_pieces(construction.response_ids if trained else (), recording.tokenizer.decode)
-            records.append(make_trajectory_record(construction, pieces, trained, advantages.get(uid)))
-    return records
-
-
-def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:
-    """Return {uid: OTS weights of the row's response tokens}, if the actor returned them.
-
-    Rows are in the order of the updates.
-    """
-    weights: dict[str, list[float]] = {}
-    if len(results) != 1 or results[0].token_weights is None:
-        return weights  # with several updates a row has several weights, so there is no single number to show
-    for i, row in enumerate(rows):
-        values = results[0].token_weights[i, len(row.prompt_ids) : row.length]
-        weights[row.uid] = [float(v) for v in values]
-    return weights
+        for writer in (self.metrics, self.trajectories, self.rollouts):
+            if writer:
+                writer.close()
 
 
 def format_step_summary(metrics: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_tapo.tracking.rollout_store import read_index, read_queries
 from nemo_tapo.utils.run_folder import lock_folder
 from tests.helpers.command import nemo_tapo
 
@@ -168,6 +169,11 @@ def test_sigkill_at_random_points_then_resume_gives_the_same_weights(tmp_path: P
     assert digest(killed) == digest(whole)
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+    for folder in (whole, killed):
+        assert list(read_index(folder).steps) == steps
+    for step in steps:  # every rollout once, with the same texts, rewards and advantages
+        one, other = (list(read_queries(folder, read_index(folder).steps[step])) for folder in (whole, killed))
+        assert one == other and [len(query["rollouts"]) for query in one] == [8, 8, 8, 8]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])

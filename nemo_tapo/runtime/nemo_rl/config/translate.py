@@ -22,7 +22,10 @@ SECTIONS = (
     "filter",
     "judge",
 )  # RunConfig's sections, unchanged under `tapo`
-SCALARS = ("algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "max_bad_rows")
+SCALARS = (
+    "algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "rollouts_gib",
+    "max_bad_rows",
+)  # fmt: skip
 PARTIAL_SECTIONS = {"rollout": ("logprobs",), "loss": ("updates_per_batch", "advantage_eps", "kl_rows")}
 CLUSTER_ONLY = ("plan", "container", "start_timeout", "call_timeout")
 Checked = TypeVar("Checked", bound=BaseModel)

@@ -1,0 +1,124 @@
+"""Write every rollout of a run into `rollouts/` in its folder, compressed and bounded (rollout_store.py reads it)."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_tapo.tracking.rollout_store import (
+    INDEX_FILE,
+    ROLLOUTS_FOLDER,
+    StepPlace,
+    read_index,
+    summarise_query,
+)
+from nemo_tapo.utils.errors import DiskFull
+from nemo_tapo.utils.jsonl import Appender, Record, encode_line
+
+SEGMENTS = 8  # about so many share the bound, so that an eighth is deleted at a time
+COMPRESSION = 6  # of 1 to 9
+
+
+class RolloutWriter:
+    """Appends steps. Opening it removes what a killed run left behind the last step that counts."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Write into `<folder>/rollouts`, at most about `max_bytes` of compressed records.
+
+        A single step may be larger than the bound: the newest segment always stays.
+        """
+        if max_bytes <= 0:
+            raise ValueError(f"max_bytes is {max_bytes}; it must be more than 0.")
+        self._folder, self._max_bytes = folder / ROLLOUTS_FOLDER, max_bytes
+        self._index = Appender(self._folder / INDEX_FILE)
+        self._last = self._discard_uncommitted(folder)
+
+    def write(self, step: int, records: Sequence[Record]) -> None:
+        """Append a step: one record a query, as rollout_store.py describes them.
+
+        Raises ValueError if this step or a later one is there already, DiskFull if there is no room.
+        """
+        if step <= self._index.last_step:
+            raise ValueError(
+                f"{self._folder} has steps up to {self._index.last_step} already, so step {step} cannot be added."
+            )
+        last = self._last
+        begin = last.offset + last.size if last else 0
+        segment = last.segment if last else ""
+        if not segment or begin >= self._max_bytes // SEGMENTS:
+            segment, begin = f"{step:08}.jsonl.gz", 0
+        members, summaries, offset = [], [], begin
+        for record in records:
+            member = _compress({"kind": "query", "step": step, **record})
+            summaries.append({**summarise_query(record), "offset": offset, "bytes": len(member)})
+            members.append(member)
+            offset += len(member)
+        contents = _compress({"kind": "contents", "step": step, "queries": summaries})
+        size = offset + len(contents) - begin
+        try:
+            self._append_bytes(segment, begin, b"".join((*members, contents)))
+            self._last = StepPlace(step, segment, begin, size, len(contents), len(records))
+            place = {"step": step, "segment": segment, "offset": begin, "bytes": size, "contents_bytes": len(contents)}
+            self._index.append([{**place, "queries": len(records), "at": round(time.time(), 3)}])
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            room = f"no room for the rollouts of step {step} in {self._folder}: free some, or lower rollouts_gib"
+            raise DiskFull(error.errno, room) from None
+        self._rotate()
+
+    def truncate_after(self, step: int) -> int:
+        """Drop the steps after `step`, for a resumed run; return how many were dropped."""
+        dropped = self._index.truncate_after(step)
+        self._last = self._discard_uncommitted(self._folder.parent)
+        return dropped
+
+    def close(self) -> None:
+        self._index.close()
+
+    def _append_bytes(self, segment: str, begin: int, data: bytes) -> None:
+        """Write to the disk what the index will say is there; bytes from `begin` on are of no step that counts."""
+        with (self._folder / segment).open("ab") as file:
+            file.truncate(begin)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _rotate(self) -> None:
+        """Delete the oldest segments until the rest is within the bound."""
+        segments = self._list_segments()
+        total = sum(path.stat().st_size for path in segments)
+        for path in segments[:-1]:
+            if total <= self._max_bytes:
+                break
+            total -= path.stat().st_size
+            path.unlink()
+
+    def _discard_uncommitted(self, folder: Path) -> StepPlace | None:
+        """Delete and cut segments to what the index holds; return the place after which the next step is written.
+
+        That is none, and the next step begins a segment, if the last one is gone or shorter than the index says.
+        """
+        steps = list(read_index(folder).steps.values())
+        last = steps[-1] if steps else None
+        whole = False
+        for path in self._list_segments():
+            if last is None or path.name > last.segment:
+                path.unlink()
+            elif path.name == last.segment:
+                whole = path.stat().st_size >= last.offset + last.size
+                if whole:
+                    os.truncate(path, last.offset + last.size)
+        return last if whole else None
+
+    def _list_segments(self) -> list[Path]:
+        """Return the segments, oldest first."""
+        return sorted(self._folder.glob("*.jsonl.gz"))
+
+
+def _compress(record: Record) -> bytes:
+    return gzip.compress(encode_line(record), COMPRESSION, mtime=0)

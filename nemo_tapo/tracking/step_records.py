@@ -1,0 +1,150 @@
+"""Make the records of one step: of every query with its rollouts and pairs, and of these the trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nemo_tapo.config.sections import TapoConfig
+from nemo_tapo.equations.selection import Zone, classify_zone
+from nemo_tapo.interfaces import Tokenizer
+from nemo_tapo.tracking.records import decode_token_pieces, make_skipped_record, make_trajectory_record
+from nemo_tapo.types import Construction, Group, Query, Rollout, Row, StepRecord, UpdateResult
+from nemo_tapo.utils.jsonl import Record
+
+
+class StepRecords:
+    """Makes the records of a run's steps; rollout_store.py and records.py describe them."""
+
+    def __init__(self, tokenizer: Tokenizer, tapo: TapoConfig | None) -> None:
+        """Decode with `tokenizer`; `tapo` has the thresholds of Eq. 3, or is None if nothing is constructed."""
+        self._tokenizer, self._tapo = tokenizer, tapo
+        self._pieces: dict[int, str] = {}  # the text of a token by itself
+
+    def make_query_records(self, record: StepRecord) -> list[Record]:
+        """Return one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
+        weights = collect_weights(record.rows, record.results)
+        advantages = {row.uid: row.advantage for row in record.rows}
+        own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
+
+        def make_pairs(constructions: Sequence[Construction]) -> list[Record]:
+            return [
+                self._make_pair(each, weights.get(each.pair.uid, []), advantages.get(each.pair.uid))
+                for each in constructions
+            ]
+
+        records = []
+        for group, constructions in zip(record.experience.groups, own, strict=True):
+            rollouts = [self._make_rollout(rollout, advantages.get(rollout.uid)) for rollout in group.rollouts]
+            thresholds = {rollout.grade.correct_at for rollout in group.rollouts} - {None}
+            zone = self._find_zone(group)
+            records.append(
+                {
+                    **_describe_query(group.query),
+                    "zone": zone.value if zone else None,
+                    **({"correct_at": thresholds.pop()} if thresholds else {}),
+                    "rollouts": rollouts,
+                    "pairs": make_pairs(constructions),
+                }
+            )
+        for constructions in earlier:
+            query = constructions[0].pair.wrong.query
+            pairs = make_pairs(constructions)
+            records.append({**_describe_query(query), "zone": None, "earlier": True, "rollouts": [], "pairs": pairs})
+        return records
+
+    def make_trajectory_records(self, record: StepRecord, queries: Sequence[Record]) -> list[Record]:
+        """Return every pair with its weights and advantage, and every ineligible query with its zone, in query order.
+
+        queries: what `make_query_records` returned for the same step.
+        """
+        groups = {group.query.uid: group for group in record.experience.groups}
+        records: list[Record] = []
+        for query in queries:
+            if query["zone"] not in (None, Zone.ELIGIBLE.value):
+                records.append(make_skipped_record(groups[query["uid"]], query["zone"]))
+            own = ("ids", "wrong_index", "right_index")
+            records += [{key: value for key, value in pair.items() if key not in own} for pair in query["pairs"]]
+        return records
+
+    def _find_zone(self, group: Group) -> Zone | None:
+        return classify_zone(group, self._tapo.n_pos, self._tapo.n_neg) if self._tapo else None
+
+    def _make_rollout(self, rollout: Rollout, advantage: float | None) -> Record:
+        completion, grade = rollout.completion, rollout.grade
+        scored: Record = {}
+        if completion.logprobs is not None:
+            scored = {"logprobs": list(completion.logprobs), "tokens": self._split(completion.token_ids)}
+        return {
+            "text": completion.text,
+            "ids": list(completion.token_ids),
+            "reward": grade.reward,
+            "correct": grade.correct,
+            "graded": grade.graded,
+            "outcome": grade.outcome,
+            "extracted": grade.answer,
+            "truncated": completion.truncated,
+            "advantage": advantage,
+            "detail": grade.detail,
+            **scored,
+        }
+
+    def _make_pair(self, construction: Construction, weights: Sequence[float], advantage: float | None) -> Record:
+        ids = construction.response_ids if weights else ()
+        pieces = decode_token_pieces(ids, self._tokenizer.decode)
+        return {
+            **make_trajectory_record(construction, pieces, weights, advantage),
+            "ids": list(construction.response_ids),
+            "wrong_index": construction.pair.wrong.index,
+            "right_index": construction.pair.right.index,
+        }
+
+    def _split(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, as `decode_token_pieces` does, but decode a token that was seen only once."""
+        decode = self._tokenizer.decode
+        for token in ids:
+            if token not in self._pieces:
+                self._pieces[token] = decode([token])
+        pieces = [self._pieces[token] for token in ids]
+        return pieces if "".join(pieces) == decode(ids) else decode_token_pieces(ids, decode)
+
+
+def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:
+    """Return {uid: OTS weights of the row's response tokens}, if the actor returned them.
+
+    Rows are in the order of the updates.
+    """
+    weights: dict[str, list[float]] = {}
+    if len(results) != 1 or results[0].token_weights is None:
+        return weights  # with several updates a row has several weights, so there is no single number to show
+    for i, row in enumerate(rows):
+        values = results[0].token_weights[i, len(row.prompt_ids) : row.length]
+        weights[row.uid] = [float(v) for v in values]
+    return weights
+
+
+def _describe_query(query: Query) -> Record:
+    return {
+        "uid": query.uid,
+        "question": query.question,
+        "answer": query.answer,
+        "prompt_ids": list(query.prompt_ids),
+    }
+
+
+def _sort_by_query(
+    groups: Sequence[Group], constructions: Sequence[Construction]
+) -> tuple[list[list[Construction]], list[list[Construction]]]:
+    """Return the constructions of each group, and those of rollouts that are in no group (pipeline: deferred).
+
+    The query of an earlier rollout may be drawn again, so the rollout itself decides and not the query's uid.
+    """
+    places: Mapping[int, int] = {id(r): i for i, group in enumerate(groups) for r in group.rollouts}
+    own: list[list[Construction]] = [[] for _ in groups]
+    earlier: dict[str, list[Construction]] = {}
+    for construction in constructions:
+        wrong = construction.pair.wrong
+        if id(wrong) in places:
+            own[places[id(wrong)]].append(construction)
+        else:
+            earlier.setdefault(wrong.query.uid, []).append(construction)
+    return own, list(earlier.values())
