@@ -387,6 +387,9 @@ class ColdStartConfig(Section):
 
     queries: int | None = Field(1024, gt=0, description="queries sampled from the base, the first ones; null: all")
     samples_per_query: int = Field(8, gt=0)
+    rounds: int = Field(
+        1, ge=1, le=9, description="times it is run: each further one samples and corrects the model of the one before"
+    )
     writer: Literal["model", "endpoint", "oracle"] = Field(
         "oracle", description="who writes the corrections: the model itself, another one, or a generated task's oracle"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +58,12 @@ class Session:
             self.progress.message(sentence)
         self.ungraded.close()
         self.task.close()
+
+    def with_model(self, path: Path) -> Session:
+        """Return this session with another `model.path`; the running parts are shared."""
+        other = copy.copy(self)
+        other.cfg = self.cfg.model_copy(update={"model": self.cfg.model.model_copy(update={"path": path})})
+        return other
 
     @property
     def output(self) -> Path:

@@ -5,6 +5,7 @@
     data.jsonl, examples.jsonl, statistics.json   the data, written when it is complete
     checkpoints/, metrics.jsonl, hf/              the training, on a runtime that trains the cold start
     trained.json                                  the settings that determined it, written after hf/
+    round-1/, ...                                 the same of the rounds before the last (coldstart.rounds)
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from nemo_tapo.stages.coldstart.statistics import compute_statistics, describe_s
 from nemo_tapo.stages.coldstart.writers import check_writer, open_writer
 from nemo_tapo.stages.session import MODEL_FOLDER
 from nemo_tapo.stages.supervised import SupervisedTraining, train_supervised
+from nemo_tapo.train import hand_over_weights
 from nemo_tapo.types import Query
 from nemo_tapo.utils import files
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
 
-TRAINED = "trained.json"
+TRAINED, ROUND = "trained.json", "round-"
 
 
 def check_coldstart_config(cfg: RunConfig) -> None:
@@ -40,6 +42,11 @@ def check_coldstart_config(cfg: RunConfig) -> None:
     if cfg.coldstart.parquet:
         sft_examples.check_parquet()
     if cfg.runtime == "nemo_rl":
+        if cfg.coldstart.rounds > 1:
+            raise ValueError(
+                f"coldstart.rounds = {cfg.coldstart.rounds}: NeMo-RL's SFT trains each round by itself. Leave it at 1, "
+                "and run the command again with policy.model_name set to the trained model."
+            )
         from nemo_tapo.runtime.nemo_rl.sft_recipe import check_recipe
 
         check_recipe(cfg)
@@ -60,10 +67,25 @@ async def coldstart_only(session: Session) -> str | None:
 
 
 async def run_coldstart(session: Session, folder: Path) -> Path:
-    """Run the cold start. Return the Hugging Face directory of its model, which the actor then holds.
+    """Run the cold start's rounds. Return the Hugging Face directory of the last model, which the actor then holds.
 
-    Raises ValueError if the folder holds data or a model made with other settings.
+    Every round samples from the model of the round before, corrects these answers, and trains that model on.
+    Raises ValueError if a folder holds data or a model made with other settings.
     """
+    for number in range(1, session.cfg.coldstart.rounds):
+        earlier = folder / f"{ROUND}{number}"
+        if (folder / MODEL_FOLDER).is_dir() and (earlier / MODEL_FOLDER).is_dir():
+            require_same_training(session.cfg, earlier)  # all is done: the engine need not be told of this model
+        else:
+            session.progress.message(f"cold start, round {number} of {session.cfg.coldstart.rounds}")
+            await run_round(session, earlier)
+            await hand_over_weights(session.runtime)
+        session = session.with_model(earlier / MODEL_FOLDER)
+    return await run_round(session, folder)
+
+
+async def run_round(session: Session, folder: Path) -> Path:
+    """Run one round in `folder`, from the session's model, which engine and actor hold. Return its model."""
     result, file = folder / MODEL_FOLDER, folder / sft_examples.DATA_FILE
     if result.is_dir():
         require_same_training(session.cfg, folder)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.evaluation.model_files import get_model_identity
 from nemo_tapo.runtime.scripted_runtime import SYNTHESIS_PATTERN
 from nemo_tapo.stages.coldstart.base_samples import StoredGroups
 from nemo_tapo.tasks import arithmetic
@@ -188,6 +189,44 @@ def test_a_lost_data_file_is_made_anew_from_what_is_on_disk(whole: Path, tmp_pat
         assert call(folder, *endpoint(served.url))[0] == 0
         assert len(served.requests) == before
     assert (folder / DATA).read_bytes() == (whole / DATA).read_bytes()
+
+
+# ----------------------------------------------------------------------------- rounds
+
+
+def test_a_second_round_starts_from_the_model_of_the_first(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert call(one)[0] == 0
+    code, errors = call(two, "coldstart.rounds=2")
+    assert code == 0, errors
+    first, weights = two / "round-1", "hf/model.safetensors"
+    assert (first / weights).read_bytes() == (one / weights).read_bytes() != (two / weights).read_bytes()
+    identity = [json.loads((f / "samples" / "settings.json").read_text())["model"] for f in (one, first, two)]
+    assert identity[0] == identity[1] == get_model_identity(Path("assets/tiny-base"))
+    assert identity[2] == get_model_identity(first / "hf")
+    for folder in (first, two):  # each round samples and corrects anew
+        assert len(rows(folder / SAMPLES)) == 24 and rows(folder / CORRECTIONS)
+    code, errors = call(two, "coldstart.rounds=2")
+    assert code == 0 and "sampling" not in errors
+    code, errors = call(two)
+    assert code == 2 and "model" in errors  # the folder's data is of the second round
+
+
+def test_killed_in_the_second_round_it_ends_like_an_undisturbed_run(tmp_path: Path) -> None:
+    with server() as served:
+        assert call(tmp_path / "whole", "coldstart.rounds=2", *endpoint(served.url))[0] == 0
+    folder = tmp_path / "run"
+    with server(slow=0.05) as served:
+        process = start(folder, "coldstart.rounds=2", *endpoint(served.url, concurrency=2))
+        wait_for(folder / CORRECTIONS, 3, process)
+        process.kill()
+        process.communicate()
+    assert not (folder / "hf").exists()
+    with server() as served:
+        code, errors = call(folder, "coldstart.rounds=2", *endpoint(served.url))
+    assert code == 0, errors
+    for name in (DATA, "hf/model.safetensors", "round-1/hf/model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 # ----------------------------------------------------------------------------- bad endpoints, bad files
