@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_tapo.commands import folders, grade, judge, sweep
+from nemo_tapo.commands import folders, grade, judge, replay, sweep
 from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
@@ -233,6 +233,12 @@ COMMANDS = {
     ),
     "show": Command(
         "a run's trajectories in the terminal", folders.run_show, folders.add_show_arguments, takes_config=False
+    ),
+    "replay": Command(
+        "compute a step again from a run's records and compare; exit code 1 where they differ",
+        replay.replay,
+        replay.add_arguments,
+        takes_config=False,
     ),
 }
 

@@ -81,6 +81,11 @@ class RunConfig(Section):
         description="every rollout is kept, compressed, in <output>/rollouts: at most so many GiB, the oldest are "
         "deleted first; 0 keeps none",
     )
+    record_groups: bool = Field(
+        True,
+        description="write groups.jsonl: rewards, lengths and advantages of every rollout and construction, without "
+        "text, from which `nemo-tapo replay` computes a step again",
+    )
     max_bad_rows: float = Field(0.01, ge=0, le=1, description="share of malformed data rows that stops the run")
     task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()

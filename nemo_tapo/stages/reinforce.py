@@ -39,5 +39,5 @@ async def reinforce(session: Session, model: Path) -> None:
         cfg.trajectories_per_step,
         max_bytes=int(cfg.rollouts_gib * 2**30),
     )
-    recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, samples)
+    recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, samples, cfg.record_groups)
     await session.run_loop(loop, make_algorithm(cfg, session.tools), queries.queries, recorder)

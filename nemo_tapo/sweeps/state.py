@@ -19,7 +19,8 @@ FAILURE_FILE, LOG_FILE, LOCK_FILE = "failed.json", "sweep.log", "sweep.lock"
 
 # Settings that do not change a run's numbers, and sizes that may be raised later.
 IGNORED_KEYS = (
-    "output", "parts", "pipeline", "trajectories_per_step", "rollouts_gib", "max_bad_rows", "engine_gap_bound",
+    "output", "parts", "pipeline", "trajectories_per_step", "rollouts_gib", "record_groups", "max_bad_rows",
+    "engine_gap_bound",
     "rollout.logprobs", "evaluation.runs", "evaluation.samples",
 )  # fmt: skip
 TRAINING_SETTINGS = ("steps", "algorithm", "rollout.", "tapo.", "loss.", "optimizer.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.metrics import CORRECT, ELIGIBLE, LOSS, MIXED_REFLECTION_GROUPS, PAIRS, PARSED, REWARD_MEAN, TIME_STEP
+from nemo_tapo.tracking.group_records import GroupWriter
 from nemo_tapo.tracking.progress import Progress, ProgressStage
 from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter
 from nemo_tapo.tracking.rollout_writer import RolloutWriter
@@ -36,10 +37,12 @@ class RunRecorder:
         stage: str,
         steps: int,
         samples: SampleRecording | None = None,
+        groups: bool = False,
     ) -> None:
         """Open the folder's files; `stage` is its name in the progress display.
 
         Without `samples` the metrics alone are written (supervised stages); without `samples.tapo` no trajectories.
+        `groups` asks for groups.jsonl.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.name, self.steps = progress, stage, steps
@@ -49,6 +52,7 @@ class RunRecorder:
         self.records = StepRecords(samples.tokenizer, samples.tapo) if samples else None
         self.trajectories = TrajectoryWriter(folder, samples.per_step) if samples and constructs else None
         self.rollouts = RolloutWriter(folder, samples.max_bytes) if samples and samples.max_bytes else None
+        self.groups = GroupWriter(folder) if groups else None
 
     def phase(self, text: str) -> None:
         self.progress.set_phase(text)
@@ -58,7 +62,7 @@ class RunRecorder:
 
     def resume(self, step: int) -> None:
         self.metrics.truncate_after(step - 1)
-        for writer in (self.trajectories, self.rollouts):
+        for writer in (self.trajectories, self.rollouts, self.groups):
             if writer:
                 writer.truncate_after(step - 1)
         self.stage = self.progress.start_stage(self.name, self.steps, "step", done=step - 1)
@@ -72,12 +76,14 @@ class RunRecorder:
                 self.rollouts.write(record.step, queries)
             if self.trajectories:
                 self.trajectories.write(record.step, self.records.make_trajectory_records(record, queries))
+        if self.groups:
+            self.groups.write(record)
         assert self.stage is not None, "the loop resumes before it steps"
         self.stage.set_note(format_step_summary(record.metrics))
         self.stage.advance()
 
     def close(self) -> None:
-        for writer in (self.metrics, self.trajectories, self.rollouts):
+        for writer in (self.metrics, self.trajectories, self.rollouts, self.groups):
             if writer:
                 writer.close()
 

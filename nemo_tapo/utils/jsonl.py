@@ -50,10 +50,11 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
-def read_lines(path: Path) -> Lines:
+def read_lines(path: Path, skip_damaged: bool = False) -> Lines:
     """Read every object of a JSONL file; a file that does not exist holds none.
 
-    Raises ValueError if a line other than the last is no JSON object: the file was damaged, not cut short.
+    Raises ValueError if a line other than the last is no JSON object: the file was damaged, not cut short. With
+    `skip_damaged` such a line is left out and named in the notes.
     """
     if not path.exists():
         return Lines(())
@@ -65,6 +66,8 @@ def read_lines(path: Path) -> Lines:
             rows.append(row)
         elif last:
             notes.append(f"{path.name}: the last line ({number}) is half-written and was left out.")
+        elif skip_damaged:
+            notes.append(f"{path.name}: line {number} is damaged (no JSON object) and was left out.")
         else:
             raise ValueError(f"{path}: line {number} is not a JSON object; the file is damaged.")
     return Lines(tuple(rows), tuple(notes))

@@ -24,7 +24,7 @@ SECTIONS = (
 )  # RunConfig's sections, unchanged under `tapo`
 SCALARS = (
     "algorithm", "output", "parts", "pipeline", "engine_gap_bound", "trajectories_per_step", "rollouts_gib",
-    "max_bad_rows",
+    "record_groups", "max_bad_rows",
 )  # fmt: skip
 PARTIAL_SECTIONS = {"rollout": ("logprobs",), "loss": ("updates_per_batch", "advantage_eps", "kl_rows")}
 CLUSTER_ONLY = ("plan", "container", "start_timeout", "call_timeout")
