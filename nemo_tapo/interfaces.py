@@ -75,6 +75,8 @@ class Task(Protocol):
 
     synthesis_prompt: str  # template with {question}, {wrong}, {reference}
     full_prompt: str  # the same for a whole new solution (tapo.full_reconstruction, Table 3)
+    quoting_prompt: str  # as synthesis_prompt, with an analysis that names the wrong step (tapo.prefix: prefilled)
+    error_quote: str  # regular expression whose group is the wrong step that an analysis names
 
     def train_queries(self) -> Sequence[Query]:
         """Return the training set, in a fixed order; `prompt_ids` still empty."""

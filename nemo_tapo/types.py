@@ -108,6 +108,7 @@ class Request:
     temperature: float = 1.0
     top_p: float = 1.0
     logprobs: bool = False  # also return the log-probability of every sampled token
+    stop: str | None = None  # a text that ends the completion, as EOS does; it is the end of its text
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class Completion:
     True
     """
 
-    token_ids: tuple[int, ...]  # without the prompt; ends with EOS when finished
+    token_ids: tuple[int, ...]  # without the prompt; ends with EOS, or with the token that completes `Request.stop`
     text: str  # decoded, special tokens left out
-    truncated: bool  # stopped by the length limit, not by EOS
+    truncated: bool  # stopped by the length limit, not by EOS or `Request.stop`
     logprobs: tuple[float, ...] | None = None  # nats, one a token, of the distribution sampled from
 
 
@@ -289,7 +290,8 @@ class Construction:
     kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
     response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
     request_ids: tuple[int, ...] = ()  # the synthesis prompt as the policy read it
-    answer_ids: tuple[int, ...] = ()  # `raw` as it was sampled
+    answer_ids: tuple[int, ...] = ()  # `raw` as it was sampled, a prefilled prefix included
+    decoded_tokens: int = 0  # of them, those that the engine decoded
     grade: Grade | None = None
     kept_steps: int = 0  # whole steps of the wrong response that the reconstruction keeps
 

@@ -9,7 +9,6 @@ import re
 
 _STEP_END = re.compile(r"[.!?。！？](?=\s)|\n|\Z")  # noqa: RUF001  full-width marks are meant
 _LEAST_WORDS = 2  # "1." and "Wait." begin a sentence, they are none
-_QUOTED_ERROR = re.compile(r"<error>(.*?)</error>", re.DOTALL)
 
 
 def find_step_ends(text: str) -> list[int]:
@@ -66,15 +65,29 @@ def count_kept_steps(reconstruction: str, wrong: str, shared: int) -> int:
     return sum(keeps_through(reconstruction, shared, end) for end in find_step_ends(wrong))
 
 
-def find_quoted_error(analysis: str, wrong: str) -> int | None:
-    r"""Return where in `wrong` the step ends that the analysis quotes between <error> and </error>.
+def read_quote(analysis: str, error_quote: str) -> str | None:
+    """Return the step that an analysis names as wrong; None if it names none or several.
 
-    None without a quote, or if it is not found exactly once.
+    `error_quote`: regular expression whose group is the step (`Task.error_quote`).
 
-    >>> find_quoted_error("It says <error>47+38=75</error>.", "47+38=75\n75-19=56")
-    8
+    >>> read_quote("It says <error> 47+38=75 </error>.", r"(?s)<error>(.*?)</error>")
+    '47+38=75'
     """
-    quotes = [quote.strip() for quote in _QUOTED_ERROR.findall(analysis)]
-    if len(quotes) != 1 or not quotes[0] or wrong.count(quotes[0]) != 1:
-        return None
-    return wrong.index(quotes[0]) + len(quotes[0])
+    quotes = [quote.strip() for quote in re.findall(error_quote, analysis)]
+    return quotes[0] if len(quotes) == 1 and quotes[0] else None
+
+
+def find_quoted_step(quote: str, wrong: str) -> int | None:
+    r"""Return where in `wrong` the step ends that holds the quote's end; None if the quote is not there exactly once.
+
+    White space may differ: where the quote is not found as it stands, any white space matches any other.
+
+    >>> find_quoted_step("47+38", "47+38=75\n75-19=56")
+    8
+    >>> find_quoted_step("That is\n6.", "Add 2 and 3. That is  6. So 6.")
+    24
+    """
+    found = [wrong.find(quote) + len(quote)] if wrong.count(quote) == 1 else []
+    if quote not in wrong:
+        found = [match.end() for match in re.finditer(r"\s+".join(map(re.escape, quote.split())), wrong)]
+    return next((end for end in find_step_ends(wrong) if end >= found[0]), None) if len(found) == 1 else None

@@ -14,10 +14,12 @@ from typing import Literal
 from nemo_tapo.algorithms.reasoning_steps import (
     count_kept_steps,
     find_last_step,
-    find_quoted_error,
+    find_quoted_step,
     keeps_through,
+    read_quote,
 )
 from nemo_tapo.interfaces import Tokenizer
+from nemo_tapo.tasks.prompts import ERROR_QUOTE
 from nemo_tapo.types import Completion, Construction, Pair
 
 # Why a pair gives no training row. Counted each step; parsed + dropped = pairs.
@@ -25,6 +27,8 @@ DROP_REASONS = (
     "prompt_too_long",  # the synthesis prompt and its answer do not fit the context; never truncated
     "truncated",  # the answer was cut off by the length limit
     "no_analysis",  # no well-formed <analysis>
+    "no_quote",  # tapo.prefix: prefilled, and the analysis names no wrong step, or several
+    "quote_not_found",  # the step that it names is not in the wrong response exactly once
     "no_reconstruction",  # no well-formed <reconstruction>
     "several_reconstructions",
     "wrong_order",  # the reconstruction comes before the analysis
@@ -52,6 +56,8 @@ class ReflectionRules:
     min_kept_share: float = 0.0
     keep_error: bool = True  # the wrong response must be kept through its first wrong step
     full_reconstruction: bool = False  # Table 3: nothing is anchored
+    error_quote: str = ERROR_QUOTE  # how an analysis names the wrong step (`Task.error_quote`)
+    must_quote: bool = False  # the analysis must name it (tapo.prefix: prefilled)
     max_row_tokens: int = 1 << 30
 
 
@@ -184,14 +190,14 @@ def anchor_prefix(
     """
     shared = reconstruction[: common_prefix_length(reconstruction, wrong_text)]
     ids = [i for i in wrong_ids if i != tokenizer.eos_id]
-    kept = _tokens_within(ids, shared, tokenizer)
+    kept = count_tokens_within(ids, shared, tokenizer)
     kept_text = tokenizer.decode(ids[:kept])
     rest = tokenizer.encode(reconstruction[len(kept_text) :])
     return (*ids[:kept], *rest, tokenizer.eos_id), kept, len(kept_text)
 
 
-def _tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:
-    """Return the largest n such that the text of ids[:n] is a prefix of `shared`.
+def count_tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:
+    """Count the first `ids` that lie wholly within a text: the largest n so that `shared` begins with that of ids[:n].
 
     Bisection: longer prefixes have longer texts. A prefix that ends inside a multi-byte character decodes to a
     replacement character and so fits nowhere; stepping back from the bisection's answer handles that.
@@ -216,12 +222,14 @@ def make_construction(
     """Make an ungraded Construction, or a dropped one, of the answer to a pair's synthesis prompt.
 
     `error_end`: where the first wrong step of the wrong response ends, in characters, if that is known. Otherwise a
-    step that the analysis quotes between <error> and </error> counts, and one whole step has to be kept in any case:
-    a row whose mistake is not the policy's own would teach it to make mistakes up.
+    step that the analysis names (`rules.error_quote`) counts, and one whole step has to be kept in any case: a row
+    whose mistake is not the policy's own would teach it to make mistakes up.
     """
     wrong = pair.wrong.text
     lead = wrong[: len(wrong) - len(wrong.lstrip())]
     parsed = parse_answer(completion.text, completion.truncated, rules.leak_words, wrong[len(lead) :])
+    if rules.must_quote and parsed.dropped in (None, "no_reconstruction"):
+        parsed = replace(parsed, dropped=find_quote_fault(parsed.analysis, wrong, rules.error_quote) or parsed.dropped)
     if parsed.dropped:
         return Construction(pair, parsed.dropped, completion.text, parsed.analysis, parsed.reconstruction)
     if rules.full_reconstruction:
@@ -247,6 +255,18 @@ def make_construction(
     return replace(made, dropped=_find_drop_reason(made, shared, rules, error_end))
 
 
+def find_quote_fault(analysis: str, wrong: str, error_quote: str) -> str | None:
+    """Return why the wrong step that an analysis should name is not known; None if it is.
+
+    >>> find_quote_fault("<error>1+1=3</error>", "1+1=2", ERROR_QUOTE)
+    'quote_not_found'
+    """
+    quote = read_quote(analysis, error_quote)
+    if quote is None:
+        return "no_quote"
+    return "quote_not_found" if find_quoted_step(quote, wrong) is None else None
+
+
 def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, error_end: int | None) -> str | None:
     """Return why a construction that parsed gives no row; None if it gives one."""
     wrong = made.pair.wrong
@@ -254,7 +274,8 @@ def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, e
         if made.kept_share < rules.min_kept_share:
             return "too_little_kept"
         if error_end is None:
-            error_end = find_quoted_error(made.analysis, wrong.text)
+            quote = read_quote(made.analysis, rules.error_quote)
+            error_end = None if quote is None else find_quoted_step(quote, wrong.text)
         kept = error_end is None or keeps_through(made.reconstruction, shared, error_end)
         if rules.keep_error and not (kept and made.kept_steps):
             return "error_not_kept"
@@ -265,7 +286,7 @@ def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, e
 
 def count_tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
     """Count the `ids`, whose text is `kept`, that lie wholly before its last step."""
-    return _tokens_within(ids, kept[: find_last_step(kept)], tokenizer)
+    return count_tokens_within(ids, kept[: find_last_step(kept)], tokenizer)
 
 
 def count_tokens_without_loss(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nemo_tapo.algorithms import reflection
+from nemo_tapo.algorithms.prefilled import Answer, answer_with_prefix
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Task
@@ -22,7 +23,11 @@ from nemo_tapo.utils.seeding import seed_from
 
 def choose_synthesis_template(cfg: RunConfig, task: Task) -> str:
     """Return the prompt that asks for a construction: `tapo.prompt`, else the task's for the kind that is wanted."""
-    return cfg.tapo.prompt or (task.full_prompt if cfg.tapo.full_reconstruction else task.synthesis_prompt)
+    if cfg.tapo.prompt is not None:
+        return cfg.tapo.prompt
+    if cfg.tapo.full_reconstruction:
+        return task.full_prompt
+    return task.quoting_prompt if cfg.tapo.prefix == "prefilled" else task.synthesis_prompt
 
 
 class Synthesis:
@@ -36,6 +41,8 @@ class Synthesis:
             min_kept_share=cfg.tapo.min_kept_share,
             keep_error=cfg.tapo.keep_error,
             full_reconstruction=cfg.tapo.full_reconstruction,
+            error_quote=tools.task.error_quote,
+            must_quote=cfg.tapo.prefix == "prefilled",
             max_row_tokens=cfg.model.max_length,
         )
 
@@ -51,9 +58,25 @@ class Synthesis:
             max_tokens=self.cfg.tapo.max_tokens,
             temperature=self.cfg.tapo.temperature,
         )
-        completion = await self.tools.generator.generate(request)
-        construction = await self.grade_answer(pair, completion)
-        return replace(construction, request_ids=prompt_ids, answer_ids=completion.token_ids)
+        answer = await self.ask(pair, request, step)
+        construction = await self.grade_answer(pair, answer.completion)
+        return replace(
+            construction,
+            request_ids=prompt_ids,
+            answer_ids=answer.completion.token_ids,
+            decoded_tokens=answer.decoded_tokens,
+        )
+
+    async def ask(self, pair: Pair, request: Request, step: int) -> Answer:
+        """Let the policy answer the synthesis prompt, in one request or with the kept prefix given to it."""
+        generate = self.tools.generator.generate
+        if self.cfg.tapo.prefix == "copied":
+            completion = await generate(request)
+            return Answer(completion, len(completion.token_ids))
+        seed = seed_from(self.cfg.seed, "continuation", step, pair.uid)
+        return await answer_with_prefix(
+            pair.wrong, request, seed, generate, self.tools.tokenizer, self.rules.error_quote
+        )
 
     def parse_answer(self, pair: Pair, completion: Completion) -> Construction:
         """Parse and anchor an answer to the pair's synthesis prompt; the task says where the error is, if it can."""

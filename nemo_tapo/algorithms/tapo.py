@@ -176,7 +176,7 @@ class TAPO(GRPO):
             BEYOND: zones[Zone.BEYOND],
             **counts,
             **({WAITING: len(experience.waiting)} if self.cfg.deferred else {}),
-            TOKENS_SYNTHESISED: sum(len(c.answer_ids) for c in experience.constructions),
+            TOKENS_SYNTHESISED: sum(c.decoded_tokens for c in experience.constructions),
             CONSTRUCTED_ROWS: constructed,
             REMOVED_NEGATIVES: counts[PARSED] - constructed,  # by `negatives: false`, or likelihood
             REFLECTION_GROUPS: len(groups),

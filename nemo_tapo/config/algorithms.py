@@ -93,10 +93,10 @@ def check_construction(cfg: Settings) -> None:
             "tapo.decoupled = false leaves no reflection group: tapo.uniform_group and tapo.reflection_baseline "
             "would change nothing; leave them out."
         )
-    if t.full_reconstruction and (t.prefix_loss != "all" or t.min_kept_share > 0):
+    if t.full_reconstruction and (t.prefix_loss != "all" or t.min_kept_share > 0 or t.prefix != "copied"):
         raise ValueError(
-            "tapo.full_reconstruction keeps no prefix: tapo.prefix_loss and tapo.min_kept_share would change "
-            "nothing; leave them out."
+            "tapo.full_reconstruction keeps no prefix: tapo.prefix, tapo.prefix_loss and tapo.min_kept_share would "
+            "change nothing; leave them out."
         )
 
 

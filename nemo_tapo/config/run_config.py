@@ -41,6 +41,7 @@ _OFF: dict[str, Any] = {
     "loss.ratio": "token",
     "loss.surrogate": "clipped",
     "rollout.overlong": "keep",
+    "tapo.prefix": "copied",
 }
 # how a judge is reached, where its answers are kept, how many processes grade: these may change under a run
 _ACCESS = re.compile(

@@ -285,6 +285,11 @@ class TapoConfig(Section):
         ("reference", "correct solution"), description="a reconstruction with one of these is dropped as a leak"
     )
     min_kept_share: float = Field(0.0, ge=0, le=1, description="least share of the wrong response preserved")
+    prefix: Literal["copied", "prefilled"] = Field(
+        "copied",
+        description="copied: the policy writes the wrong response again up to the error (the paper); prefilled: it "
+        "names the wrong step, and the reconstruction begins with the wrong rollout's own tokens",
+    )
     keep_error: bool = Field(
         True,
         description="drop a construction that changes the wrong response before the end of its first wrong step, or "

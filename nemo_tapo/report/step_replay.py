@@ -108,7 +108,7 @@ class _Step:
 class _NoTask:
     """Stands in for what only sampling needs."""
 
-    synthesis_prompt = full_prompt = ""
+    synthesis_prompt = full_prompt = quoting_prompt = error_quote = ""
 
 
 def replay_step(cfg: RunConfig, recorded: RecordedStep) -> Replay:

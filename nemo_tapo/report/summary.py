@@ -36,6 +36,8 @@ OUTCOME_MEANINGS = {
     "dropped:prompt_too_long": "the synthesis prompt and its answer did not fit the context",
     "dropped:truncated": "the policy's answer was cut off by the length limit",
     "dropped:no_analysis": "no well-formed <analysis> in the policy's answer",
+    "dropped:no_quote": "the analysis names no wrong step, or several (tapo.prefix: prefilled)",
+    "dropped:quote_not_found": "the step that the analysis names is not in the wrong response exactly once",
     "dropped:no_reconstruction": "no well-formed <reconstruction> in the policy's answer",
     "dropped:several_reconstructions": "more than one <reconstruction> in the policy's answer",
     "dropped:wrong_order": "the reconstruction stands before the analysis",

@@ -28,8 +28,8 @@ from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 SCRIPTED_MARKER = "scripted"  # this file in an exported folder says that the weights are of this module's small model
 Script = Callable[[str, Request], str]  # (prompt text, request) -> response text
-SYNTHESIS_PATTERN = re.compile(
-    r"Question:\n(.*)\nWrong answer:\n(.*)\nRight answer:\n(.*)\nFind the first.*", re.DOTALL
+SYNTHESIS_PATTERN = re.compile(  # the last group is an answer that has been begun
+    r"Question:\n(.*)\nWrong answer:\n(.*)\nRight answer:\n(.*)\nFind the first[^.]*\.(.*)", re.DOTALL
 )
 
 
@@ -69,7 +69,7 @@ class ScriptedGenerator:
         self.weight_updates = 0
 
     async def generate(self, request: Request) -> Completion:
-        """Return the script's answer, cut to `request.max_tokens`."""
+        """Return the script's answer, ended by `request.stop` and cut to `request.max_tokens`."""
         self.request_uids.append(request.uid)
         for _ in range(request.seed % 61):  # let other requests run; how long depends on the seed
             await asyncio.sleep(0)
@@ -78,7 +78,10 @@ class ScriptedGenerator:
     def answer(self, request: Request) -> Completion:
         """Return the script's answer at once."""
         text = self.script(self.tokenizer.decode(request.prompt_ids), request)
-        ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
+        if request.stop is not None and request.stop in text:
+            ids = self.tokenizer.encode(text[: text.index(request.stop) + len(request.stop)])
+        else:
+            ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
         truncated = len(ids) > request.max_tokens
         ids = ids[: request.max_tokens]
         return Completion(ids, self.tokenizer.decode(ids), truncated)
@@ -210,11 +213,10 @@ def arithmetic_script(prompt: str, request: Request) -> str:
     draw = random.Random(request.seed)
     if "Wrong answer:" not in prompt:
         return arithmetic.write_solution(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
-    question, wrong, reference = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
+    question, wrong, reference, begun = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
     fixed = arithmetic.write_correction(arithmetic.parse_question(question), wrong, request.seed)
     kind = draw.choice(("good", "good", "good", "wrong", "malformed"))
     if fixed is None or kind == "malformed":
         return f"<analysis>It is wrong.</analysis>\n<reconstruction>{reference}"
-    if kind == "wrong":
-        return fixed.text.replace("\\boxed{", "\\boxed{1")
-    return fixed.text
+    answer = fixed.text.removeprefix(begun) if fixed.text.startswith(begun) else "</reconstruction>"
+    return answer.replace("\\boxed{", "\\boxed{1") if kind == "wrong" else answer

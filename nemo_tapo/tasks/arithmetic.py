@@ -41,6 +41,7 @@ _HELD_OUT_SEED = 20_260_618
 _MATERIAL = "Question:\n{question}\nWrong answer:\n{wrong}\nRight answer:\n{reference}\n"
 SYNTHESIS_PROMPT = _MATERIAL + "Find the first mistake, then correct it."
 FULL_PROMPT = _MATERIAL + "Find the first mistake, then answer the question."  # keeps nothing (Table 3)
+ERROR_QUOTE = r"(?m)^(.+) is wrong, "  # how `mark_lines` names the wrong line
 
 _QUESTION = re.compile(r"([0-9]+)((?:\n[a-h]: [+-][0-9]+)+)")
 _STEP = re.compile(r"([a-h]): ([0-9]+)([+-])([0-9]+)=(-?[0-9]+)")

@@ -16,6 +16,7 @@ class ArithmeticTask:
 
     synthesis_prompt = arithmetic.SYNTHESIS_PROMPT
     full_prompt = arithmetic.FULL_PROMPT
+    quoting_prompt, error_quote = synthesis_prompt, arithmetic.ERROR_QUOTE
 
     def __init__(self, cfg: ArithmeticConfig, seed: int) -> None:
         self.cfg, self.seed = cfg, seed

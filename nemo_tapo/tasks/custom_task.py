@@ -13,7 +13,7 @@ from typing import Any
 from nemo_tapo.config.sections import TaskConfig
 from nemo_tapo.grading.calls import FunctionSpec, is_asynchronous, make_object, require_two_arguments
 from nemo_tapo.grading.user_grader import UserGrader, call_here
-from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
+from nemo_tapo.tasks.prompts import ERROR_QUOTE, FULL_PROMPT, QUOTING_PROMPT, SYNTHESIS_PROMPT
 from nemo_tapo.types import Grade, Provenance, Query
 from nemo_tapo.utils.user_code import describe_error, hash_code, load_object
 
@@ -38,6 +38,8 @@ class CustomTask:
         require_two_arguments(self.made.grade, spec, "grade(query, response)")
         self.synthesis_prompt = str(getattr(self.made, "synthesis_prompt", SYNTHESIS_PROMPT))
         self.full_prompt = str(getattr(self.made, "full_prompt", FULL_PROMPT))
+        self.quoting_prompt = str(getattr(self.made, "quoting_prompt", QUOTING_PROMPT))
+        self.error_quote = str(getattr(self.made, "error_quote", ERROR_QUOTE))
         self._deadline = cfg.grading.deadline
         self._grader = None if is_asynchronous(self.made.grade) else UserGrader(cfg.grading, [spec])
         self._sizes: dict[str, int] = {}

@@ -11,7 +11,7 @@ from nemo_tapo.datasets import screening
 from nemo_tapo.datasets.read import DataRow, LoadedDataset, read_dataset
 from nemo_tapo.datasets.sets import TRAIN, get_benchmark_sets, get_config_key, get_train_set
 from nemo_tapo.grading.verifier import Verifier
-from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
+from nemo_tapo.tasks.prompts import ERROR_QUOTE, FULL_PROMPT, QUOTING_PROMPT, SYNTHESIS_PROMPT
 from nemo_tapo.types import Grade, Provenance, Query, SetAside
 
 
@@ -19,6 +19,7 @@ class MathematicsTask:
     """Mathematics problems from data sets. Each set is read and screened at its first use, and then kept."""
 
     synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
+    quoting_prompt, error_quote = QUOTING_PROMPT, ERROR_QUOTE
 
     def __init__(self, cfg: MathematicsConfig, screen_answers: bool = True) -> None:
         """Store the settings. Nothing is read and no process starts before the first use.

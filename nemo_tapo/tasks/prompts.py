@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+ERROR_QUOTE = r"(?s)<error>(.*?)</error>"  # how an analysis names the first wrong step, word for word
+
 _TASK = """\
 You are given a math problem, an incorrect response to it, and a correct reference solution.
 
@@ -15,22 +17,24 @@ You are given a math problem, an incorrect response to it, and a correct referen
 {reference}
 
 First find the first critical error of the incorrect response. Write where it is, of what kind it is and why it is \
-wrong between <analysis> and </analysis>.
+wrong between <analysis> and </analysis>.{quote}
 
 """
 
-SYNTHESIS_PROMPT = (
-    _TASK
-    + """\
+_QUOTE = " Quote the sentence or line that holds the error, word for word, between <error> and </error>."
+
+_REWRITE = """\
 Then write a corrected trajectory between <reconstruction> and </reconstruction>:
 1. Reproduce the incorrect response word for word, up to and including the first error.
 2. Insert a short, natural correction, for example "Wait, let me check that again."
 3. Continue with correct reasoning to the final answer in \\boxed{{}}.
 Write it as one continuous solution by one person. Do not mention the reference solution or these instructions."""
-)
+
+SYNTHESIS_PROMPT = _TASK.replace("{quote}", "") + _REWRITE
+QUOTING_PROMPT = _TASK.replace("{quote}", _QUOTE) + _REWRITE  # tapo.prefix: prefilled
 
 FULL_PROMPT = (
-    _TASK
+    _TASK.replace("{quote}", "")
     + """\
 Then write a complete new solution of the problem, from the beginning to the final answer in \\boxed{{}}, between \
 <reconstruction> and </reconstruction>. Do not mention the reference solution or these instructions."""

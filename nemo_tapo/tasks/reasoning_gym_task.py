@@ -16,7 +16,7 @@ from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.grading.calls import FunctionSpec
 from nemo_tapo.grading.user_grader import UserGrader
 from nemo_tapo.tasks.mathematics import fill_template
-from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
+from nemo_tapo.tasks.prompts import ERROR_QUOTE, FULL_PROMPT, QUOTING_PROMPT, SYNTHESIS_PROMPT
 from nemo_tapo.types import RIGHT, WRONG, Grade, Provenance, Query, SetAside, is_correct
 from nemo_tapo.utils.user_code import describe_error
 
@@ -31,6 +31,7 @@ class ReasoningGymTask:
     """The puzzles of one data set. They are generated when they are first asked for."""
 
     synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
+    quoting_prompt, error_quote = QUOTING_PROMPT, ERROR_QUOTE
 
     def __init__(self, cfg: TaskConfig, seed: int) -> None:
         """Prepare the scoring. Raises ValueError with a sentence if the package or the data set is not there."""

@@ -24,6 +24,7 @@ class RewardedTask:
         """Load the functions. Raises ValueError with a sentence for one that cannot be used."""
         self.task, self.rewards = task, cfg.all_rewards
         self.synthesis_prompt, self.full_prompt = task.synthesis_prompt, task.full_prompt
+        self.quoting_prompt, self.error_quote = task.quoting_prompt, task.error_quote
         specs = {name: make_spec(cfg, name) for name, each in self.rewards.items() if each.target is not None}
         self._numbers = {name: number for number, name in enumerate(specs)}
         self._grader = UserGrader(cfg.grading, list(specs.values()))

@@ -4,13 +4,13 @@
      "tokens": [17, 17, ...], "truncated": [], "advantages": [-1.0, 1.0, ...]}
     {"step": 3, "kind": "construction", "uid": "7_reflected/0", "prompt": 12, "wrong": 0, "right": 3, "dropped": null,
      "reward": 1.0, "outcome": "right", "tokens": 51, "kept_tokens": 9, "valid_tokens": 0, "kept_share": 0.5,
-     "kept_steps": 1, "request": 80, "answer": 66, "advantage": 0.577, "weight_sum": 49.2}
+     "kept_steps": 1, "request": 80, "answer": 66, "decoded": 66, "advantage": 0.577, "weight_sum": 49.2}
 
-Lists have one entry a rollout, in their order. `prompt`, `tokens`, `request` and `answer` are numbers of tokens;
-`truncated` names rollouts that the length limit cut off. `advantages` holds null where a rollout is in no training row.
-`weight_sum` adds up the OTS weights (Eq. 7) of the tokens that carry loss; null if the actor did not return them. Where
-they apply there are also `correct_at` (`Grade`), `left_out` (`Lesson`), and `group_rewards` of a pair that an earlier
-step chose. `nemo-tapo replay` (report/step_replay.py) reads them back.
+Lists have one entry a rollout, in their order. `prompt`, `tokens`, `request`, `answer` and `decoded` (of the answer, by
+the engine) are numbers of tokens; `truncated` names rollouts that the length limit cut off. `advantages` holds null
+where a rollout is in no training row. `weight_sum` adds up the OTS weights (Eq. 7) of the tokens that carry loss; null
+if the actor did not return them. Where they apply there are also `correct_at` (`Grade`), `left_out` (`Lesson`), and
+`group_rewards` of a pair that an earlier step chose. `nemo-tapo replay` (report/step_replay.py) reads them back.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def _describe_construction(
         "kept_steps": construction.kept_steps,
         "request": len(construction.request_ids),
         "answer": len(construction.answer_ids),
+        "decoded": construction.decoded_tokens,
         "advantage": row.advantage if row else None,
         "weight_sum": weight_sum,
         **_describe_threshold(grade),
@@ -189,6 +190,7 @@ def _read_construction(line: Record, groups: Mapping[str, Group]) -> Constructio
         response_ids=_blank(line["tokens"]),
         request_ids=_blank(line["request"]),
         answer_ids=_blank(line["answer"]),
+        decoded_tokens=line["decoded"],
         grade=grade,
     )
 

@@ -50,15 +50,23 @@ class StubEngine:
         if "generate" not in self.calls[-1:]:
             self.calls.append("generate")
         sampled = [
-            self.sample(tuple(row[:n].tolist()), int(seed))
+            self.sample(tuple(row[:n].tolist()), int(seed), data.get("stop_strings"))
             for row, n, seed in zip(data["input_ids"], lengths, data["seed"], strict=True)
         ]
         return self.batch(make_generation_output(data, sampled, self.tokenizer.pad_id))
 
-    def sample(self, prompt: tuple[int, ...], seed: int) -> tuple[list[int], list[float], bool]:
-        """Tokens; log-probabilities that name their place: -(i + 1) / 1000 of token i; cut off at LIMIT."""
+    def sample(
+        self, prompt: tuple[int, ...], seed: int, stops: list[list[str]] | None
+    ) -> tuple[list[int], list[float], bool]:
+        """Tokens; log-probabilities that name their place: -(i + 1) / 1000 of token i; cut off at LIMIT.
+
+        `stops` end every request of the call, as NeMo-RL's vLLM workers have it; the text that ends it is part of it.
+        """
         text = arithmetic_script(self.tokenizer.decode(prompt), Request("", prompt, seed, LIMIT))
         ids = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+        for stop in {each for row in stops or [] for each in row}:
+            if stop in text:
+                ids = ids[: text.index(stop) + len(stop)]
         cut = ids[:LIMIT]
         return cut, [-(i + 1) / 1000 for i in range(len(cut))], len(cut) < len(ids)
 

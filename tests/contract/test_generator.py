@@ -149,6 +149,18 @@ def test_nothing_but_ids_lengths_and_seeds_goes_to_the_engine() -> None:
     assert engine.keys == {"input_ids", "input_lengths", "seed"}
 
 
+def test_a_prefilled_prefix_gives_the_rows_of_the_scripted_runtime_and_alone_has_stop_strings() -> None:
+    cfg, engine = settings(tapo={"max_tokens": 800, "prefix": "prefilled"}), StubEngine()
+    _, rows = asyncio.run(step_of(cfg, generator(engine, asynchronous=True)))
+    scripted = ScriptedGenerator(arithmetic_script, CharacterTokenizer(), SETTINGS.max_model_len)
+    _, expected = asyncio.run(step_of(cfg, scripted))
+    assert [replace(row, generation_logprobs=None) for row in rows] == expected
+    assert any(row.uid.endswith("_reflected/0") for row in rows)
+    assert "stop_strings" in engine.keys
+    with pytest.raises(ValueError, match=r"vllm_cfg\.async_engine=true"):
+        asyncio.run(step_of(cfg, generator(StubEngine())))
+
+
 def test_a_shorter_limit_cuts_what_the_engine_gave() -> None:
     request = Request("a", CharacterTokenizer().chat(QUESTION), seed=1, max_tokens=300, logprobs=True)
 

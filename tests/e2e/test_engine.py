@@ -105,6 +105,20 @@ def test_a_seed_decides_the_tokens(bench: Bench) -> None:
     assert not set(tokens(first)) & set(tokens(other))
 
 
+def test_a_text_ends_the_request_that_names_it_and_no_other(bench: Bench) -> None:
+    asked = requests(8)
+    whole = within(60, at_once(bench.generator, asked))
+    stops = [c.text[10:13] for c in whole]
+    ended = [replace(r, stop=stop) if i % 2 else r for i, (r, stop) in enumerate(zip(asked, stops, strict=True))]
+    for i, (first, now, stop) in enumerate(zip(whole, within(60, at_once(bench.generator, ended)), stops, strict=True)):
+        if i % 2:
+            assert now.token_ids == first.token_ids[: len(now.token_ids)]
+            assert stop in now.text and stop not in bench.tokenizer.decode(now.token_ids[:-1])
+            assert not now.truncated
+        else:
+            assert now == first
+
+
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.6, "top_p": 0.9}], ids=["plain", "top_p"])
 def test_the_company_in_the_batch_changes_no_token(bench: Bench, settings: dict[str, float]) -> None:
     asked = requests(**settings)

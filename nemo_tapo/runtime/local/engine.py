@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SLICE_SECONDS = 0.05  # an exchange returns after this time, so that new requests can join
 KV_BLOCK_TOKENS = 32  # only whole blocks are shared between prompts; the CPU default of 128 is too long for that
+TOKENS_WITHOUT_TEXT = 8  # special tokens among the last ones that are searched for a text that ends the request
 
 KeyedRequest = tuple[int, Request]
 KeyedResult = tuple[int, Completion | ValueError]  # the error says why this request cannot be served
@@ -101,6 +102,7 @@ class VllmEngine:
         self._tied: bool = config.hf_config.tie_word_embeddings
         self._path = cfg.model.path
         self._shapes = {k: v for k, v in read_tensor_shapes(self._path).items() if k != HEAD or not self._tied}
+        self._stops: dict[int, str] = {}  # by key, of the requests in flight that a text may end
         self._start_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -126,8 +128,12 @@ class VllmEngine:
                 finished.append((key, ValueError(refusal)))
         deadline = time.monotonic() + SLICE_SECONDS
         while self._engine.has_unfinished_requests() and time.monotonic() < deadline:
-            outputs = [o for o in self._engine.step() if o.finished]
-            finished += [(int(o.request_id), self._make_completion(o)) for o in outputs]
+            outputs = [o for o in self._engine.step() if o.finished or self._stops_here(o)]
+            for output in outputs:
+                key = int(output.request_id)
+                finished.append((key, self._make_completion(output, self._stops.pop(key, None))))
+            if early := [o.request_id for o in outputs if not o.finished]:
+                self._engine.abort_request(early)
         return finished
 
     def _explain_refusal(self, request: Request) -> str | None:
@@ -148,6 +154,8 @@ class VllmEngine:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        if request.stop is not None:
+            self._stops[key] = request.stop
         params = SamplingParams(
             temperature=request.temperature,
             top_p=request.top_p,
@@ -159,20 +167,31 @@ class VllmEngine:
             ignore_eos=True,
             stop_token_ids=[self._tokenizer.eos_id],
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # Where a text may end it, every step returns all tokens so far, for `_stops_here` to read.
+            output_kind=RequestOutputKind.FINAL_ONLY if request.stop is None else RequestOutputKind.CUMULATIVE,
         )
         self._engine.add_request(str(key), TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
 
-    def _make_completion(self, output: RequestOutput) -> Completion:
+    def _stops_here(self, output: RequestOutput) -> bool:
+        """Return whether the last token completes the text that ends this request: vLLM itself reads no text."""
+        stop = self._stops.get(int(output.request_id))
+        if stop is None:
+            return False
+        tail = tuple(output.outputs[0].token_ids)[-len(stop) - TOKENS_WITHOUT_TEXT :]
+        return stop in self._tokenizer.decode(tail)
+
+    def _make_completion(self, output: RequestOutput, stop: str | None) -> Completion:
         sample = output.outputs[0]
         ids = tuple(sample.token_ids)
-        truncated = sample.finish_reason == "length"
-        assert truncated or ids[-1] == self._tokenizer.eos_id, f"vLLM ended {output.request_id} without EOS"
+        text = self._tokenizer.decode(ids)
+        stopped = stop is not None and stop in text
+        truncated = sample.finish_reason == "length" and not stopped
+        assert truncated or stopped or ids[-1] == self._tokenizer.eos_id, f"vLLM ended {output.request_id} without EOS"
         logprobs = None
         if sample.logprobs is not None:
             logprobs = tuple(sample.logprobs.logprobs)
             assert len(logprobs) == len(ids), "vLLM gave more or fewer log-probabilities than tokens"
-        return Completion(ids, self._tokenizer.decode(ids), truncated, logprobs)
+        return Completion(ids, text, truncated, logprobs)
 
     def update_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights by `weights`, {Hugging Face name: tensor} of the whole model; empty the prefix cache.

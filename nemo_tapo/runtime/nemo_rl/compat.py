@@ -103,9 +103,10 @@ def uses_async_engine(master: Any) -> bool:
     return bool(importlib.import_module("nemo_rl.algorithms.grpo")._should_use_async_rollouts(master))
 
 
-def configure_generation(policy: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+def configure_generation(policy: Mapping[str, Any], tokenizer: Any, reads_text: bool) -> dict[str, Any]:
     """Return policy.generation with what NeMo-RL's launcher adds: padding, stop tokens, how to load the first weights.
 
+    `reads_text`: requests may end at a text, for which the engine needs a tokenizer. NeMo-RL leaves it out by default.
     Later releases added arguments for refitting drafts and MTP layers one by one. They are passed if they exist.
     """
     configure = load("configure_generation_config")
@@ -114,7 +115,10 @@ def configure_generation(policy: Mapping[str, Any], tokenizer: Any) -> dict[str,
         "trains_mtp": bool((policy.get("megatron_cfg") or {}).get("mtp_num_layers")),
     }
     accepted = inspect.signature(configure).parameters
-    return dict(configure(policy["generation"], tokenizer, **{k: v for k, v in extra.items() if k in accepted}))
+    generation = policy["generation"]
+    if reads_text:
+        generation = {**generation, "vllm_cfg": {**generation["vllm_cfg"], "skip_tokenizer_init": False}}
+    return dict(configure(generation, tokenizer, **{k: v for k, v in extra.items() if k in accepted}))
 
 
 @dataclass(frozen=True)

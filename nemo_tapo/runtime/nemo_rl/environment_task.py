@@ -17,7 +17,7 @@ from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.config.translate import Timeouts
 from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, CLOSE_TIMEOUT, await_ray, run_in_time
-from nemo_tapo.tasks.prompts import FULL_PROMPT, SYNTHESIS_PROMPT
+from nemo_tapo.tasks.prompts import ERROR_QUOTE, FULL_PROMPT, QUOTING_PROMPT, SYNTHESIS_PROMPT
 from nemo_tapo.types import RIGHT, WRONG, Grade, Provenance, Query, is_correct
 
 TRAIN, VALIDATION = "train", "validation"
@@ -41,6 +41,7 @@ class EnvironmentTask:
     """`Task` over NeMo-RL's processed data sets and its environment actors, by task name."""
 
     synthesis_prompt, full_prompt = SYNTHESIS_PROMPT, FULL_PROMPT
+    quoting_prompt, error_quote = QUOTING_PROMPT, ERROR_QUOTE
 
     def __init__(
         self,

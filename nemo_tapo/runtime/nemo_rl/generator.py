@@ -2,8 +2,8 @@
 
 NeMo-RL's engine has one temperature, one top-p and one length limit, set in policy.generation. A call cannot change
 them, and it cannot set a seed. So a request with another temperature is refused. The answer to a request with a lower
-token limit is cut, which gives the same tokens as the lower limit would have given. No request has stop strings:
-NeMo-RL would merge those of all requests in a call.
+token limit is cut, which gives the same tokens as the lower limit would have given. A text that ends a request
+(`Request.stop`) needs the async engine: in a call of the sync one NeMo-RL merges the stop strings of all requests.
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ class NemoGenerator:
                 f"{request.uid} may have {request.max_tokens} tokens, more than policy.generation.max_new_tokens = "
                 f"{settings.max_new_tokens}."
             )
+        if request.stop is not None and not settings.asynchronous:
+            raise ValueError(
+                f"{request.uid} is to end at {request.stop!r}, which NeMo-RL's sync engine would apply to all requests "
+                "of a call: set policy.generation.vllm_cfg.async_engine=true."
+            )
         if len(request.prompt_ids) + request.max_tokens > settings.max_model_len:
             raise ValueError(
                 f"{request.uid}: a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} to sample do "
@@ -167,7 +172,10 @@ class NemoGenerator:
         for row, request in zip(ids, requests, strict=True):
             row[: len(request.prompt_ids)] = torch.tensor(request.prompt_ids)
         seeds = torch.tensor([request.seed for request in requests])
-        return self._make_batch({"input_ids": ids, "input_lengths": lengths, "seed": seeds})
+        stops = {"stop_strings": [[r.stop] for r in requests if r.stop is not None]}
+        return self._make_batch(
+            {"input_ids": ids, "input_lengths": lengths, "seed": seeds, **(stops if any(stops.values()) else {})}
+        )
 
     def _make_completion(self, request: Request, output: Mapping[str, Tensor], row: int) -> Completion:
         begin, length = len(request.prompt_ids), int(output["unpadded_sequence_lengths"][row])

@@ -463,6 +463,8 @@ def test_the_sampled_token_runs_on_nemo_rl_with_its_reference_as_the_teacher(tmp
         ([*SAMPLED, "+loss_fn.use_importance_sampling_correction=true"], "no importance ratio"),
         ([*SAMPLED, "+tapo.opsd.privileged=solution"], "tapo.opsd.privileged = solution, but"),
         (["+tapo.ift_weight=0.1"], "tapo.ift_weight = 0.1 is not supported"),
+        (["+tapo.prefix=prefilled", "policy.generation.vllm_cfg.async_engine=false"], "merges the stop strings"),
+        (["+tapo.prefix=prefilled", "+policy.generation.vllm_cfg.skip_tokenizer_init=true"], "the engine's tokenizer"),
     ],
 )
 def test_what_nemo_rl_cannot_do_is_a_sentence(tmp_path: Path, overrides: list[str], sentence: str) -> None:

@@ -104,6 +104,6 @@ def test_fingerprint_ignores_speed_and_place() -> None:
 
 def test_a_setting_that_is_off_is_in_no_fingerprint() -> None:
     """So a checkpoint of a run without it goes on, and one of a run with it does not."""
-    off = {"loss.dual_clip", "loss.ratio", "loss.surrogate", "rollout.overlong"}
-    assert not off & RunConfig().fingerprint("loss", "rollout").keys()
+    off = {"loss.dual_clip", "loss.ratio", "loss.surrogate", "rollout.overlong", "tapo.prefix"}
+    assert not off & RunConfig().fingerprint("loss", "rollout", "tapo").keys()
     assert load_config(None, ["loss.ratio=sequence"]).fingerprint("loss")["loss.ratio"] == "sequence"

@@ -170,7 +170,7 @@ def hand_written(**metrics: float) -> tuple[RunConfig, RecordedStep]:
     construction = {
         "kind": "construction", "uid": "q_reflected/0", "prompt": 3, "wrong": 1, "right": 0, "dropped": None,
         "reward": 1.0, "outcome": "right", "tokens": 4, "kept_tokens": 1, "valid_tokens": 0, "kept_share": 0.5,
-        "kept_steps": 1, "request": 9, "answer": 8, "advantage": 1.0, "weight_sum": 2.0,
+        "kept_steps": 1, "request": 9, "answer": 8, "decoded": 8, "advantage": 1.0, "weight_sum": 2.0,
     }  # fmt: skip
     # rows weigh 1/2 each (two originals): -(1 - 1)/2 = 0; the constructed one -1 x 1/(2 x 4) x 2 = -0.25
     by_hand = {"loss": -0.25, "loss/original": 0.0, "loss/reflection": -0.25, "tapo/ots_weight_mean": 0.5, **metrics}

@@ -69,7 +69,7 @@ def server(slow: float = 0.0) -> Any:
 
     def script(number: int, body: Body) -> Answer:
         prompt = body["messages"][0]["content"]
-        question, wrong, _ = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
+        question, wrong, *_ = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
         fixed = arithmetic.write_correction(arithmetic.parse_question(question), wrong, 0)
         kind = Random(prompt).choice(("good", "good", "good", "no tags", "wrong", "too long"))
         if kind == "too long":

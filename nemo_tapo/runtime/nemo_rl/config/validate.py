@@ -171,11 +171,25 @@ def check_algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
             f"tapo.ift_weight = {cfg.tapo.ift_weight:g} is not supported: its rows come on top of the rows of an "
             "update, whose number NeMo-RL fixes when it starts. Set it to 0, or use the local runtime."
         )
+    if cfg.constructs and cfg.tapo.prefix == "prefilled":
+        yield from _check_stop_strings(master)
     if cfg.teacher is not None:
         yield from _check_teacher(cfg.teacher)
     loss = ALGORITHMS[cfg.algorithm].loss_without_ratio
     if loss and get_at_path(master, "loss_fn.use_importance_sampling_correction"):
         yield f"loss_fn.use_importance_sampling_correction: {loss} has no importance ratio; set it to false."
+
+
+def _check_stop_strings(master: Master) -> Iterable[str]:
+    """Yield what keeps an engine from ending a single request at a text, as tapo.prefix: prefilled does."""
+    engine = "policy.generation.vllm_cfg"
+    if not get_at_path(master, f"{engine}.async_engine"):
+        yield (
+            "tapo.prefix = prefilled ends requests at a text, and NeMo-RL's sync engine merges the stop strings of all "
+            f"requests in a call. Set {engine}.async_engine to true, or tapo.prefix to copied."
+        )
+    if get_at_path(master, f"{engine}.skip_tokenizer_init"):
+        yield f"tapo.prefix = prefilled needs the engine's tokenizer: set {engine}.skip_tokenizer_init to false."
 
 
 def _check_teacher(teacher: Teacher) -> Iterable[str]:

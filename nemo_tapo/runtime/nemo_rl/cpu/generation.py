@@ -27,10 +27,11 @@ class CpuSampler:
 
     def __init__(self, config: Mapping[str, Any], refit_folder: str) -> None:
         """Load config["model_name"]; `refit_folder` is where the policy writes new weights."""
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         torch.set_num_threads(1)
         self.cfg, self._folder, self._refits = config, Path(refit_folder), 0
+        self.tokenizer = AutoTokenizer.from_pretrained(config["model_name"])
         self.model = AutoModelForCausalLM.from_pretrained(config["model_name"], dtype=torch.float64).eval()
 
     def load(self) -> bool:
@@ -54,9 +55,9 @@ class CpuSampler:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], stops: Sequence[Sequence[str]]
     ) -> list[tuple[list[int], list[float], bool]]:
-        """Sample one response to every prompt."""
+        """Sample one response to every prompt, up to EOS, to one of its `stops` (none: empty) or to the limit."""
         cfg, count = self.cfg, len(prompts)
         width = max(map(len, prompts))
         ids, mask = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width, dtype=torch.long)
@@ -68,6 +69,7 @@ class CpuSampler:
         logprobs: list[list[float]] = [[] for _ in prompts]
         limits = [min(cfg["max_new_tokens"], cfg["vllm_cfg"]["max_model_len"] - len(p)) for p in prompts]
         live, past, position = set(range(count)), None, mask.cumsum(1) - 1
+        finished = [False] * count
         while live:
             out = self.model(
                 input_ids=ids,
@@ -83,11 +85,13 @@ class CpuSampler:
                 ids[i, 0] = token
                 tokens[i].append(token)
                 logprobs[i].append(float(scores[i, token]))
-                if token in cfg["stop_token_ids"] or len(tokens[i]) >= limits[i]:
+                stopped = stops and any(stop in self.tokenizer.decode(tokens[i]) for stop in stops[i])
+                finished[i] = bool(stopped) or token in cfg["stop_token_ids"]
+                if finished[i] or len(tokens[i]) >= limits[i]:
                     live.discard(i)
             mask = torch.cat([mask, torch.ones(count, 1, dtype=torch.long)], 1)
             position = position[:, -1:] + 1
-        return [(t, p, t[-1] not in cfg["stop_token_ids"]) for t, p in zip(tokens, logprobs, strict=True)]
+        return [(t, p, not done) for t, p, done in zip(tokens, logprobs, finished, strict=True)]
 
 
 @cache
@@ -122,7 +126,7 @@ def get_generation_class() -> Any:
         def _sample(self, data: Any) -> Any:
             lengths = data["input_lengths"].tolist()
             prompts = [row[:n].tolist() for row, n in zip(data["input_ids"], lengths, strict=True)]
-            return self._sampler.sample.remote(prompts, data["seed"].tolist())
+            return self._sampler.sample.remote(prompts, data["seed"].tolist(), data.get("stop_strings", []))
 
         def _output(self, data: Any, sampled: list[SampledResponse]) -> Any:
             return compat.load("BatchedDataDict")(make_generation_output(data, sampled, self.cfg["_pad_token_id"]))
