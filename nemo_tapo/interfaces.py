@@ -235,5 +235,8 @@ class Runtime(Protocol):
     def task(self, cfg: RunConfig) -> Task:
         """Return the queries and the verifier of the run; the caller closes it."""
 
+    def processes(self) -> Mapping[str, Sequence[int]]:
+        """Return the ids of the runtime's processes on this machine by part (engine, ranks), to be watched."""
+
     def close(self) -> None:
         """End every process that the runtime started."""

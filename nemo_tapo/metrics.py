@@ -130,7 +130,9 @@ KL_REF = _key(
     "k3 estimate of the KL to the reference policy, on the rollouts that were scored (loss.kl_rows)",
 )
 ENGINE_GAP = _key(
-    "engine_gap", "nats a token", "mean |log p of the actor - log p of the engine|, where the engine reports"
+    "engine_gap",
+    "nats a token",
+    "mean |log p of the actor - log p of the engine|, on the rollouts that are compared (rollout.logprobs)",
 )
 TOKEN_MULT_PROB_ERROR = _key(
     "token_mult_prob_error", "ratio", "NeMo-RL's measure of the same: mean exp of the difference"
@@ -157,6 +159,16 @@ TIME_OLD_LOGPROBS = _key(
 TIME_UPDATE = _key("time/update", "s", "forward, backward and optimizer step of every update")
 TIME_WEIGHTS = _key("time/weights", "s", "handing the weights to the engine")
 NEMO_TIME_PREFIX = _family("time/nemo_rl/", "phase", "s", "NeMo-RL's changes between generation, scoring and training")
+
+# ---- memory (tracking/recorder.py) -----------------------------------------------------------------------------------
+
+MEMORY_PREFIX = _family(
+    "memory/",
+    "part",
+    "MiB",
+    "resident memory at the step's end of driver, engine, ranks and graders, each added up over its processes on the "
+    "driver's machine (docs/watching.md)",
+)
 
 
 def grade_count(outcome: str) -> str:
@@ -237,13 +249,17 @@ def reduce_parts(reports: Iterable[Mapping[str, Part]]) -> dict[str, float]:
 def mean_over_updates(results: Sequence[UpdateResult]) -> dict[str, float]:
     """Average the metrics of a step's updates; the learning rate is that of the last one.
 
-    The paper makes one update a step, so the mean is that update's number.
+    The distance between engine and actor is that of the first: the later ones see a policy that has moved. The paper
+    makes one update a step, so the mean is that update's number.
     """
     keys = sorted({key for result in results for key in result.metrics})
     metrics: dict[str, float] = {}
     for key in keys:
         values = [result.metrics[key] for result in results if key in result.metrics]
         metrics[key] = sum(values) / len(values)
+    metrics.pop(ENGINE_GAP, None)
+    if ENGINE_GAP in results[0].metrics:
+        metrics[ENGINE_GAP] = results[0].metrics[ENGINE_GAP]
     metrics[GRAD_NORM] = sum(result.grad_norm for result in results) / len(results)
     metrics[LEARNING_RATE] = results[-1].learning_rate
     return metrics

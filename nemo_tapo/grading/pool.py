@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from typing import IO, Any
 
 from nemo_tapo.grading.grader import FUNCTIONS_OPTION, get_deadline_factor
 from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.process_memory import list_children
 
 START_SECONDS = 180.0  # enough to import from a slow disk
 SHUTDOWN_SECONDS = 2.0  # for the fork server to end its graders; then all are killed
@@ -52,6 +54,15 @@ class GraderReply:
 
     verdict: str | None  # the result of equivalence.compare_answers, .find_gold_fault or calls.answer_call
     failure: str | None = None  # set if there is no verdict: "processor_time", "clock_time" or "died"
+
+
+_POOLS: weakref.WeakSet[GraderPool] = weakref.WeakSet()  # of this process
+
+
+def list_grader_processes() -> list[int]:
+    """Return the ids of every fork server and grader that this process has started and that still runs."""
+    servers = [server.pid for pool in list(_POOLS) if (server := pool._fork_server) is not None]
+    return [pid for server in servers for pid in (server, *list_children(server))]
 
 
 class GraderPool:
@@ -77,6 +88,7 @@ class GraderPool:
         self._generation = 0  # number of the current fork server
         self._failed_starts = 0  # fork servers in a row whose graders did not get ready
         self._stderr: IO[bytes] | None = None  # standard error of the latest fork server
+        _POOLS.add(self)
 
     def submit(self, question: Question) -> Future[GraderReply]:
         """Queue a question and return at once.

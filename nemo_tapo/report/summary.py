@@ -17,7 +17,9 @@ from nemo_tapo.metrics import (
     CORRECT,
     DROP_PREFIX,
     ELIGIBLE,
+    ENGINE_GAP,
     MASTERED,
+    MEMORY_PREFIX,
     MIXED_REFLECTION_GROUPS,
     OTS_WEIGHT_MEAN,
     PAIRS,
@@ -77,6 +79,8 @@ LATEST = (
     ("OTS weight", OTS_WEIGHT_MEAN, "mean"),
     ("response length", RESPONSE_LENGTH_MEAN, "tokens"),
     ("KL to the reference", "kl_ref", "nats a token"),
+    ("engine and actor", ENGINE_GAP, "nats a token apart"),
+    *((f"memory: {part}", MEMORY_PREFIX + part, "MiB") for part in ("driver", "engine", "ranks", "graders")),
 )
 
 
@@ -163,7 +167,8 @@ def list_first_and_last(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str,
     for name, key, unit in LATEST:
         values = [row[key] for row in metrics if isinstance(row.get(key), (int, float))]
         if values:
-            rows.append((name, f"{values[0]:.3g}", f"{values[-1]:.3g}", unit))
+            first, last = (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in (values[0], values[-1]))
+            rows.append((name, first, last, unit))
     return rows
 
 

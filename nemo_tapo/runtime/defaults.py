@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_tapo.checkpoint import CheckpointFolder
@@ -21,6 +22,10 @@ class RuntimeDefaults:
     def wrap_recorder(self, recorder: Recorder, stop: Stop) -> Recorder:
         """Return `recorder` unchanged: the runtime records nothing of its own."""
         return recorder
+
+    def processes(self) -> Mapping[str, Sequence[int]]:
+        """Return nothing: the runtime has no process of its own on this machine."""
+        return {}
 
     def task(self, cfg: RunConfig) -> Task:
         """Return the task that `cfg.task` names."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.data_report import DataReport
 from nemo_tapo.datasets.query_order import add_prompts
+from nemo_tapo.grading.pool import list_grader_processes
 from nemo_tapo.interfaces import Algorithm, Runtime, Task
 from nemo_tapo.tasks.rewarded_task import RewardedTask
 from nemo_tapo.tracking.progress import Progress
@@ -106,12 +108,17 @@ class Session:
         recorder: RunRecorder,
     ) -> None:
         """Train to the end of `loop`, close `recorder`, and write the model to <loop.folder>/hf."""
+        recorder.list_processes = self.list_processes
         try:
             watched = self.runtime.wrap_recorder(recorder, self.stop)
             await train(loop, algorithm, self.runtime, queries, watched, self.stop)
         finally:
             recorder.close()
         await self.export(loop.folder / MODEL_FOLDER)
+
+    def list_processes(self) -> Mapping[str, Sequence[int]]:
+        """Return the ids of the run's processes on this machine, by part."""
+        return {"driver": [os.getpid()], **self.runtime.processes(), "graders": list_grader_processes()}
 
     async def export(self, folder: Path) -> None:
         """Write the actor's model to `folder` as a Hugging Face directory, which appears only when it is complete."""

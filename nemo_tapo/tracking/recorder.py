@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.metrics import CORRECT, ELIGIBLE, LOSS, MIXED_REFLECTION_GROUPS, PAIRS, PARSED, REWARD_MEAN, TIME_STEP
+from nemo_tapo.metrics import (
+    CORRECT,
+    ELIGIBLE,
+    LOSS,
+    MEMORY_PREFIX,
+    MIXED_REFLECTION_GROUPS,
+    PAIRS,
+    PARSED,
+    REWARD_MEAN,
+    TIME_STEP,
+)
 from nemo_tapo.tracking.group_records import GroupWriter
 from nemo_tapo.tracking.progress import Progress, ProgressStage
 from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter
 from nemo_tapo.tracking.rollout_writer import RolloutWriter
 from nemo_tapo.tracking.step_records import StepRecords
 from nemo_tapo.types import StepRecord
+from nemo_tapo.utils.process_memory import add_up_memory
+
+ListProcesses = Callable[[], Mapping[str, Sequence[int]]]  # ids of processes on this machine, by part
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class RunRecorder:
         self.trajectories = TrajectoryWriter(folder, samples.per_step) if samples and constructs else None
         self.rollouts = RolloutWriter(folder, samples.max_bytes) if samples and samples.max_bytes else None
         self.groups = GroupWriter(folder) if groups else None
+        self.list_processes: ListProcesses = dict  # whose memory is recorded with every step
 
     def phase(self, text: str) -> None:
         self.progress.set_phase(text)
@@ -69,7 +83,8 @@ class RunRecorder:
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step and show its numbers."""
-        self.metrics.write(record.step, record.metrics)
+        memory = {MEMORY_PREFIX + part: mib for part, mib in add_up_memory(self.list_processes()).items()}
+        self.metrics.write(record.step, {**record.metrics, **memory})
         if self.records and (self.trajectories or self.rollouts):
             queries = self.records.make_query_records(record)
             if self.rollouts:

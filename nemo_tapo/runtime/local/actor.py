@@ -51,6 +51,7 @@ class LocalActor:
 
         check_layout(hf_checkpoint.read_model_info(model_path).shape, local.tp, local.pp)
         self.local = local
+        self.pids: list[int] = []  # of the ranks, once they are ready
         world = local.tp * local.pp * local.dp
         self._folder = tempfile.TemporaryDirectory(prefix="nemo-tapo-actor-")
         options: dict[str, Any] = {
@@ -71,7 +72,8 @@ class LocalActor:
     async def ready(self) -> list[int]:
         """Wait until all ranks have loaded the model, at most local.start_timeout, and return their process ids."""
         answers = await self._call("ready", timeout=self.local.start_timeout)
-        return [answer["pid"] for answer in answers]
+        self.pids = [answer["pid"] for answer in answers]
+        return self.pids
 
     def close(self) -> None:
         """End the ranks. A second call does nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nemo_tapo.config.run_config import RunConfig
@@ -77,6 +77,13 @@ class LocalRuntime(RuntimeDefaults):
         """The policy's ranks."""
         assert self._actor is not None, "this command trains nothing, so no actor was started"
         return self._actor
+
+    def processes(self) -> Mapping[str, Sequence[int]]:
+        """Return the engine's process and the ranks'; nothing on a job's Ray, whose nodes count processes anew."""
+        if self._cluster is None or self._cluster.folder is None:
+            return {}
+        engine = [self.generator.pid] if isinstance(self.generator, LocalGenerator) else []
+        return {"engine": engine, "ranks": self._actor.pids if self._actor is not None else []}
 
     def close(self) -> None:
         """End every process that `start` started. A second call does nothing."""

@@ -172,6 +172,10 @@ class NemoRLRuntime:
             return add_rewards(task, cfg.task)
         return make_task(cfg.task, cfg.seed)
 
+    def processes(self) -> Mapping[str, Sequence[int]]:
+        """Return nothing: workers and engines are Ray's, on any node; NeMo-RL watches their memory itself."""
+        return {}
+
     def close(self) -> None:
         """Stop engines and workers and release their placement groups. A second call does nothing."""
         parts = self._parts

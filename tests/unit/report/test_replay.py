@@ -49,6 +49,8 @@ def test_a_run_agrees_with_itself(run: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for subject in ("pairs (Eq. 3)", "advantages", "counters", "token weights", "loss (Eq. 2, 6, 8)"):
         assert any(subject in line and " agree" in line for line in done.stdout.splitlines()), done.stdout
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(50 < each["memory/driver"] < 10_000 for each in metrics)  # MiB: torch is loaded
     done = nemo_tapo("replay", str(run), "--all")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
 
