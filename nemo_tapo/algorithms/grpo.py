@@ -35,6 +35,8 @@ from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Reques
 from nemo_tapo.utils.concurrency import run_concurrently
 from nemo_tapo.utils.seeding import seed_from
 
+COMPARED_QUERIES = 4  # in a step: the first rollout of so many tells by which weights the engine samples
+
 
 class GRPO:
     """Group-relative policy optimization."""
@@ -45,6 +47,7 @@ class GRPO:
         self.cfg = cfg
         self.tools = tools
         self.first_step: int | None = None  # of this process: the engine reports its log-probabilities, to be compared
+        self.compared: set[str] = set()  # queries of this step with a rollout whose log-probabilities are asked for
         self.rules = AdvantageRules(eps=cfg.loss.advantage_eps)
         self.loss: Loss = PolicyLoss(
             clip_low=cfg.loss.clip_low,
@@ -73,6 +76,7 @@ class GRPO:
         begin = time.perf_counter()
         if self.first_step is None:
             self.first_step = step
+        self.compared = {query.uid for query in queries[:: -(-len(queries) // COMPARED_QUERIES)]}
         self.tools.grading_seconds = 0.0
         all_graded = asyncio.Barrier(len(queries))
         graded_at: list[float] = []
@@ -99,8 +103,6 @@ class GRPO:
     async def sample_group(self, query: Query, step: int) -> Group:
         """Sample and grade K responses of the policy (Algorithm 1, lines 3 to 7)."""
         settings = self.cfg.rollout
-        asked = settings.logprobs == "always" or (settings.logprobs == "first_step" and step == self.first_step)
-        logprobs = asked and settings.top_p == 1  # with a cut-off tail the engine samples from another distribution
 
         async def one(index: int) -> Rollout:
             request = Request(
@@ -110,12 +112,22 @@ class GRPO:
                 max_tokens=settings.max_tokens,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
-                logprobs=logprobs,
+                logprobs=self.is_compared(query, index, step),
             )
             completion = await self.tools.generator.generate(request)
             return Rollout(query, index, completion, await self.tools.grade_completion(query, completion))
 
         return Group(query, tuple(await run_concurrently(one(k) for k in range(settings.samples_per_query))))
+
+    def is_compared(self, query: Query, index: int, step: int) -> bool:
+        """Return whether the engine is to report the log-probabilities of a rollout (`rollout.logprobs`)."""
+        settings = self.cfg.rollout
+        if settings.top_p < 1:  # with a cut-off tail the engine samples from another distribution
+            return False
+        if settings.logprobs in ("spot_check", "first_step") and step == self.first_step:
+            return True
+        spot = settings.logprobs == "spot_check" and index == 0 and query.uid in self.compared
+        return spot or settings.logprobs == "always"
 
     async def construct_group(self, group: Group, step: int) -> tuple[Construction, ...]:
         """Return no constructions; TAPO fills this in."""

@@ -238,8 +238,10 @@ class RolloutConfig(Section):
     overlong: Literal["keep", "mask"] = Field(
         "keep", description="mask: a truncated rollout gives no training row; its reward stays in its group's mean"
     )
-    logprobs: Literal["first_step", "always", "never"] = Field(
-        "first_step", description="when the engine reports log-probabilities, to be compared with the actor's"
+    logprobs: Literal["spot_check", "first_step", "always", "never"] = Field(
+        "spot_check",
+        description="of which rollouts the engine reports log-probabilities, to be compared with the actor's: all at a "
+        "process's first step, and then a few at every step (spot_check), none (first_step) or all (always)",
     )
 
 

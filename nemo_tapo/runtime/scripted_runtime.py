@@ -67,6 +67,7 @@ class ScriptedGenerator:
         self.script, self.tokenizer, self.max_model_len = script, tokenizer, max_model_len
         self.request_uids: list[str] = []  # in order of arrival
         self.weight_updates = 0
+        self.weights: dict[str, Tensor] = {}  # those handed over last
 
     async def generate(self, request: Request) -> Completion:
         """Return the script's answer, ended by `request.stop` and cut to `request.max_tokens`."""
@@ -84,11 +85,22 @@ class ScriptedGenerator:
             ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
         truncated = len(ids) > request.max_tokens
         ids = ids[: request.max_tokens]
-        return Completion(ids, self.tokenizer.decode(ids), truncated)
+        return Completion(ids, self.tokenizer.decode(ids), truncated, self._score(request, ids))
 
-    async def update_weights(self, weights: object) -> None:
-        """Count the update; the script does not depend on weights."""
+    def _score(self, request: Request, ids: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Return the log-probability of each token by the weights handed over last, if the request asks for them."""
+        if not request.logprobs or not self.weights:
+            return None
+        before = torch.tensor((request.prompt_ids[-1], *ids[:-1]))
+        hidden = torch.tanh(self.weights["0.weight"][before])
+        logits = nn.functional.linear(hidden, self.weights["2.weight"], self.weights["2.bias"])
+        scores = torch.log_softmax(logits / request.temperature, -1)
+        return tuple(scores.gather(-1, torch.tensor(ids)[:, None])[:, 0].tolist())
+
+    async def update_weights(self, weights: dict[str, Tensor]) -> None:
+        """Keep a copy of the weights; the script does not depend on them, the log-probabilities do."""
         self.weight_updates += 1
+        self.weights = {name: tensor.clone() for name, tensor in weights.items()}
 
 
 class ScriptedActor:

@@ -20,7 +20,13 @@ from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
-from nemo_tapo.runtime.scripted_runtime import Script, ScriptedActor, ScriptedRuntime, arithmetic_script
+from nemo_tapo.runtime.scripted_runtime import (
+    Script,
+    ScriptedActor,
+    ScriptedGenerator,
+    ScriptedRuntime,
+    arithmetic_script,
+)
 from nemo_tapo.scoring import PolicyComparison
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
@@ -218,7 +224,8 @@ def test_a_switch_changes_what_it_names(
 
 
 def test_resume_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    whole, a = run(settings(), tmp_path / "whole")
+    cfg = settings(rollout__logprobs="always")
+    whole, a = run(cfg, tmp_path / "whole")
 
     class StopAfterTwo(Stop):
         def check(self, what: str) -> None:
@@ -226,8 +233,8 @@ def test_resume_goes_on_bit_for_bit(tmp_path: Path) -> None:
                 raise Stopped(2, what)
 
     with pytest.raises(Stopped, match="checkpoint of step 2"):
-        run(settings(), tmp_path / "parts", StopAfterTwo())
-    rest, b = run(settings(), tmp_path / "parts")
+        run(cfg, tmp_path / "parts", StopAfterTwo())
+    rest, b = run(cfg, tmp_path / "parts")
     assert rest.resumed == 3
     assert rest.steps == [3, 4]
     assert rest.rows == whole.rows[2:]
@@ -244,6 +251,7 @@ def test_several_updates_a_batch_keep_a_querys_rows_together(tmp_path: Path) -> 
     memory, runtime = run(settings(loss__updates_per_batch=3, steps=2), tmp_path)
     assert runtime.actor.steps_done == 6
     assert memory.metrics[1]["ratio_deviation"] > 0  # the second and third update have moved away from pi_old
+    assert all(m["engine_gap"] < 1e-6 for m in memory.metrics)  # of the first update, before the policy moves
 
 
 def test_the_schedule_is_told_of_every_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +298,37 @@ def test_first_step_faults_are_sentences(tmp_path: Path, metrics: dict[str, floa
         PolicyComparison(loop, print).check(0, metrics, first=True)
     fine = {"ratio_deviation": 0.0, "kl_ref": 0.0, "engine_gap": 1e-4}
     PolicyComparison(loop, print).check(0, fine, first=True)
+
+
+def test_a_stale_engine_is_told_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hand-over after the second update is lost: the third step samples by the weights before it."""
+    hand_over = ScriptedGenerator.update_weights
+
+    async def lose_the_third(self: ScriptedGenerator, weights: dict[str, torch.Tensor]) -> None:
+        before = self.weights
+        await hand_over(self, weights)
+        if self.weight_updates == 3:  # the first is made before the first step
+            self.weights = before
+
+    cfg = settings(optimizer__lr=1e-4, optimizer__warmup_steps=0, steps=4)
+    fine, _ = run(cfg, tmp_path / "fine")
+    assert fine.warnings == []
+    assert all(m["engine_gap"] < 1e-6 for m in fine.metrics)
+    monkeypatch.setattr(ScriptedGenerator, "update_weights", lose_the_third)
+    stale, _ = run(cfg, tmp_path / "stale")
+    assert [warning.split(":")[0] for warning in stale.warnings] == ["step 3"]
+    assert "does not run the actor's newest weights" in stale.warnings[0]
+    assert stale.metrics[2]["engine_gap"] < 0.01  # engine_gap_bound alone would not have told it
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "reported"),
+    [("spot_check", [48, 3, 3, 3]), ("first_step", [48, 0, 0, 0]), ("always", [48] * 4), ("never", [0] * 4)],
+)
+def test_so_many_rollouts_are_compared(tmp_path: Path, logprobs: str, reported: list[int]) -> None:
+    memory, _ = run(settings(rollout__logprobs=logprobs), tmp_path)
+    assert [sum(row.generation_logprobs is not None for row in rows) for rows in memory.rows] == reported
+    assert [("engine_gap" in metrics) for metrics in memory.metrics] == [count > 0 for count in reported]
 
 
 def test_constructions_that_make_a_mistake_up_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -361,7 +400,8 @@ def test_deferred_counters_sum_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("after", [2, 4])
 def test_a_deferred_run_resumes_bit_for_bit(tmp_path: Path, after: int) -> None:
     """The pairs that waited are in the checkpoint, hashed with it; the engine that sampled them is gone."""
-    cfg = settings(pipeline="deferred", steps=6, tapo__reflection_baseline="with_originals")
+    changes = {"tapo__reflection_baseline": "with_originals", "rollout__logprobs": "never"}
+    cfg = settings(pipeline="deferred", steps=6, **changes)
     whole, a = run(cfg, tmp_path / "whole")
 
     class StopAfter(Stop):
