@@ -11,7 +11,6 @@ see utils/seeding.py.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.utils.errors import DiskFull
+from nemo_tapo.utils.errors import name_full_disk
 from nemo_tapo.utils.files import sha256, sync_folder, sync_tree, write_json
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -87,16 +86,12 @@ async def save_checkpoint(folder: Path, state: dict[str, Any], write: Write, kee
 @contextmanager
 def remove_on_failure(temporary: Path, final: Path) -> Iterator[None]:
     """Remove `temporary` if writing fails in the block; turn a full disk into DiskFull, which names `final`."""
-    try:
-        yield
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        cause = getattr(error, "cause", error)  # Ray wraps what a worker raised
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                cause.errno, f"no room on the disk for {final}; the last good checkpoint is kept. Free some and resume"
-            ) from error
-        raise
+    with name_full_disk(final, "the last good checkpoint is kept"):
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def find_latest(folder: Path, warn: Warn) -> Checkpoint | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import sys
@@ -19,10 +20,11 @@ from nemo_tapo.commands import folders, grade, judge, replay, sweep
 from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped
+from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped, is_full_disk
 from nemo_tapo.utils.files import require_free_disk
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
+GO_ON = "What was saved before is kept; the same command goes on from it."
 OTHER_ALGORITHMS = [name for name in ALGORITHMS if name != "tapo"]
 
 
@@ -93,9 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_failure(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return print_failure("interrupted; what was saved before is kept.", 130)
+    except MemoryError:
+        return print_failure(f"there is not enough memory. {GO_ON}", FAILED)
     except BrokenPipeError:  # as in `nemo-tapo report ... | head`: the reader stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail either
         return DONE
+
+    except OSError as error:
+        what = f" for {error.filename}" if error.filename else ""
+        if is_full_disk(error):
+            return print_failure(f"no room on the disk{what}. Free some. {GO_ON}", DISK_FULL)
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return print_failure(f"too many open files{what}: raise the limit (ulimit -n). {GO_ON}", FAILED)
+        raise
 
 
 def print_failure(sentence: str, code: int) -> int:

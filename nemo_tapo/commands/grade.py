@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from nemo_tapo.datasets.field_text import BLANK, MISSING, FieldFault, parse_text
 from nemo_tapo.datasets.row_files import load_json
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from nemo_tapo.tracking.progress import Progress, ProgressStage
-from nemo_tapo.utils.errors import DiskFull, RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure, name_full_disk
 from nemo_tapo.utils.jsonl import replace_non_finite
 
 WINDOW = 64  # rows that are being graded at once
@@ -119,18 +118,15 @@ def open_atomically(path: Path) -> Iterator[IO[str]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(error.errno, f"no room on the disk for {path}; it was not written") from error
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with name_full_disk(path, "it was not written"):
+        try:
+            with part.open("w", encoding="utf-8") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------- grading

@@ -6,7 +6,6 @@ cannot be read as an entry counts as absent.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from nemo_tapo.utils.errors import DiskFull
+from nemo_tapo.utils.errors import name_full_disk
 
 
 def make_key(request: dict[str, Any]) -> str:
@@ -50,15 +49,13 @@ class ReplyCache:
         """Store an entry. Raises DiskFull."""
         path = self._path(key)
         temporary = path.with_name(f".{path.stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"key": key, **entry}) + "\n")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFull(error.errno, f"no room for a verdict in {self.folder}; those before it are kept.") from None
+        with name_full_disk(self.folder, "the answers in it are kept"):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(json.dumps({"key": key, **entry}) + "\n")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

@@ -11,7 +11,6 @@ A killed process leaves at most one incomplete line, at the end of a file. It is
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -22,9 +21,8 @@ from urllib.parse import quote
 
 from nemo_tapo.config.run_config import flatten_settings
 from nemo_tapo.types import is_correct
-from nemo_tapo.utils.errors import DiskFull
 from nemo_tapo.utils.files import replace_text
-from nemo_tapo.utils.jsonl import encode_line
+from nemo_tapo.utils.jsonl import append_line, open_to_append
 
 FOLDER, SETTINGS = "evaluation", "settings.json"
 
@@ -174,17 +172,8 @@ class SampleStore:
         """Write a row of another kind, like `add`; each kind has its own file `name`. Raises DiskFull."""
         file = self._files.get(name)
         if file is None:
-            file = self._files[name] = self.path(name).open("ab", buffering=0)
-        rest = memoryview(encode_line(row))
-        try:
-            while rest:  # a disk that fills up takes part of the line and refuses the rest
-                rest = rest[file.write(rest) :]
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFull(
-                error.errno, f"no room on the disk for {file.name}; the samples in it are kept. Free some and resume"
-            ) from None
+            file = self._files[name] = open_to_append(self.path(name))
+        append_line(file, row, "the samples in it are kept")
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ engine and the model are replaced.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import re
@@ -188,7 +189,9 @@ class ScriptedActor:
     async def save(self, path: Path) -> None:
         """Write weights, optimizer state and step count into the existing folder `path`."""
         save_file(self.model.state_dict(), path / "model.safetensors")
-        torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
+        moments = io.BytesIO()  # torch, writing to a disk that is full, raises an error that does not say so
+        torch.save(self.optimizer.state_dict(), moments)
+        (path / "optimizer.pt").write_bytes(moments.getvalue())
         (path / "optimizer.json").write_text(json.dumps({"steps_done": self.steps_done}))
 
     async def load(self, path: Path) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nemo_tapo.algorithms.tools import Tools
+from nemo_tapo.checkpoint import remove_on_failure
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.data_report import DataReport
@@ -123,5 +124,6 @@ class Session:
     async def export(self, folder: Path) -> None:
         """Write the actor's model to `folder` as a Hugging Face directory, which appears only when it is complete."""
         building = folder.with_name(f"tmp-{folder.name}")
-        await self.runtime.actor.export(building)
-        files.publish_folder(folder, building)
+        with remove_on_failure(building, folder):
+            await self.runtime.actor.export(building)
+            files.publish_folder(folder, building)

@@ -5,7 +5,10 @@ Bad input is a ValueError.
 
 from __future__ import annotations
 
+import errno
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class RuntimeFailure(RuntimeError):
@@ -15,7 +18,44 @@ class RuntimeFailure(RuntimeError):
 
 
 class DiskFull(OSError):
-    """There is no room for a checkpoint; the last good one is untouched."""
+    """There is no room on the disk for what was being written; what was written before is untouched."""
+
+
+# How safetensors words ENOSPC and EDQUOT, and how the traceback of another process does
+NO_SPACE = ("(os error 28)", "(os error 122)", "[Errno 28]", "[Errno 122]")
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Return True for the error of a disk or a quota without room.
+
+    >>> is_full_disk(OSError(errno.ENOSPC, "no space left")), is_full_disk(OSError(errno.ENOENT, "no such file"))
+    (True, False)
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return error is not None and any(words in str(error) for words in NO_SPACE)
+
+
+@contextmanager
+def name_full_disk(what: object, kept: str) -> Iterator[None]:
+    """Turn a full disk in the block into DiskFull: there was no room for `what`, and what is `kept`.
+
+    >>> try:
+    ...     with name_full_disk("metrics.jsonl", "the lines in it are kept"):
+    ...         raise OSError(errno.ENOSPC, "no space left")
+    ... except DiskFull as error:
+    ...     print(error.strerror)
+    no room on the disk for metrics.jsonl; the lines in it are kept. Free some and resume
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        sentence = f"no room on the disk for {what}; {kept}. Free some and resume"
+        raise DiskFull(errno.ENOSPC, sentence) from error
 
 
 class Stopped(Exception):

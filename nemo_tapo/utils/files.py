@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nemo_tapo.utils.errors import name_full_disk
+
 
 def sha256(file: Path) -> str:
     """Return the hex digest of a file's bytes."""
@@ -84,8 +86,15 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write encoded lines, which may come one by one, to a file that appears only when it is complete."""
+    """Write encoded lines, which may come one by one, to a file that appears only when it is complete.
+
+    Raises DiskFull; nothing of the attempt is left then.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
-    temporary.replace(path)
+    with name_full_disk(path, "it is as it was before"):
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(lines)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -12,8 +12,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from nemo_tapo.utils.errors import name_full_disk
+from nemo_tapo.utils.files import replace_lines
 
 Record = dict[str, Any]
 
@@ -48,6 +52,22 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
     b'{"step": 1, "kl": null}\\n'
     """
     return (json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+
+
+def open_to_append(path: Path) -> FileIO:
+    """Open a file for `append_line`: without a buffer, whose rest would fail once more when the file is closed."""
+    return path.open("ab", buffering=0)
+
+
+def append_line(file: FileIO, row: Mapping[str, Any], kept: str = "the lines in it are kept") -> None:
+    """Append one line. It survives a kill of the process as soon as this returns. Raises DiskFull, which says `kept`.
+
+    A disk that fills up takes part of the line and refuses the rest.
+    """
+    rest = memoryview(encode_line(row))
+    with name_full_disk(file.name, kept):
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def read_lines(path: Path, skip_damaged: bool = False) -> Lines:
@@ -98,13 +118,12 @@ class Appender:
         self.last_step = (
             self._rewrite(read_lines(path).rows) if _unfinished(path) else _last_step(read_lines(path).rows)
         )
-        self._file: BinaryIO = path.open("ab")
+        self._file = open_to_append(path)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write and flush each row; the largest `step` becomes `last_step`."""
+        """Write each row; the largest `step` becomes `last_step`. Raises DiskFull."""
         for row in rows:
-            self._file.write(encode_line(row))
-            self._file.flush()
+            append_line(self._file, row)
             self.last_step = max(self.last_step, int(row.get("step", -1)))
 
     def truncate_after(self, step: int) -> int:
@@ -113,7 +132,7 @@ class Appender:
         rows = read_lines(self.path).rows
         kept = [row for row in rows if int(row.get("step", -1)) <= step]
         self.last_step = self._rewrite(kept)
-        self._file = self.path.open("ab")
+        self._file = open_to_append(self.path)
         return len(rows) - len(kept)
 
     def close(self) -> None:
@@ -121,9 +140,7 @@ class Appender:
 
     def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> int:
         rows = list(rows)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_bytes(b"".join(encode_line(row) for row in rows))
-        os.replace(temporary, self.path)
+        replace_lines(self.path, (encode_line(row) for row in rows))
         return _last_step(rows)
 
 

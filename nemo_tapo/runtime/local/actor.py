@@ -10,6 +10,8 @@ UpdateResult <--reduce_parts, gather_rows-- the report of (tp 0, pp 0) of every 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import tempfile
 import time
@@ -28,7 +30,7 @@ from nemo_tapo.runtime.local import hf_checkpoint, ray_cluster
 from nemo_tapo.runtime.local.ray_calls import explain_death
 from nemo_tapo.runtime.local.weights import check_layout
 from nemo_tapo.types import Batch, UpdateResult
-from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure, is_full_disk
 
 GRACE_SECONDS = 2.0  # after the first failure, wait this long for the errors of the other ranks
 
@@ -231,6 +233,9 @@ class LocalActor:
             return refusals[0]
         world = len(self._ranks)
         self.close()
+        for error in errors.values():
+            if isinstance(error, RayTaskError) and is_full_disk(error):
+                return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, Megatron rank {where}")
         dead = {rank: error for rank, error in errors.items() if isinstance(error, RayActorError)}
         for rank, error in (dead or errors).items():
             cause = error.cause if isinstance(error, RayTaskError) else explain_death(error)

@@ -8,13 +8,12 @@ the start of engines and workers and `tapo.call_timeout` for everything after it
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure, is_full_disk
 
 Result = TypeVar("Result")
 CALL_TIMEOUT = 3600.0  # seconds; the default of tapo.call_timeout
@@ -123,12 +122,3 @@ def nemo_errors_as_runtime_failure(who: str) -> Iterator[None]:
         raise RuntimeFailure(f"{who} was lost: {error}") from error
     except (RuntimeError, TimeoutError, ConnectionError) as error:
         raise RuntimeFailure(f"{who} failed: {error!r}") from error
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Return True for the error of a disk or a quota without room.
-
-    >>> is_full_disk(OSError(errno.ENOSPC, "no space left")), is_full_disk(OSError(errno.ENOENT, "no such file"))
-    (True, False)
-    """
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
