@@ -30,7 +30,10 @@ Write = Callable[[Path], Awaitable[None]]
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """`interfaces.CheckpointStore` in a folder of this package's own layout; the `keep` newest stay."""
+    """`interfaces.CheckpointStore` in a folder of this package's own layout; the `keep` newest stay.
+
+    So does the best one that `state["validation"]` names, if `state["keep_best"]` is true.
+    """
 
     path: Path
     keep: int
@@ -39,7 +42,8 @@ class CheckpointFolder:
         return find_latest(self.path, warn)
 
     async def save(self, state: dict[str, Any], write: Write, metrics: Mapping[str, float]) -> None:
-        await save_checkpoint(self.path, state, write, self.keep)
+        best = state["validation"]["best_step"] if state.get("keep_best") else None
+        await save_checkpoint(self.path, state, write, self.keep, best)
 
     async def settle(self) -> None:
         """Return at once: `save` returns when everything is on the disk."""
@@ -58,14 +62,18 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-async def save_checkpoint(folder: Path, state: dict[str, Any], write: Write, keep: int) -> Path:
-    """Write a checkpoint of `state["step"]`, then remove all but the `keep` newest; return its folder.
+async def save_checkpoint(
+    folder: Path, state: dict[str, Any], write: Write, keep: int, best_step: int | None = None
+) -> Path:
+    """Write a checkpoint of `state["step"]`, then remove all but the `keep` newest and that of `best_step`.
+
+    Returns its folder.
 
     `write(path)` puts the actor's files into `path`. Raises DiskFull if the disk has no room for it; then nothing
     of the attempt is left and older checkpoints are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{state['step']:06d}"
+    final = _get_folder(folder, state["step"])
     temporary = folder / f"tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     with remove_on_failure(temporary, final):
@@ -78,8 +86,10 @@ async def save_checkpoint(folder: Path, state: dict[str, Any], write: Write, kee
         shutil.rmtree(final)
     os.replace(temporary, final)
     sync_folder(folder)
+    kept = None if best_step is None else _get_folder(folder, best_step)
     for old in _steps(folder)[keep:]:
-        shutil.rmtree(old)
+        if old != kept:
+            shutil.rmtree(old)
     return final
 
 
@@ -146,6 +156,10 @@ def make_manifest(path: Path) -> dict[str, dict[str, Any]]:
     """Return size and sha256 of every file below `path` except the manifest itself."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
     return {str(f.relative_to(path)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+
+
+def _get_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -70,6 +70,26 @@ class Algorithm(Protocol):
         """Go on from what `state` returned."""
 
 
+class Validation(Protocol):
+    """The policy measured on held-out problems between steps. `step` counts the steps done."""
+
+    @property
+    def best_step(self) -> int:
+        """The step with the best measurement so far; 0 before the first."""
+
+    def due(self, step: int) -> bool:
+        """Return True if the policy is to be measured after `step` steps."""
+
+    async def measure(self, step: int) -> dict[str, float]:
+        """Sample and grade; return the numbers by key of metrics.py. The engine has the policy's weights."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next measurement needs of those before, as JSON; it becomes part of the checkpoint."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned; {} of a run that was not measured."""
+
+
 class Task(Protocol):
     """Where queries come from and how responses are graded."""
 

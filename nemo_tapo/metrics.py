@@ -140,6 +140,19 @@ TOKEN_MULT_PROB_ERROR = _key(
 GEN_KL_ERROR = _key("gen_kl_error", "nats a token", "NeMo-RL's measure of the same: k3 estimate of the KL")
 VALID_SAMPLES = _key("num_valid_samples", "rows", "rows of an update that are in the loss (NeMo-RL's workers need it)")
 
+# ---- validation between steps (evaluation/validation.py) -------------------------------------------------------------
+
+VALIDATION_PREFIX = "validation/"
+VALIDATION_ACCURACY = _key(
+    f"{VALIDATION_PREFIX}accuracy",
+    "share",
+    "right responses to held-out problems, mean over the sets (evaluation.every)",
+)
+VALIDATION_BEST_STEP = _key(f"{VALIDATION_PREFIX}best_step", "step", "first step with the best of these so far")
+_key(f"{VALIDATION_PREFIX}<set>/accuracy", "share", "right responses to the problems of one set")
+_key(f"{VALIDATION_PREFIX}<set>/length", "tokens", "mean length of these responses")
+_key(f"{VALIDATION_PREFIX}<set>/truncated", "share", "of them, those that the length limit cut off")
+
 # ---- time (train.py, algorithms/grpo.py, the runtimes) ---------------------------------------------------------------
 
 TIME_STEP = _key(
@@ -157,6 +170,7 @@ TIME_OLD_LOGPROBS = _key(
     "time/old_logprobs", "s", "log-probabilities of the policy that sampled (several updates a batch)"
 )
 TIME_UPDATE = _key("time/update", "s", "forward, backward and optimizer step of every update")
+TIME_VALIDATION = _key("time/validation", "s", "validation after the step, which time/step leaves out")
 TIME_WEIGHTS = _key("time/weights", "s", "handing the weights to the engine")
 NEMO_TIME_PREFIX = _family("time/nemo_rl/", "phase", "s", "NeMo-RL's changes between generation, scoring and training")
 
@@ -179,6 +193,11 @@ def grade_count(outcome: str) -> str:
 def drop_count(reason: str) -> str:
     """Return the key that counts pairs dropped for `reason`."""
     return DROP_PREFIX + reason
+
+
+def validation_key(name: str, what: str) -> str:
+    """Return the key of a number of the held-out set `name`: accuracy, length or truncated."""
+    return f"{VALIDATION_PREFIX}{name}/{what}"
 
 
 def left_out_count(reason: str) -> str:

@@ -20,7 +20,7 @@ from nemo_tapo import metrics
 from nemo_tapo.batch import collate, split_into_updates
 from nemo_tapo.checkpoint import require_same_run
 from nemo_tapo.config.loop import LoopConfig
-from nemo_tapo.interfaces import Algorithm, CheckpointStore, Recorder, Runtime
+from nemo_tapo.interfaces import Algorithm, CheckpointStore, Recorder, Runtime, Validation
 from nemo_tapo.scoring import PolicyComparison, add_scores
 from nemo_tapo.tracking.step_timer import StepTimer
 from nemo_tapo.types import Query, StepRecord
@@ -35,14 +35,17 @@ async def train(
     queries: Callable[[int], Sequence[Query]],
     recorder: Recorder,
     stop: Stop,
+    validation: Validation | None = None,
 ) -> None:
     """Train from the newest good checkpoint to `cfg.steps`; `queries(step)` gives a step's queries.
+
+    `validation` measures the policy where one is due; it changes nothing that is trained.
 
     Raises Stopped after saving when `stop` was requested, RuntimeFailure when an engine or actor is lost, DiskFull
     when a checkpoint has no room, ValueError when the checkpoint is of another experiment.
     """
     async with open_checkpoints(cfg, runtime) as store:
-        first = await resume(cfg, algorithm, runtime, recorder, store)
+        first = await resume(cfg, algorithm, runtime, recorder, store, validation)
         comparison = PolicyComparison(cfg, recorder.warn)
         for step in range(first, cfg.steps):
             timer = StepTimer(recorder)
@@ -67,7 +70,7 @@ async def train(
                 with timer.measure(metrics.TIME_WEIGHTS, "handing weights over"):
                     await hand_over_weights(runtime)
 
-            # Record: the step's numbers, then a checkpoint where one is due.
+            # Record: the step's numbers, a validation and a checkpoint where they are due.
             measured = {
                 **algorithm.compute_metrics(experience, rows),
                 **metrics.mean_over_updates(results),
@@ -75,18 +78,29 @@ async def train(
             }
             if algorithm.samples:
                 comparison.check(step, measured, first=step == first)
+            if validation is not None and validation.due(step + 1):
+                recorder.phase("validating")
+                measured |= await validation.measure(step + 1)
             recorder.step(StepRecord(step + 1, measured, experience, rows, results))
             last = step + 1 == cfg.steps
-            if last or stop.requested or (step + 1) % cfg.checkpoint_every == 0:
+            best = cfg.keep_best and validation is not None and validation.best_step == step + 1
+            if last or best or stop.requested or (step + 1) % cfg.checkpoint_every == 0:
                 recorder.phase("saving a checkpoint")
                 state = {"step": step + 1, "fingerprint": cfg.fingerprint, "algorithm": algorithm.state()}
+                if validation is not None:
+                    state |= {"validation": validation.state(), "keep_best": cfg.keep_best}
                 await store.save(state, runtime.actor.save, measured)
             if not last:
                 stop.check(f"checkpoint of step {step + 1} saved in {cfg.folder / 'checkpoints'}")
 
 
 async def resume(
-    cfg: LoopConfig, algorithm: Algorithm, runtime: Runtime, recorder: Recorder, store: CheckpointStore
+    cfg: LoopConfig,
+    algorithm: Algorithm,
+    runtime: Runtime,
+    recorder: Recorder,
+    store: CheckpointStore,
+    validation: Validation | None = None,
 ) -> int:
     """Set optimizer and weights to the newest good checkpoint; return the first step to do (0 without one)."""
     await runtime.actor.configure(cfg.optimizer, cfg.steps * cfg.loss.updates_per_batch)
@@ -94,6 +108,8 @@ async def resume(
     if found is not None:
         require_same_run(found, cfg.fingerprint)
         algorithm.restore(found.state.get("algorithm", {}))
+        if validation is not None:
+            validation.restore(found.state.get("validation", {}))
         await runtime.actor.load(found.path)
     first = found.step if found is not None else 0
     recorder.resume(first + 1)

@@ -23,5 +23,6 @@ class LoopConfig:
     loss: LossConfig
     checkpoint_every: int = 20
     checkpoint_keep: int = 2
+    keep_best: bool = False  # also save and keep the best validated checkpoint
     fingerprint: dict[str, Any] = field(default_factory=dict)  # settings that decide the numbers
     engine_gap_bound: float = 0.01  # nats a token, checked at the first step

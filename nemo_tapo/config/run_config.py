@@ -127,6 +127,8 @@ class RunConfig(Section):
             )
         ALGORITHMS[self.algorithm].check(self)
         check_policy_gradient(self.algorithm, self.rollout, self.loss)
+        if self.checkpoint.keep_best and self.evaluation.every is None:
+            raise ValueError("checkpoint.keep_best needs validations to be the best of: set evaluation.every.")
         if self.filter.min_accuracy > self.filter.max_accuracy:
             raise ValueError("filter.min_accuracy is above filter.max_accuracy: nothing could be kept.")
         updates, queries = self.loss.updates_per_batch, self.rollout.queries_per_step

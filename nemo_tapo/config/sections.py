@@ -426,6 +426,14 @@ class EvaluationConfig(Section):
     top_p: float = Field(0.9, gt=0, le=1)
     max_tokens: int = Field(96, gt=0)
     problems: int | None = Field(None, description="only the first so many; null: all")
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps of RL between validations: a few samples of the held-out problems, at the rollouts' "
+        "temperature and length; null: none",
+    )
+    validation_problems: int = Field(64, gt=0, description="of each held-out set, the first so many")
+    validation_samples: int = Field(1, gt=0, description="responses a problem")
     synthesis_queries: int | None = Field(
         None,
         ge=0,
@@ -476,4 +484,7 @@ class CheckpointConfig(Section):
 
     every: int = Field(20, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_best: bool = Field(
+        False, description="also save and keep the checkpoint with the best validation accuracy (evaluation.every)"
+    )
     min_free_gib: float = Field(0.5, ge=0, description="a run refuses to start with less free disk")

@@ -55,6 +55,7 @@ def write_page(
         "settings": _render_settings(run.config),
         "evaluation": _render_evaluation(run.evaluation),
         "latest": _render_latest(run.metrics),
+        "validation": _render_validation(run.metrics),
         "figure3": _render_figures(
             "Figure 3: six panels of training dynamics",
             lambda t, d: draw_figure3(runs, t, window, d),
@@ -167,6 +168,14 @@ def _render_latest(metrics: Sequence[Mapping[str, Any]]) -> str:
     )
     steps = len(metrics)
     return f'<p class="meaning">First and last of {steps:,} steps:</p><div class="tiles">{tiles}</div>'
+
+
+def _render_validation(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Render the validations as a table that can be unfolded; "" if there was none."""
+    head, rows = summary.tabulate_validation(metrics)
+    if not rows:
+        return ""
+    return f"<details><summary>Validation on held-out problems</summary>{_render_table(head, rows)}</details>"
 
 
 def _render_figures(alt: str, draw: Callable[[io.BytesIO, bool], None], beside: Path) -> str:

@@ -27,6 +27,9 @@ from nemo_tapo.metrics import (
     REFLECTION_GROUPS,
     RESPONSE_LENGTH_MEAN,
     REWARD_MEAN,
+    VALIDATION_ACCURACY,
+    VALIDATION_BEST_STEP,
+    VALIDATION_PREFIX,
 )
 from nemo_tapo.tracking.records import get_outcome, read_metrics, read_trajectories
 from nemo_tapo.utils.jsonl import Record
@@ -74,6 +77,7 @@ HIGHLIGHTS = (
 
 LATEST = (
     ("training accuracy", REWARD_MEAN, "share of rollouts"),
+    ("validation accuracy", VALIDATION_ACCURACY, "mean over the sets"),
     ("loss", "loss", ""),
     ("gradient norm", "grad_norm", ""),
     ("OTS weight", OTS_WEIGHT_MEAN, "mean"),
@@ -170,6 +174,25 @@ def list_first_and_last(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str,
             first, last = (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in (values[0], values[-1]))
             rows.append((name, first, last, unit))
     return rows
+
+
+def tabulate_validation(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the validations, one row a step that has one; the best one is marked.
+
+    >>> tabulate_validation([{"step": 5, "validation/accuracy": 0.5, "validation/sums/accuracy": 0.5}])
+    (['step', 'sums', 'mean'], [['5', '50.0%', '50.0%']])
+    """
+    measured = [row for row in metrics if VALIDATION_ACCURACY in row]
+    ends = "/accuracy"
+    keys = sorted({k for row in measured for k in row if k.startswith(VALIDATION_PREFIX) and k.endswith(ends)})
+    sets = [key for key in keys if key != VALIDATION_ACCURACY]
+    best = measured[-1].get(VALIDATION_BEST_STEP) if measured else None
+    rows = [
+        [f"{row['step']}{' (best)' * (row['step'] == best)}"]
+        + [f"{row[key]:.1%}" if key in row else "" for key in (*sets, VALIDATION_ACCURACY)]
+        for row in measured
+    ]
+    return ["step", *(key.removeprefix(VALIDATION_PREFIX).removesuffix(ends) for key in sets), "mean"], rows
 
 
 def count_outcomes(records: Iterable[Record]) -> dict[str, int]:

@@ -87,6 +87,9 @@ def _make_tables(run: summary.RunSummary) -> Iterator[Table]:
     if run.metrics:
         title = f"Training, step {run.metrics[0].get('step')} to {run.metrics[-1].get('step')}"
         yield text_table(title, ("", "first", "last", "unit"), summary.list_first_and_last(run.metrics))
+    head, rows = summary.tabulate_validation(run.metrics)
+    if rows:
+        yield text_table("Validation on held-out problems", head, rows)
     totals = summary.compute_totals(run.metrics)
     if totals:
         yield text_table("Queries and pairs, all steps", ("", "number", "share"), totals)

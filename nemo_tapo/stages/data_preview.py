@@ -24,7 +24,8 @@ def list_needed_sets(cfg: RunConfig, command: str) -> dict[str, DatasetConfig]:
     sets: dict[str, DatasetConfig] = {}
     if cfg.task.name == "mathematics" and command in TRAINING_COMMANDS:
         sets[TRAIN] = get_train_set(m)
-    if cfg.task.name == "mathematics" and (command in EVALUATION_COMMANDS or (sets and m.exclude_benchmarks)):
+    measured = command in EVALUATION_COMMANDS or (command == "train" and cfg.evaluation.every is not None)
+    if cfg.task.name == "mathematics" and (measured or (sets and m.exclude_benchmarks)):
         sets |= get_benchmark_sets(m)
     return sets
 

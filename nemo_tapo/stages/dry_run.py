@@ -50,6 +50,12 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
             f"{max_constructed * t.max_tokens:,} synthesised; "
             f"lr {cfg.optimizer.lr:g}, checkpoint every {cfg.checkpoint.every} steps, {cfg.checkpoint.keep} kept"
         )
+    if command in ("run", "train") and cfg.evaluation.every is not None:
+        e = cfg.evaluation
+        lines.append(
+            f"validation: every {e.every} steps, {e.validation_samples} sample(s) of the first {e.validation_problems} "
+            f"problems of each held-out set{', the best checkpoint kept' if cfg.checkpoint.keep_best else ''}"
+        )
     if command in ("run", "evaluate"):
         e = cfg.evaluation
         sampling = f"T {e.temperature}, top-p {e.top_p}, at most {e.max_tokens:,} tokens"

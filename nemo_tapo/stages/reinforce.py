@@ -8,6 +8,7 @@ from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import rl_fingerprint
 from nemo_tapo.datasets.query_order import QueryOrder
+from nemo_tapo.evaluation.validation import Validation
 from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.recorder import RunRecorder, SampleRecording
 
@@ -30,6 +31,7 @@ async def reinforce(session: Session, model: Path) -> None:
         loss=cfg.loss,
         checkpoint_every=cfg.checkpoint.every,
         checkpoint_keep=cfg.checkpoint.keep,
+        keep_best=cfg.checkpoint.keep_best,
         fingerprint=rl_fingerprint(cfg),
         engine_gap_bound=cfg.engine_gap_bound,
     )
@@ -40,4 +42,5 @@ async def reinforce(session: Session, model: Path) -> None:
         max_bytes=int(cfg.rollouts_gib * 2**30),
     )
     recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, samples, cfg.record_groups)
-    await session.run_loop(loop, make_algorithm(cfg, session.tools), queries.queries, recorder)
+    validation = None if cfg.evaluation.every is None else Validation(cfg, session.tools, session.benchmarks)
+    await session.run_loop(loop, make_algorithm(cfg, session.tools), queries.queries, recorder, validation)

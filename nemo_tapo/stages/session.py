@@ -16,7 +16,7 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.data_report import DataReport
 from nemo_tapo.datasets.query_order import add_prompts
 from nemo_tapo.grading.pool import list_grader_processes
-from nemo_tapo.interfaces import Algorithm, Runtime, Task
+from nemo_tapo.interfaces import Algorithm, Runtime, Task, Validation
 from nemo_tapo.tasks.rewarded_task import RewardedTask
 from nemo_tapo.tracking.progress import Progress
 from nemo_tapo.tracking.recorder import RunRecorder
@@ -107,12 +107,13 @@ class Session:
         algorithm: Algorithm,
         queries: Callable[[int], Sequence[Query]],
         recorder: RunRecorder,
+        validation: Validation | None = None,
     ) -> None:
         """Train to the end of `loop`, close `recorder`, and write the model to <loop.folder>/hf."""
         recorder.list_processes = self.list_processes
         try:
             watched = self.runtime.wrap_recorder(recorder, self.stop)
-            await train(loop, algorithm, self.runtime, queries, watched, self.stop)
+            await train(loop, algorithm, self.runtime, queries, watched, self.stop, validation)
         finally:
             recorder.close()
         await self.export(loop.folder / MODEL_FOLDER)

@@ -103,6 +103,19 @@ def test_the_best_by_metric_and_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 @nemo_rl
+def test_the_best_by_validation_is_kept(tmp_path: Path) -> None:
+    where = store(tmp_path, metric_name="val:accuracy", keep_top_k=1)
+
+    async def save_all() -> None:
+        for step, accuracy in enumerate((0.4, 0.7, 0.5), 1):
+            await where.save({"step": step, "fingerprint": {}}, write, {"validation/accuracy": accuracy, "accuracy": 9})
+        await where.settle()
+
+    asyncio.run(save_all())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_2", "step_3"]
+
+
+@nemo_rl
 def test_the_newest_are_kept_without_a_metric(tmp_path: Path) -> None:
     save(store(tmp_path, metric_name=None), 0.9, 0.1, 0.8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_2", "step_3"]
@@ -279,5 +292,10 @@ def test_numbers_go_to_nemo_rls_logger_under_its_names() -> None:
     assert notes.logged["train"] == {
         "reward/mean": 0.5, "reward": 0.5, "loss": 0.1, "tokens/trained": 10.0, "global_valid_toks": 10.0,
     }  # fmt: skip
+    assert "validation" not in notes.logged
+    validated = {"validation/accuracy": 0.25, "validation/sums/accuracy": 0.25, "time/validation": 2.0}
+    recorder.step(StepRecord(2, METRICS | validated, Experience(), [], []))
+    assert notes.logged["validation"] == {"accuracy": 0.25, "sums/accuracy": 0.25}
+    assert not any("validation" in name for name in notes.logged["train"])
     assert notes.logged["timing/train"] == {"total_step_time": 3.0, "policy_training": 1.0, "training_prep": 0.5}
     assert notes.steps[0]["time/nemo_rl/training_prep"] == 0.5

@@ -89,7 +89,8 @@ def test_help_names_every_command_and_exit_code() -> None:
 
 
 def test_main_job_leaves_everything_it_promises(tmp_path: Path) -> None:
-    done = nemo_tapo("run", *train(tmp_path / "out"))
+    validated = ("evaluation.every=4", "evaluation.validation_problems=6", "checkpoint.keep_best=true")
+    done = nemo_tapo("run", *train(tmp_path / "out"), *validated)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     names = {p.name for p in out.iterdir()}
@@ -105,6 +106,8 @@ def test_main_job_leaves_everything_it_promises(tmp_path: Path) -> None:
     ).split()
     assert all(set(promised) <= m.keys() for m in metrics)
     assert any("tapo/ots_weight_mean" in m for m in metrics)
+    assert [m["step"] for m in metrics if 0 <= m.get("validation/arithmetic/accuracy", -1.0) <= 1] == [4, 6]
+    assert "Validation on held-out problems" in (out / "report.html").read_text()
     evaluation = json.loads((out / "evaluation.json").read_text())
     for when in ("before", "after"):
         measured = evaluation[when]["benchmarks"]["arithmetic"]
@@ -117,6 +120,7 @@ def test_main_job_leaves_everything_it_promises(tmp_path: Path) -> None:
     shown = nemo_tapo("show", str(out))
     assert shown.returncode == 0, shown.stderr
     assert "pass@1" in shown.stdout
+    assert "Validation on held-out problems" in shown.stdout and "(best)" in shown.stdout
 
 
 def test_a_refused_command_leaves_the_configuration_as_it_was(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint, validate
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
+from nemo_tapo.evaluation.validation import Validation
 from nemo_tapo.runtime.scripted_runtime import (
     Script,
     ScriptedActor,
@@ -28,6 +31,7 @@ from nemo_tapo.runtime.scripted_runtime import (
     arithmetic_script,
 )
 from nemo_tapo.scoring import PolicyComparison
+from nemo_tapo.tasks import arithmetic
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
 from nemo_tapo.types import Experience, Kind, Request, Row, StepRecord
@@ -97,9 +101,15 @@ def run(
         cfg.optimizer,
         cfg.loss,
         checkpoint_every=2,
+        checkpoint_keep=cfg.checkpoint.keep,
+        keep_best=cfg.checkpoint.keep_best,
         fingerprint=cfg.fingerprint("tapo", "rollout"),
     )
-    asyncio.run(train(loop, algorithm, runtime, order.queries, memory, stop or Stop()))
+    validation = None
+    if cfg.evaluation.every is not None:
+        sets = {name: add_prompts(found, runtime.tokenizer, 1000)[0] for name, found in task.benchmarks().items()}
+        validation = Validation(cfg, algorithm.tools, sets)
+    asyncio.run(train(loop, algorithm, runtime, order.queries, memory, stop or Stop(), validation))
     return memory, runtime
 
 
@@ -457,3 +467,70 @@ def test_every_update_has_its_part_of_deferred_constructions() -> None:
         ["a/0", "b/0", "w_reflected/0", "x_reflected/0"],
         ["c/0", "d/0", "y_reflected/0", "z_reflected/0"],
     ]
+
+
+# ---- validation between steps ----------------------------------------------------------------------------------------
+
+
+def answer_held_out(rights: list[int]) -> Script:
+    """Answer as usual in training, and rights[v] of the first problems in validation v, whatever the order."""
+    problems: dict[str, int] = {}
+    asked = [0]
+
+    def script(prompt: str, request: Request) -> str:
+        if not request.uid.startswith("validation/"):
+            return arithmetic_script(prompt, request)
+        rank = problems.setdefault(request.uid, len(problems))
+        measurement, asked[0] = asked[0] // 5, asked[0] + 1
+        right = arithmetic.write_solution(arithmetic.parse_question(prompt), random.Random(0), mistake_rate=0.0)
+        return right if rank < rights[measurement] else "no idea"
+
+    return script
+
+
+VALIDATED: dict[str, Any] = {"evaluation__every": 1, "evaluation__validation_problems": 5}
+
+
+def test_validation_measures_what_is_right_and_changes_nothing_that_is_trained(tmp_path: Path) -> None:
+    plain, a = run(settings(), tmp_path / "plain")
+    memory, b = run(settings(**VALIDATED), tmp_path / "validated", script=answer_held_out([1, 3, 2, 3]))
+    assert [m["validation/arithmetic/accuracy"] for m in memory.metrics] == [0.2, 0.6, 0.4, 0.6]
+    assert [m["validation/accuracy"] for m in memory.metrics] == [0.2, 0.6, 0.4, 0.6]
+    assert [m["validation/best_step"] for m in memory.metrics] == [1, 2, 2, 2]
+    assert all(m["validation/arithmetic/truncated"] == 0 < m["time/validation"] for m in memory.metrics)
+    assert memory.rows == plain.rows and torch.equal(weights(a), weights(b))
+    third = {**VALIDATED, "evaluation__every": 3, "evaluation__validation_samples": 2}
+    memory, _ = run(settings(**third), tmp_path / "third")
+    assert ["validation/accuracy" in m for m in memory.metrics] == [False, False, True, True]  # and after the last
+    assert not any("validation" in key for key in plain.metrics[0])
+
+
+def test_the_best_validated_checkpoint_is_saved_and_kept(tmp_path: Path) -> None:
+    """Checkpoints are due at steps 2 and 4 and one is kept; the best are those of 1 and then 3."""
+    cfg = settings(**VALIDATED, checkpoint__keep=1, checkpoint__keep_best=True, steps=6)
+    run(cfg, tmp_path, script=answer_held_out([2, 1, 4, 3, 4, 0]))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
+    state = json.loads((tmp_path / "checkpoints" / "step-000006" / "state.json").read_text())
+    assert state["validation"] == {"best_step": 3, "best_accuracy": 0.8}
+
+
+def test_a_validated_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole, a = run(settings(**VALIDATED, checkpoint__keep_best=True), tmp_path / "whole")
+    stop = Stop()
+    stop.request(signal.SIGINT)
+    with pytest.raises(Stopped):
+        run(settings(**VALIDATED, checkpoint__keep_best=True), tmp_path / "parts", stop=stop)
+    rest, b = run(settings(**VALIDATED, checkpoint__keep_best=True), tmp_path / "parts")
+    assert rest.steps == [2, 3, 4]
+    assert torch.equal(weights(a), weights(b))
+    for mine, other in zip(rest.metrics, whole.metrics[1:], strict=True):
+        keys = {key for key in other if key.startswith("validation/")}
+        assert keys and {key: mine[key] for key in keys} == {key: other[key] for key in keys}
+
+
+def test_a_set_without_room_for_a_rollout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="arithmetic has no problem that leaves room for a rollout"):
+        run(settings(**VALIDATED, model__max_length=302), tmp_path)
+    tools = Tools(None, None, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the task has no held-out set"):
+        Validation(settings(**VALIDATED), tools, {})

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.checkpoint import MANIFEST, Checkpoint, Warn, Write, find_fault, make_manifest, remove_on_failure
+from nemo_tapo.metrics import VALIDATION_PREFIX
 from nemo_tapo.runtime.nemo_rl import compat
 from nemo_tapo.runtime.nemo_rl.nemo_calls import CALL_TIMEOUT, run_blocking
 from nemo_tapo.utils.errors import RuntimeFailure
@@ -110,8 +111,9 @@ class NemoCheckpoints:
             "total_valid_tokens": 0,  # NeMo-RL's trainer plots it; this package counts tokens in metrics.jsonl
         }
         name = self._manager.metric_name
-        if name is not None and name.removeprefix("train:") in metrics:
-            info[name] = float(metrics[name.removeprefix("train:")])
+        key = "" if name is None else name.removeprefix("train:").replace("val:", VALIDATION_PREFIX, 1)
+        if key in metrics:
+            info[name] = float(metrics[key])
         return info
 
 

@@ -1,6 +1,7 @@
 """Write the step's numbers to NeMo-RL's Logger as well, under the names that NeMo-RL's own trainer uses.
 
-train/...          the step's metrics; `reward`, `loss`, `grad_norm`, `lr` also under NeMo-RL's names
+validation/...     the step's validation, if there was one
+train/...          the step's other metrics; `reward`, `loss`, `grad_norm`, `lr` also under NeMo-RL's names
 timing/train/...   seconds, by the names of NeMo-RL's Timer
 """
 
@@ -22,6 +23,7 @@ from nemo_tapo.metrics import (
     TIME_STEP,
     TIME_UPDATE,
     TOKENS_TRAINED,
+    VALIDATION_PREFIX,
 )
 from nemo_tapo.types import StepRecord
 from nemo_tapo.utils.signals import Stop
@@ -72,10 +74,15 @@ class NemoRecorder:
         changes = self._take_times()
         metrics = {**record.metrics, **{NEMO_TIME_PREFIX + name: seconds for name, seconds in changes.items()}}
         self._recorder.step(replace(record, metrics=metrics))
-        train = {name: value for name, value in metrics.items() if not name.startswith("time/")}
+        train = {k: v for k, v in metrics.items() if not k.startswith(("time/", VALIDATION_PREFIX))}
         train |= {nemo_name: metrics[key] for key, nemo_name in NEMO_NAMES.items() if key in metrics}
         timing = {nemo_name: metrics[key] for key, nemo_name in TIMER_NAMES.items() if key in metrics}
         self._logger.log_metrics(train, record.step, prefix="train")
+        validation = {
+            k.removeprefix(VALIDATION_PREFIX): v for k, v in metrics.items() if k.startswith(VALIDATION_PREFIX)
+        }
+        if validation:
+            self._logger.log_metrics(validation, record.step, prefix="validation")
         self._logger.log_metrics({**timing, **changes}, record.step, prefix="timing/train", step_finished=True)
         self._timeout.mark_iteration()
         if self._timeout.check_save() and not self._stop.requested:

@@ -55,6 +55,7 @@ def test_too_few_samples_for_the_thresholds() -> None:
         ("algorithm=opsd loss.dual_clip=3", "OPSD's loss has no ratio to bound: leave loss.ratio"),
         ("algorithm=reflective_sft loss.ratio=sequence", "likelihood has no ratio to bound"),
         ("algorithm=opsd rollout.overlong=mask", "rollout.overlong leaves rows out of the policy gradient"),
+        ("checkpoint.keep_best=true", "set evaluation.every"),
         ("loss.dual_clip=1", "loss.dual_clip: Input should be greater than 1"),
         ("loss.ratio=sequence loss.surrogate=cispo", "choose one"),
         ("loss.ratio=sequence loss.token_mean=true", "set loss.token_mean to false"),

@@ -143,7 +143,7 @@ REFUSED = [
     ("+grpo.adv_estimator.name=reinforce_plus_plus", "grpo.adv_estimator.name"),
     ("+grpo.advantage_clip_high=2.0", "grpo.advantage_clip_high"),
     ("+grpo.seq_logprob_error_threshold=1.5", "grpo.seq_logprob_error_threshold"),
-    ("+grpo.stop_at_validation_metric=accuracy", "does not validate while it trains"),
+    ("+grpo.stop_at_validation_metric=accuracy", "a run makes all of its steps"),
     ("+grpo.max_rollout_turns=3", "a response is one turn"),
     ("+reward_penalties.penalize_unwanted_tokens=true", "reward_penalties"),
     ("+data_plane.enabled=true", "the normaliser rides in the data"),
@@ -180,7 +180,7 @@ REFUSED = [
     ),
     ("+policy.megatron_cfg.scheduler.lr_warmup_init=0", "first update a learning rate of 0.* the optimizer's lr / 11"),
     ("checkpointing.enabled=false", "checkpointing.enabled = false is not supported"),
-    ("checkpointing.metric_name=val:accuracy", "this loop does not validate while it trains"),
+    ("checkpointing.metric_name=val:accuracy", "set tapo.evaluation.every to a divisor of checkpointing.save_period"),
     ("+loss_fn.use_cispo=true", "loss_fn.use_cispo"),
     # divisions
     ("cluster.num_nodes=0", "do not both fit 0 x 8 GPUs"),
@@ -277,6 +277,7 @@ def test_what_cannot_run_is_refused_with_a_sentence(tmp_path: Path, overrides: s
         "policy.generation.colocated.enabled=false policy.generation.colocated.resources.gpus_per_node=4",
         "tapo.task={name:mathematics,mathematics:{benchmarks:{mine:{path:a.jsonl}}}}",
         "tapo.evaluation.endpoint.extra_body.anything=1",
+        "checkpointing.metric_name=val:accuracy tapo.evaluation.every=5",
         "tapo.algorithm=grpo tapo.temperature=0.5",
     ],
 )

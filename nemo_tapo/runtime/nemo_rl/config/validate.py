@@ -35,7 +35,7 @@ ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("grpo.seq_logprob_error_threshold", (None,), "rows are not masked by their train/generation gap"),
     ("grpo.invalid_tool_call_advantage", (None,), "there are no tool calls"),
     ("grpo.malformed_thinking_advantage", (None,), "advantages are the rewards' alone"),
-    ("grpo.stop_at_validation_metric", (None,), "this loop does not validate while it trains"),
+    ("grpo.stop_at_validation_metric", (None,), "a run makes all of its steps"),
     ("grpo.max_rollout_turns", (None, 1), "a response is one turn"),
     ("grpo.deduplicate_multimodal_data", OFF, "queries are text"),
     (
@@ -132,10 +132,12 @@ def check_settings(master: Master) -> Iterable[str]:
             given = json.dumps(value, default=str)
             yield f"{path} = {given} is not supported: {why}. Set it to {json.dumps(allowed[-1])}."
     metric = get_at_path(master, "checkpointing.metric_name", "")
-    if metric.startswith("val:"):
+    every, period = get_at_path(master, "tapo.evaluation.every"), get_at_path(master, "checkpointing.save_period")
+    if metric.startswith("val:") and not (isinstance(every, int) and every > 0 and period and period % every == 0):
         yield (
-            f"checkpointing.metric_name = {metric!r}: this loop does not validate while it trains, so no checkpoint "
-            "would have it. Set it to null (the newest are kept) or to a train: metric."
+            f"checkpointing.metric_name = {metric!r}, but no validation comes with every checkpoint: set "
+            f"tapo.evaluation.every to a divisor of checkpointing.save_period = {period}, or metric_name to null (the "
+            "newest are kept) or to a train: metric."
         )
     yield from _check_backend(master)
 
