@@ -121,6 +121,7 @@ def run_with_config(arguments: argparse.Namespace) -> int:
     from nemo_tapo.config.load import load_config
     from nemo_tapo.config.run_config import to_yaml
     from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
+    from nemo_tapo.stages.branch import continue_as_branch, find_branch
     from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.stages.dry_run import describe_command
     from nemo_tapo.utils.run_folder import claim_run_folder
@@ -133,6 +134,10 @@ def run_with_config(arguments: argparse.Namespace) -> int:
         return DONE
     check_data(cfg, arguments.command)
     check_coldstart(cfg, arguments.command)
+    branch = find_branch(cfg, arguments.command)
+    if branch is not None:
+        print(f"nemo-tapo: {branch.sentence}", flush=True)
+        cfg = continue_as_branch(cfg, branch)
     require_free_disk(cfg.output, cfg.checkpoint.min_free_gib)
     with claim_run_folder(cfg.output, to_yaml(cfg), arguments.command):
         if arguments.command == "pretrain":

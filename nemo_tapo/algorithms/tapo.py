@@ -71,7 +71,8 @@ class TAPO(GRPO):
         """Sample and construct as GRPO.collect says; with `pipeline: deferred`, construct the pairs of the step before.
 
         Their synthesis runs beside this step's rollouts and by the same weights, so that nothing waits for it. The
-        pairs that are chosen now wait for the next step. Those of the last step are dropped: run_ended.
+        pairs that are chosen now wait for the next step. Those of the last step are dropped: run_ended. The last
+        checkpoint holds them all the same, for a run that goes on with more steps.
         """
         if not self.cfg.deferred:
             return await super().collect(step, queries)
@@ -79,10 +80,10 @@ class TAPO(GRPO):
         experience, constructions = await run_both(super().collect(step, queries), self.construct(self.waiting, step))
         seconds = time.perf_counter() - begin
         chosen = tuple(pair for group in experience.groups for pair in self.choose_pairs(group, step))
+        self.waiting = chosen
         if step + 1 == self.cfg.steps:
             constructions += tuple(Construction(pair, "run_ended") for pair in chosen)
             chosen = ()
-        self.waiting = chosen
         unhidden = {TIME_SYNTHESIS: seconds - experience.metrics[TIME_ROLLOUTS]}
         return replace(
             experience, constructions=constructions, waiting=chosen, metrics={**experience.metrics, **unhidden}

@@ -17,12 +17,15 @@ def describe_command(cfg: RunConfig, command: str) -> str:
 
 def plan_command(cfg: RunConfig, command: str) -> list[str]:
     """Return the plan of a command, one sentence per line."""
+    from nemo_tapo.stages.branch import find_branch
     from nemo_tapo.stages.data_preview import preview_data
 
     r, t, local = cfg.rollout, cfg.tapo, cfg.local
     rollouts = r.queries_per_step * r.samples_per_query
     max_constructed = r.queries_per_step * min(t.m_max, r.samples_per_query - t.n_pos) if cfg.constructs else 0
+    branch = find_branch(cfg, command)
     lines = [f"output: {cfg.output} ({'goes on with what is there' if cfg.output.is_dir() else 'new'})"]
+    lines += [branch.sentence] if branch else []
     served = cfg.evaluation.endpoint.url if command == "evaluate" else None
     ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "
     ranks = ranks if command not in ("evaluate", "filter") else ""
