@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_tapo.commands import folders, grade, judge, replay, sweep
+from nemo_tapo.commands import folders, grade, judge, replay, sweep, watch
 from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
@@ -250,6 +250,12 @@ COMMANDS = {
     ),
     "show": Command(
         "a run's trajectories in the terminal", folders.run_show, folders.add_show_arguments, takes_config=False
+    ),
+    "watch": Command(
+        "a page on this machine that follows runs while they train: curves, time, every rollout",
+        watch.watch,
+        watch.add_arguments,
+        takes_config=False,
     ),
     "replay": Command(
         "compute a step again from a run's records and compare; exit code 1 where they differ",

@@ -108,7 +108,7 @@ def load_run(folder: Path) -> RunSummary:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the `output` folder of a run.")
     metrics, trajectories = read_metrics(folder), read_trajectories(folder)
-    evaluation = _read_json(folder / "evaluation.json")
+    evaluation = read_evaluation(folder)
     if not metrics.rows and not trajectories.rows and not evaluation:
         raise ValueError(
             f"{folder} holds no metrics.jsonl, trajectories.jsonl or evaluation.json: nothing was trained there yet."
@@ -121,6 +121,11 @@ def load_run(folder: Path) -> RunSummary:
     config = _read_json(folder / "config.json") or _read_yaml(folder / "config.yaml")
     name = folder.resolve().name
     return RunSummary(name, config, metrics.rows, trajectories.rows, evaluation, tuple(notes))
+
+
+def read_evaluation(folder: Path) -> Mapping[str, Any]:
+    """Read a run's evaluation.json; {} if there is none. Raises ValueError if it is damaged."""
+    return _read_json(folder / "evaluation.json")
 
 
 def list_highlights(config: Mapping[str, Any]) -> list[tuple[str, str]]:
