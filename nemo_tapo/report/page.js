@@ -1,7 +1,7 @@
 "use strict";
 // The trajectories: filtered, then drawn one page of cards at a time from the JSON in this file. Text reaches the
 // page through textContent alone, so nothing that a model wrote is ever read as HTML.
-const records = JSON.parse(document.getElementById("records").textContent);
+const records = JSON.parse(document.getElementById("records").textContent).sort((a, b) => b.step - a.step); // newest first
 const outcomes = JSON.parse(document.getElementById("outcomes").textContent); // {outcome: [count, meaning]}
 const PAGE = 10, LOW = 0.5, END = "⟨end⟩";
 const $ = (id) => document.getElementById(id);
@@ -152,7 +152,7 @@ function show(to) {
   $("cards").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map(card));
   const text = records.length === 0 ? "No trajectories were recorded."
     : found.length === 0 ? `None of ${records.length} records fits.`
-      : `${found.length} of ${records.length} records, page ${page + 1} of ${pages}`;
+      : `${found.length} of ${records.length} records, newest step first, page ${page + 1} of ${pages}`;
   document.querySelectorAll(".count").forEach((node) => { node.textContent = text; });
   document.querySelectorAll("[data-go]").forEach((b) => { b.disabled = page + Number(b.dataset.go) < 0 || page + Number(b.dataset.go) >= pages; });
 }
@@ -181,13 +181,14 @@ function options(select, entries) {
 }
 
 function setUpFilters() {
-  const steps = [...new Set(records.map((r) => r.step))].sort((a, b) => a - b);
+  const steps = [...new Set(records.map((r) => r.step))];
   options($("step"), [["", `all (${steps.length})`], ...steps.map((s) => [String(s), String(s)])]);
   const whole = { dropped: 0, skipped: 0 };
   for (const [name, [count]] of Object.entries(outcomes)) if (name.includes(":")) whole[name.split(":")[0]] += count;
   const entries = Object.entries(outcomes).filter(([, [count]]) => count).map(([name, [count]]) => [name, `${label(name)} (${count})`]);
   const sums = Object.entries(whole).filter(([, n]) => n).map(([name, n]) => [name, `${label(name)}, any reason (${n})`]);
   options($("outcome"), [["", `all (${records.length})`], ...entries.filter(([n]) => !n.includes(":")), ...sums, ...entries.filter(([n]) => n.includes(":"))]);
+  if (entries.some(([name]) => name === "corrected")) $("outcome").value = "corrected"; // what the method is about
   $("step").onchange = $("outcome").onchange = filter;
   let timer;
   $("search").oninput = () => { clearTimeout(timer); timer = setTimeout(filter, 150); };

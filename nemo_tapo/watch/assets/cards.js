@@ -3,7 +3,7 @@
 import { words } from "./data.js";
 import { el, format, showTip } from "./dom.js";
 
-const LOW = 0.5, END = "⟨end⟩";
+const LOW = 0.5, END = "⟨end⟩", PREVIEW = 70;
 
 /** Return an outcome's name as a person says it. */
 export const label = (outcome) => outcome.replaceAll("_", " ").replace("dropped:", "dropped: ").replace("skipped:", "");
@@ -82,7 +82,7 @@ function rolloutText(rollout) {
 function rolloutRow(rollout, index, record, most) {
   const roles = record.pairs.flatMap((pair, n) => [pair.wrong_index === index && !record.earlier ? `pair ${n}` : "", pair.right_index === index && !record.earlier ? `guides ${n}` : ""]).filter(Boolean);
   const state = rollout.graded === false ? "none" : rollout.correct ? "right" : "wrong";
-  const preview = (rollout.text || "").replace(/\s+/g, " ").slice(-160);
+  const text = (rollout.text || "").trim().replace(/\s+/g, " "), preview = text.length > PREVIEW ? `… ${text.slice(-PREVIEW)}` : text;
   const head = el("summary", "", el("span", `verdict ${state}`, state === "right" ? "✓" : state === "wrong" ? "✗" : "–"), el("span", "index", String(index)),
     el("span", "reward", format(rollout.reward)), advantageBar(rollout.advantage, most), el("span", "outcome", rollout.outcome.replaceAll("_", " "), roles.length ? el("small", "", ` ${roles.join(", ")}`) : null),
     el("span", "preview", preview || (rollout.text === null ? "text not recorded" : "")), el("span", "size", rollout.ids ? `${rollout.ids.length} tokens` : ""));

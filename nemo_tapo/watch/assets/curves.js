@@ -31,10 +31,13 @@ function has(key) {
   return visibleRuns().some((run) => getSeries(run.name).columns[key]);
 }
 
-function windowOf() {
+/** Return the steps of the rolling mean that fit the longest run: a tenth of it, at most the paper's 40. */
+function automaticWindow() {
   const longest = Math.max(0, ...visibleRuns().map((run) => getSeries(run.name).steps.length));
-  return state.smooth === "" ? Math.min(Math.max(Math.floor(longest / 10), 1), 40) : Number(state.smooth);
+  return Math.min(Math.max(Math.floor(longest / 10), 1), 40);
 }
+
+const windowOf = () => (state.smooth === "" ? automaticWindow() : Math.max(Number(state.smooth) || 1, 1));
 
 function makeChart(title, key) {
   const [unit, meaning] = words.metrics[key] || ["", key];
@@ -69,7 +72,8 @@ export function render(host) {
   more.open = state.keys === "all";
   if (more.open) more.lastChild.append(...others.map((key) => makeChart(key, key)));
   more.ontoggle = () => { if (more.open !== (state.keys === "all")) go({ keys: more.open ? "all" : "" }, true); };
-  const smoothing = select([["", `rolling mean over ${windowOf()} steps`], ["1", "each step"], ...[5, 10, 20, 40, 100].map((n) => [String(n), `mean over ${n} steps`])],
+  const automatic = automaticWindow();
+  const smoothing = select([["", automatic > 1 ? `rolling mean over ${automatic} steps` : "as recorded"], ["1", "each step"], ...[5, 10, 20, 40, 100].map((n) => [String(n), `mean over ${n} steps`])],
     state.smooth, (value) => go({ smooth: value }, true));
   host.replaceChildren(el("div", "toolbar", el("label", "", "Lines ", smoothing), el("span", "hint", "Point at a curve for its values; click on one for that step's rollouts.")), ...parts, more);
   layout = signature();

@@ -122,7 +122,8 @@ export function render(host) {
     charts.push(chart);
     return el("section", "group", el("h2", "", run.name, el("small", "", "seconds a step")), chart, line);
   });
-  const legend = el("div", "legend", [...PARTS.map(([name, className]) => [name, className]), BETWEEN].map(([name, className]) => el("span", "", el("i", `swatch ${className}`), name)));
+  const used = new Set([...barsOf.values()].flat().flatMap((bar) => bar.parts.filter((part) => part.seconds > 0).map((part) => part.name)));
+  const legend = el("div", "legend", [...PARTS.map(([name, className]) => [name, className]), BETWEEN].filter(([name]) => used.has(name)).map(([name, className]) => el("span", "", el("i", `swatch ${className}`), name)));
   host.replaceChildren(legend, ...blocks, el("section", "group", el("h2", "", "On average"), shareTable(shown, barsOf)));
   for (const chart of charts) chart.draw();
 }
