@@ -11,7 +11,7 @@ TORCH=2.13.0
 say() { printf '\033[1m%s\033[0m\n' "setup: $*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-stamp=$(cat requirements/local.txt pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)
+stamp=$(cat requirements/local.txt requirements/reasoning_gym.txt pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$VENV/.ready" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || fail \
@@ -33,6 +33,8 @@ else # the index has only CUDA builds: uv knows where PyTorch keeps its CPU buil
 fi
 say "vLLM, Megatron-core, Ray"
 pip install --no-deps -r requirements/local.txt
+pip install --no-deps -r requirements/reasoning_gym.txt 2>/dev/null ||
+    say "reasoning-gym is left out (it needs a C compiler and Python's headers): so are its tasks and their tests"
 log=$VENV/setup.log
 pip install --no-deps --no-build-isolation -e . 2>"$log" || { cat "$log" >&2; fail "this package does not install."; }
 "$VENV/bin/python" -c "import torch, vllm, megatron.core, ray, nemo_tapo" 2>"$log" || {
