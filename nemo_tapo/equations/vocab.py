@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Sizes of a working buffer (there are two), in numbers. On a CPU it should stay in the cache between the passes over
-# it; below SMALLEST_BUFFER its memory does not matter, and more, smaller steps would only cost time.
+# it; below SMALLEST_BUFFER its memory does not matter, and more, smaller steps would only cost time. On a GPU a piece
+# costs the launch of its kernels, so that the chunk alone bounds it.
 CPU_BUFFER = 1 << 18
 SMALLEST_BUFFER = 1 << 15
 BUFFER_SHARE = 28  # at most this part of the logits' bytes: 7% in both
@@ -166,10 +167,10 @@ def _pieces(logits: Tensor, chunk: int) -> Iterator[tuple[slice, slice]]:
     Rectangles, because a view of them exists for any strides: `logits[:, :-1]` is never copied.
     """
     rows, length, width = logits.shape
-    share = rows * length * logits.element_size() // (BUFFER_SHARE * _compute_dtype(logits).itemsize)
-    wanted = max(share, SMALLEST_BUFFER // max(width, 1))
+    wanted = chunk
     if logits.device.type == "cpu":
-        wanted = min(wanted, CPU_BUFFER // max(width, 1))
+        share = rows * length * logits.element_size() // (BUFFER_SHARE * _compute_dtype(logits).itemsize)
+        wanted = min(max(share, SMALLEST_BUFFER // max(width, 1)), CPU_BUFFER // max(width, 1))
     tokens = max(1, min(chunk, wanted))
     if length <= tokens:
         step = tokens // max(length, 1)
