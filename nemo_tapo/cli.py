@@ -22,6 +22,7 @@ from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped, is_full_disk
 from nemo_tapo.utils.files import require_free_disk
+from nemo_tapo.utils.text_table import make_visible
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
 GO_ON = "What was saved before is kept; the same command goes on from it."
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_failure(sentence: str, code: int) -> int:
     """Print `sentence` to standard error and return `code`."""
-    print(f"nemo-tapo: {sentence}", file=sys.stderr)
+    print(f"nemo-tapo: {make_visible(sentence)}", file=sys.stderr)  # it may quote a server's or a model's words
     return code
 
 

@@ -26,6 +26,7 @@ from nemo_tapo.datasets.row_files import load_json
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from nemo_tapo.tracking.progress import Progress, ProgressStage
 from nemo_tapo.utils.errors import RuntimeFailure, name_full_disk
+from nemo_tapo.utils.files import refuse_foreign_link
 from nemo_tapo.utils.jsonl import replace_non_finite
 
 WINDOW = 64  # rows that are being graded at once
@@ -120,7 +121,7 @@ def open_atomically(path: Path) -> Iterator[IO[str]]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with name_full_disk(path, "it was not written"):
         try:
-            with part.open("w", encoding="utf-8") as stream:
+            with open(part, "w", encoding="utf-8", opener=refuse_foreign_link) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

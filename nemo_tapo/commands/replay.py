@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.commands.folders import require_folder
-from nemo_tapo.utils.text_table import visible
+from nemo_tapo.utils.text_table import make_visible
 
 if TYPE_CHECKING:
     from nemo_tapo.config.run_config import RunConfig
@@ -155,7 +155,7 @@ def exit_code(outcome: Replay) -> int:
 
 def print_line(text: str) -> None:
     """Print a line; uids are a data set's, so what would steer the terminal is made visible."""
-    print("".join(map(visible, text)))
+    print(make_visible(text))
 
 
 def describe(outcome: Replay) -> Iterator[str]:

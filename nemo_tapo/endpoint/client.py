@@ -21,6 +21,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,6 +47,7 @@ RETRIED_STATUSES = frozenset({408, 409, 425, 429})  # and every 5xx
 LONGEST_BODY = 16 * 2**20  # bytes of a body; a longer one is malformed, and is never in memory as a whole
 LONGEST_QUOTE = 300  # characters of an answer that a message quotes
 LONGEST_PAUSE = 60.0  # seconds between two attempts, whatever Retry-After asks
+SHORTEST_SECRET = 16  # characters of a key that no reply holds by chance
 CHECK_SECONDS = 10.0  # a server that does not list its models within this time counts as down
 CHECK_ATTEMPTS = 3
 DOWN_AFTER = 3  # failed requests in a row, with no answer in between
@@ -255,7 +257,7 @@ class Endpoint:
         status = read_status(response)
         if status == 200:
             try:
-                return parse_reply(response)
+                return self._hide_key(parse_reply(response))
             except MalformedReply as error:
                 raise _AttemptFailed("malformed", self._quote(str(error)), status=status) from None
         answer = self._describe_response(response)
@@ -291,6 +293,12 @@ class Endpoint:
         return answer
 
     # ---------------------------------------------------------------------------- error messages
+
+    def _hide_key(self, reply: ChatReply) -> ChatReply:
+        """Return a reply with the key masked: some servers echo a request's headers, and replies are kept on disk."""
+        if len(self._key) < SHORTEST_SECRET:  # "EMPTY" is what people set where no key is wanted
+            return reply
+        return replace(reply, text=reply.text.replace(self._key, "***"))
 
     def _quote(self, text: str) -> str:
         """Return an answer's text as a message may show it: the key masked, and not too long."""

@@ -19,6 +19,7 @@ from nemo_tapo.judge.judging import JudgeItem, Judgement, judge_all, print_count
 from nemo_tapo.judge.prompt import LABELS
 from nemo_tapo.judge.rates import Interval
 from nemo_tapo.utils import jsonl
+from nemo_tapo.utils.files import replace_text
 from nemo_tapo.utils.seeding import seed_from
 
 VerdictPair = tuple[bool, bool]  # (human, judge)
@@ -146,7 +147,7 @@ def compare_with_labels(cfg: JudgeConfig, labelled: Sequence[LabelledResponse], 
     print_counts(tally)
     if out is not None:
         result = {"judge": name, "counts": asdict(tally), "labels": {k: asdict(v) for k, v in agreements.items()}}
-        (out / "agreement.json").write_text(json.dumps(result, indent=1) + "\n")
+        replace_text(out / "agreement.json", json.dumps(result, indent=1) + "\n")
 
 
 def _measure_agreements(labelled: Sequence[LabelledResponse], judgements: Sequence[Judgement]) -> dict[str, Agreement]:

@@ -36,6 +36,7 @@ from nemo_tapo.judge.responses import (
     read_responses,
     require_same_problems,
 )
+from nemo_tapo.utils.files import replace_lines, replace_text
 from nemo_tapo.utils.jsonl import encode_line
 
 ModelSample = tuple[str, Sample]  # (the model's name, one of its responses on the boundary subset)
@@ -145,11 +146,11 @@ def _write_files(
     out: Path, result: dict[str, Any], samples: Sequence[ModelSample], judgements: Sequence[Judgement]
 ) -> None:
     """Write judge.json, table.md, and verdicts.jsonl with the judgement of every response, for people to check."""
-    (out / "judge.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    (out / "table.md").write_text(format_markdown_table(*make_rows(result)))
-    with (out / "verdicts.jsonl").open("wb") as file:
-        for (name, sample), judgement in zip(samples, judgements, strict=True):
-            file.write(encode_line({"model": name, **asdict(sample), "judgement": asdict(judgement)}))
+    replace_text(out / "judge.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    replace_text(out / "table.md", format_markdown_table(*make_rows(result)))
+    judged = zip(samples, judgements, strict=True)
+    lines = ({"model": name, **asdict(sample), "judgement": asdict(judgement)} for (name, sample), judgement in judged)
+    replace_lines(out / "verdicts.jsonl", map(encode_line, lines))
 
 
 def _print_result(result: dict[str, Any], work: JudgeWorkload, tally: JudgementTally, out: Path) -> None:

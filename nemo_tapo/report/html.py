@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -23,6 +22,7 @@ from nemo_tapo.evaluation.tables import LEGEND, format_settings_lines, make_tabl
 from nemo_tapo.report import summary
 from nemo_tapo.report.plots import Metrics, draw_construction_figure, draw_figure3
 from nemo_tapo.tracking.records import get_outcome, read_metrics
+from nemo_tapo.utils.files import replace_lines
 from nemo_tapo.utils.jsonl import Record, replace_non_finite
 
 PAGE, FIGURE3, CONSTRUCTION = "report.html", "figure3.png", "construction.png"
@@ -74,9 +74,7 @@ def write_page(
         "js": _read_resource("page.js"),
     }
     path = run_folder / PAGE
-    temporary = path.with_name(PAGE + ".tmp")
-    temporary.write_bytes(_fill_template(_read_resource("page.html"), parts).encode("utf-8", "replace"))
-    os.replace(temporary, path)
+    replace_lines(path, [_fill_template(_read_resource("page.html"), parts).encode("utf-8", "replace")])
     return path
 
 
@@ -185,7 +183,7 @@ def _render_figures(alt: str, draw: Callable[[io.BytesIO, bool], None], beside: 
         buffer = io.BytesIO()
         draw(buffer, dark)
         if not dark:
-            beside.write_bytes(buffer.getvalue())
+            replace_lines(beside, [buffer.getvalue()])
         data = base64.b64encode(buffer.getvalue()).decode()
         theme = "for-dark" if dark else "for-light"
         images.append(f'<img class="figure {theme}" alt="{escape(alt)}" src="data:image/png;base64,{data}">')

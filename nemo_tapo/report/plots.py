@@ -32,6 +32,7 @@ from nemo_tapo.metrics import (
     RESPONSE_LENGTH_MEAN,
     REWARD_MEAN,
 )
+from nemo_tapo.utils.files import refuse_foreign_link
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -322,7 +323,11 @@ def open_figure(target: Target, dark: bool = False, size: tuple[float, float] = 
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(target, format="png", dpi=110)
+        if isinstance(target, (str, Path)):
+            with open(target, "wb", opener=refuse_foreign_link) as file:
+                figure.savefig(file, format="png", dpi=110)
+        else:
+            figure.savefig(target, format="png", dpi=110)
 
 
 def _draw_caption(figure: Figure, text: str) -> None:

@@ -125,6 +125,8 @@ class Session:
     async def export(self, folder: Path) -> None:
         """Write the actor's model to `folder` as a Hugging Face directory, which appears only when it is complete."""
         building = folder.with_name(f"tmp-{folder.name}")
+        if building.is_symlink():  # what is written belongs into the run's folder
+            building.unlink()
         with remove_on_failure(building, folder):
             await self.runtime.actor.export(building)
             files.publish_folder(folder, building)

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from nemo_tapo.sweeps.expand import SweepJob
 from nemo_tapo.sweeps.state import FAILURE_FILE, LOCK_FILE, LOG_FILE, Failure, RunState, read_run_state, write_failure
 from nemo_tapo.utils.errors import Stopped
+from nemo_tapo.utils.files import refuse_foreign_link
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_EXIT_CODES = {128 + signum for signum in STOP_SIGNALS}  # exit codes of a run that was asked to stop
@@ -95,7 +96,7 @@ def lock_folder(folder: Path, child: ChildProcess) -> Iterator[int]:
     Waits while another process has the lock, until it is free or the sweep is asked to stop.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("ab") as file:
+    with open(folder / LOCK_FILE, "ab", opener=refuse_foreign_link) as file:
         announced = False
         while child.signum is None:
             try:
@@ -113,7 +114,10 @@ def run_one(job: SweepJob, config: Path, child: ChildProcess, lock: int) -> int:
     """Run one job to its end and return its exit code."""
     (job.folder / FAILURE_FILE).unlink(missing_ok=True)
     command = [sys.executable, "-m", "nemo_tapo.cli", "run", "--config", str(config), *job.overrides]
-    with (job.folder / LOG_FILE).open("ab") as log, (job.folder / LOG_FILE).open("rb") as shown:
+    with (
+        open(job.folder / LOG_FILE, "ab", opener=refuse_foreign_link) as log,
+        (job.folder / LOG_FILE).open("rb") as shown,
+    ):
         shown.seek(0, os.SEEK_END)
         # In a new session, Ctrl-C reaches the run only through this process, and not also through the terminal.
         child.process = subprocess.Popen(

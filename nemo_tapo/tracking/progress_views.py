@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from nemo_tapo.utils.text_table import make_visible
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -113,7 +115,7 @@ class PlainView:
     def _print(self, text: str) -> None:
         with self._lock:
             self._last = self._clock()
-            self._stream.write(text + "\n")
+            self._stream.write(make_visible(text) + "\n")
             self._stream.flush()
 
     def _beat(self, progress: ProgressState) -> None:
@@ -166,7 +168,7 @@ class LiveView:
         """Do nothing: the next refresh shows the change."""
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(make_visible(text), markup=False)
 
     def _render(self) -> RenderableType:
         """Return two lines: stage, bar, count and time left; phase, its seconds, and the note."""

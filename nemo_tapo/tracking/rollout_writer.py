@@ -17,6 +17,7 @@ from nemo_tapo.tracking.rollout_store import (
     summarise_query,
 )
 from nemo_tapo.utils.errors import DiskFull
+from nemo_tapo.utils.files import refuse_foreign_link
 from nemo_tapo.utils.jsonl import Appender, Record, encode_line
 
 SEGMENTS = 8  # about so many share the bound, so that an eighth is deleted at a time
@@ -82,7 +83,7 @@ class RolloutWriter:
 
     def _append_bytes(self, segment: str, begin: int, data: bytes) -> None:
         """Write to the disk what the index will say is there; bytes from `begin` on are of no step that counts."""
-        with (self._folder / segment).open("ab") as file:
+        with open(self._folder / segment, "ab", opener=refuse_foreign_link) as file:
             file.truncate(begin)
             file.write(data)
             file.flush()

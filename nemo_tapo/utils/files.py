@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.utils.errors import name_full_disk
+
+
+def refuse_foreign_link(path: str, flags: int) -> int:
+    """Open a file and return its descriptor: the `opener` of `open` for every file of a run that is written in place.
+
+    A link is followed if it is the user's own or the administrator's. Raises ValueError for one that somebody else
+    placed, who could so have any file of the user's overwritten.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    require_own_link(path)
+    return os.open(path, flags, 0o666)
+
+
+def require_own_link(path: str | Path) -> None:
+    """Raise ValueError if the link `path` was placed by another user than this one or the administrator."""
+    owner = os.lstat(path).st_uid
+    if owner not in (os.geteuid(), 0):
+        raise ValueError(
+            f"{path} is a link that another user placed (uid {owner}): remove it, or choose another folder."
+        )
 
 
 def sha256(file: Path) -> str:
@@ -77,7 +102,8 @@ def make_output_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+    with open(path, "w", encoding="utf-8", opener=refuse_foreign_link) as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -93,7 +119,7 @@ def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with name_full_disk(path, "it is as it was before"):
         try:
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=refuse_foreign_link) as file:
                 file.writelines(lines)
             temporary.replace(path)
         finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tapo.utils.errors import name_full_disk
-from nemo_tapo.utils.files import replace_lines
+from nemo_tapo.utils.files import refuse_foreign_link, replace_lines
 
 Record = dict[str, Any]
 
@@ -56,7 +56,7 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
 
 def open_to_append(path: Path) -> FileIO:
     """Open a file for `append_line`: without a buffer, whose rest would fail once more when the file is closed."""
-    return path.open("ab", buffering=0)
+    return open(path, "ab", buffering=0, opener=refuse_foreign_link)
 
 
 def append_line(file: FileIO, row: Mapping[str, Any], kept: str = "the lines in it are kept") -> None:

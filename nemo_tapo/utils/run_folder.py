@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_tapo.utils.files import replace_text
+from nemo_tapo.utils.files import refuse_foreign_link, replace_text, require_own_link
 
 CONFIG, LOCK = "config.yaml", "run.lock"
 
@@ -19,9 +19,12 @@ def claim_run_folder(folder: Path, config: str, command: str) -> Iterator[None]:
     `nemo-tapo <command> --config <folder>/config.yaml` runs the same again. A command that is refused, for example
     because its settings differ from those of the run in the folder, puts the former config.yaml back. An evaluation
     neither locks nor replaces it: it may write into a folder in which a run is at work.
-    Raises ValueError if another process has the lock.
+    Raises ValueError if another process has the lock, or if another user placed a link in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_symlink():
+            require_own_link(entry)
     file = folder / CONFIG
     before = file.read_text(encoding="utf-8") if file.is_file() else None
     if command == "evaluate":
@@ -45,7 +48,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     On a file system without locks nothing is locked.
     """
-    with (folder / LOCK).open("ab") as file:
+    with open(folder / LOCK, "ab", opener=refuse_foreign_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

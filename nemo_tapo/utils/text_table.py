@@ -28,10 +28,20 @@ def plain_text(text: str, style: str = "") -> Text:
     """Text that cannot steer the terminal: no markup; control characters but newlines made visible."""
     from rich.text import Text
 
-    return Text("".join(visible(character) for character in text), style=style)
+    return Text(make_visible(text), style=style)
+
+
+def make_visible(text: str) -> str:
+    r"""Return text in which control characters but newlines are made visible, so that a terminal obeys none of them.
+
+    >>> make_visible("\x1b[2J47+38=\u202e85\n")
+    '␛[2J47+38=<U+202E>85\n'
+    """
+    return "".join(map(visible, text))
 
 
 def visible(character: str) -> str:
+    """Return a character, or what stands for one that would control a terminal."""
     if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
         return character
     if character == "\t":

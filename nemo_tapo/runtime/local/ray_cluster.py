@@ -59,6 +59,7 @@ def start(cpus: int = 1) -> RayCluster:
         os.environ.setdefault(name, value)
     # A password for this process only; Ray would store one in the home directory. Ray reads it once per process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"  # whatever the environment says: any user can reach a port of this machine
     import ray
 
     if ray.is_initialized():

@@ -21,6 +21,7 @@ COLUMNS = (
     *DIFFERENCE_COLUMNS, *PAPER_COLUMNS.values(),
 )  # fmt: skip
 ENDS = ("first", "last")  # the first and the last tenth of the steps
+FORMULA_STARTS = tuple("=+-@")
 Line = Mapping[str, object]
 
 
@@ -43,8 +44,18 @@ def format_csv(results: SweepResults, numbers: Sequence[RowEstimates], rated: Se
             *_make_counter_lines(n.outcome, *in_common),
             *_make_rate_lines(n.outcome, rated),
         ]:
-            writer.writerow({**row_columns, "seeds": _join_seeds(n.outcome.seeds), **line})
+            cells = {**row_columns, "seeds": _join_seeds(n.outcome.seeds), **line}
+            writer.writerow({name: defuse(cell) for name, cell in cells.items()})
     return text.getvalue()
+
+
+def defuse(cell: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe before it.
+
+    >>> defuse("=HYPERLINK(A1)"), defuse(-0.5), defuse("tapo")
+    ("'=HYPERLINK(A1)", -0.5, 'tapo')
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in FORMULA_STARTS else cell
 
 
 def _make_result_lines(results: SweepResults, n: RowEstimates, measured: Mapping[str, Sequence[str]]) -> Iterator[Line]:

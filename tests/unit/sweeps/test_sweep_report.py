@@ -16,6 +16,7 @@ from nemo_tapo.cli import main
 from nemo_tapo.commands.sweep import parse_request, save_definitions
 from nemo_tapo.report import plots
 from nemo_tapo.sweeps.expand import expand_sweeps
+from nemo_tapo.sweeps.report.csv_file import format_csv
 from nemo_tapo.sweeps.report.estimates import (
     compute_estimates,
     compute_seed_interval,
@@ -263,6 +264,15 @@ def test_the_csv_has_every_table_and_every_row(output: Path) -> None:
     assert {measure for (_, benchmark, measure), _ in named(rows, "coldstart") if benchmark == ""} == {
         "with_reflection", "response_tokens",
     }  # fmt: skip
+
+
+def test_a_label_is_no_formula(output: Path) -> None:
+    results = read_sweep_results(output, choose_sweeps(output, ["table1"])[0])
+    tapo = next(n for n in compute_row_estimates(results) if n.outcome.row.name == "tapo")
+    row = tapo.outcome.row.model_copy(update={"label": '=HYPERLINK("http://elsewhere")'})
+    text = format_csv(results, [replace(tapo, outcome=replace(tapo.outcome, row=row))], [])
+    labels = {line["label"] for line in csv.DictReader(text.splitlines())}
+    assert labels == {'\'=HYPERLINK("http://elsewhere")'}
 
 
 def named(
