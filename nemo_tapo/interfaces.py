@@ -224,8 +224,11 @@ class Recorder(Protocol):
     def step(self, record: StepRecord) -> None:
         """Write what a finished step gave."""
 
-    def resume(self, step: int) -> None:
-        """Forget records of `step` and later: they will be made again."""
+    def resume(self, step: int, history: Sequence[str]) -> None:
+        """Forget records of `step` and later: they will be made again. `history` has the numbers of those before."""
+
+    def history(self) -> Sequence[str]:
+        """Return the numbers of every step so far, a line each, for a checkpoint: it may outlive the run's files."""
 
     def warn(self, text: str) -> None:
         """Tell the user a sentence that stays on the screen."""

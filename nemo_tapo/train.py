@@ -86,7 +86,12 @@ async def train(
             best = cfg.keep_best and validation is not None and validation.best_step == step + 1
             if last or best or stop.requested or (step + 1) % cfg.checkpoint_every == 0:
                 recorder.phase("saving a checkpoint")
-                state = {"step": step + 1, "fingerprint": cfg.fingerprint, "algorithm": algorithm.state()}
+                state = {
+                    "step": step + 1,
+                    "fingerprint": cfg.fingerprint,
+                    "algorithm": algorithm.state(),
+                    "history": recorder.history(),
+                }
                 if validation is not None:
                     state |= {"validation": validation.state(), "keep_best": cfg.keep_best}
                 await store.save(state, runtime.actor.save, measured)
@@ -112,7 +117,7 @@ async def resume(
             validation.restore(found.state.get("validation", {}))
         await runtime.actor.load(found.path)
     first = found.step if found is not None else 0
-    recorder.resume(first + 1)
+    recorder.resume(first + 1, found.state.get("history", ()) if found is not None else ())
     if algorithm.samples:
         await hand_over_weights(runtime)
     return first

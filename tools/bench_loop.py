@@ -20,7 +20,10 @@ class Memory:
 
     def warn(self, text: str) -> None: ...
 
-    def resume(self, step: int) -> None: ...
+    def resume(self, step: int, history: object) -> None: ...
+
+    def history(self) -> list[str]:
+        return []
 
     def step(self, record: StepRecord) -> None:
         self.metrics.append(dict(record.metrics))

@@ -15,7 +15,7 @@ if the actor did not return them. Where they apply there are also `correct_at` (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nemo_tapo.types import (
@@ -44,6 +44,11 @@ class GroupWriter:
 
     def __init__(self, folder: Path) -> None:
         self._lines = Appender(folder / GROUPS_FILE)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about a damaged file that was found."""
+        return self._lines.notes
 
     def write(self, record: StepRecord) -> None:
         """Append a line a query and a line a construction."""

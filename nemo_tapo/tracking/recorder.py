@@ -74,12 +74,21 @@ class RunRecorder:
     def warn(self, text: str) -> None:
         self.progress.message(text)
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, history: Sequence[str]) -> None:
+        """Cut the files back to the steps before `step`, and put back what `history` has and metrics.jsonl lost."""
+        writers = [each for each in (self.trajectories, self.rollouts, self.groups) if each]
+        told = [*self.metrics.notes, *(note for writer in writers for note in writer.notes)]
         self.metrics.truncate_after(step - 1)
-        for writer in (self.trajectories, self.rollouts, self.groups):
-            if writer:
-                writer.truncate_after(step - 1)
+        if self.metrics.restore(history):
+            told.append(f"{self.metrics.path} had lost steps; they are back, from the checkpoint")
+        for writer in writers:
+            writer.truncate_after(step - 1)
+        for sentence in told:
+            self.warn(sentence)
         self.stage = self.progress.start_stage(self.name, self.steps, "step", done=step - 1)
+
+    def history(self) -> Sequence[str]:
+        return self.metrics.lines()
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step and show its numbers."""

@@ -21,6 +21,7 @@ A "pair", for the worked example of types.py::
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_tapo.types import is_correct
-from nemo_tapo.utils.jsonl import Appender, Lines, Record, read_lines
+from nemo_tapo.utils.jsonl import Appender, Lines, Record, encode_line, read_lines
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the readers do not need it
     from torch.utils.tensorboard import SummaryWriter
@@ -46,6 +47,15 @@ class MetricsWriter:
         self._folder = folder
         self._lines = Appender(folder / METRICS_FILE)
         self._events: SummaryWriter | None = None
+
+    @property
+    def path(self) -> Path:
+        return self._lines.path
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about a damaged file that was found."""
+        return self._lines.notes
 
     @property
     def last_step(self) -> int:
@@ -72,6 +82,20 @@ class MetricsWriter:
         self._events = None
         return self._lines.truncate_after(step)
 
+    def restore(self, history: Sequence[str]) -> bool:
+        """Make the file hold `history`, the lines of a checkpoint; return True if it did not.
+
+        A checkpoint without lines says nothing.
+        """
+        if not history or self.lines() == list(history):
+            return False
+        self._lines.replace([json.loads(line) for line in history])
+        return True
+
+    def lines(self) -> list[str]:
+        """Return the lines of the file."""
+        return [encode_line(row).decode() for row in self._lines.read()]
+
     def close(self) -> None:
         self._lines.close()
         if self._events is not None:
@@ -97,6 +121,11 @@ class TrajectoryWriter:
             raise ValueError(f"limit_per_step is {limit_per_step}; it must be 0 or more, or None for all.")
         self._limit = limit_per_step
         self._lines = Appender(folder / TRAJECTORIES_FILE)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about a damaged file that was found."""
+        return self._lines.notes
 
     def write(self, step: int, records: Sequence[Record]) -> int:
         """Append the step's records in their order; return how many the limit left out.

@@ -81,13 +81,16 @@ class RolloutIndex:
 
 
 def read_index(folder: Path) -> RolloutIndex:
-    """Read the index of a run's folder; a run without recorded rollouts has an empty one.
-
-    Raises ValueError if a line other than the last is damaged.
-    """
-    lines = read_lines(folder / ROLLOUTS_FOLDER / INDEX_FILE)
-    places = sorted((parse_place(row) for row in lines.rows), key=lambda place: place.step)
-    return RolloutIndex({place.step: place for place in places}, lines.notes)
+    """Read the index of a run's folder; a run without recorded rollouts has an empty one. Damaged lines are noted."""
+    lines = read_lines(folder / ROLLOUTS_FOLDER / INDEX_FILE, skip_damaged=True)
+    places, notes = [], list(lines.notes)
+    for row in lines.rows:
+        try:
+            places.append(parse_place(row))
+        except ValueError as fault:
+            notes.append(f"{fault} It was left out.")
+    places.sort(key=lambda place: place.step)
+    return RolloutIndex({place.step: place for place in places}, tuple(notes))
 
 
 def parse_place(row: Mapping[str, Any]) -> StepPlace:
@@ -96,7 +99,7 @@ def parse_place(row: Mapping[str, Any]) -> StepPlace:
         offset, size, contents, queries = (int(row[n]) for n in ("offset", "bytes", "contents_bytes", "queries"))
         return StepPlace(int(row["step"]), Path(row["segment"]).name, offset, size, contents, queries, row.get("at"))
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{ROLLOUTS_FOLDER}/{INDEX_FILE}: this is no step's place: {dict(row)}") from None
+        raise ValueError(f"{ROLLOUTS_FOLDER}/{INDEX_FILE}: this is no step's place: {dict(row)}.") from None
 
 
 def read_contents(folder: Path, place: StepPlace) -> list[Record]:

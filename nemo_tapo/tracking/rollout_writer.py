@@ -38,6 +38,11 @@ class RolloutWriter:
         self._index = Appender(self._folder / INDEX_FILE)
         self._last = self._discard_uncommitted(folder)
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about a damaged index that was found."""
+        return self._index.notes
+
     def write(self, step: int, records: Sequence[Record]) -> None:
         """Append a step: one record a query, as rollout_store.py describes them.
 

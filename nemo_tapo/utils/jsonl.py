@@ -110,38 +110,63 @@ def _parse(line: bytes) -> Record | None:
 
 
 class Appender:
-    """Append objects to one file. Opening it removes a half-written last line."""
+    """Append objects to one file. Opening it removes a half-written last line.
+
+    A file with other lines that cannot be read is renamed to <name>.damaged, and those that can are kept; `notes` says
+    so. A record for people must not be what ends a run.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes: list[str] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.last_step = (
-            self._rewrite(read_lines(path).rows) if _unfinished(path) else _last_step(read_lines(path).rows)
-        )
+        rows = self.read()
+        if _unfinished(path):
+            self._rewrite(rows)
+        self.last_step = _last_step(rows)
         self._file = open_to_append(path)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write each row; the largest `step` becomes `last_step`. Raises DiskFull."""
         for row in rows:
             append_line(self._file, row)
-            self.last_step = max(self.last_step, int(row.get("step", -1)))
+            self.last_step = max(self.last_step, _step(row))
 
     def truncate_after(self, step: int) -> int:
         """Drop the rows of later steps and return how many there were. The file is replaced in one move."""
-        self._file.close()
-        rows = read_lines(self.path).rows
-        kept = [row for row in rows if int(row.get("step", -1)) <= step]
-        self.last_step = self._rewrite(kept)
-        self._file = open_to_append(self.path)
+        rows = self.read()
+        kept = [row for row in rows if _step(row) <= step]
+        self.replace(kept)
         return len(rows) - len(kept)
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the whole file, in one move."""
+        self._file.close()
+        self._rewrite(rows)
+        self.last_step = _last_step(self.read())
+        self._file = open_to_append(self.path)
 
     def close(self) -> None:
         self._file.close()
 
-    def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        rows = list(rows)
+    def read(self) -> list[Record]:
+        """Return the objects of the file; a damaged one is set aside first."""
+        try:
+            return list(read_lines(self.path).rows)
+        except ValueError:
+            parsed = [_parse(line) for _, line, _ in _lines(self.path)]
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        os.replace(self.path, aside)
+        good = [row for row in parsed if row is not None]
+        self.notes.append(
+            f"{self.path} is damaged: {len(parsed) - len(good)} of {len(parsed)} lines cannot be read and are left "
+            f"out; the file as it was is {aside}"
+        )
+        self._rewrite(good)
+        return good
+
+    def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         replace_lines(self.path, (encode_line(row) for row in rows))
-        return _last_step(rows)
 
 
 def _unfinished(path: Path) -> bool:
@@ -154,4 +179,9 @@ def _unfinished(path: Path) -> bool:
 
 
 def _last_step(rows: Iterable[Mapping[str, Any]]) -> int:
-    return max((int(row.get("step", -1)) for row in rows), default=-1)
+    return max(map(_step, rows), default=-1)
+
+
+def _step(row: Mapping[str, Any]) -> int:
+    step = row.get("step", -1)
+    return step if isinstance(step, int) else -1

@@ -255,7 +255,10 @@ class Notes:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def resume(self, step: int) -> None: ...
+    def resume(self, step: int, history: object) -> None: ...
+
+    def history(self) -> list[str]:
+        return []
 
     def step(self, record: StepRecord) -> None:
         self.steps.append(dict(record.metrics))

@@ -160,6 +160,30 @@ def test_the_same_command_again_does_nothing_twice(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
 
 
+def test_lost_metrics_come_back_from_the_checkpoint(tmp_path: Path) -> None:
+    """And a damaged trajectories.jsonl, which only people read, is told, set aside and ends no run."""
+    out, command = tmp_path / "out", ("run", *train(tmp_path / "out"), "steps=3", "parts=[train]")
+    assert nemo_tapo(*command).returncode == 0
+    before = (out / "metrics.jsonl").read_bytes()
+    flipped = bytes([before[0], before[1] ^ 1, *before[2:]])  # the quote of the first key
+    for damaged in (flipped, before[: len(before) // 2], b"", None):
+        if damaged is None:
+            (out / "metrics.jsonl").unlink()
+        else:
+            (out / "metrics.jsonl").write_bytes(damaged)
+        done = nemo_tapo(*command)
+        assert done.returncode == 0, done.stderr
+        assert (out / "metrics.jsonl").read_bytes() == before
+        assert f"{out / 'metrics.jsonl'} had lost steps; they are back, from the checkpoint" in done.stderr
+    lines = (out / "trajectories.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "trajectories.jsonl").write_bytes(b"".join([lines[0][1:], *lines[1:]]))
+    done = nemo_tapo(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"trajectories.jsonl is damaged: 1 of {len(lines)} lines" in done.stderr
+    assert (out / "trajectories.jsonl").read_bytes() == b"".join(lines[1:])
+    assert (out / "trajectories.jsonl.damaged").is_file()
+
+
 def test_sigkill_at_random_points_then_resume_gives_the_same_weights(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert call("train", *train(whole)).returncode == 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,11 @@ class Memory:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def resume(self, step: int) -> None:
-        self.resumed = step
+    def resume(self, step: int, history: Sequence[Any]) -> None:
+        self.resumed, self.restored = step, history
+
+    def history(self) -> list[str]:
+        return []
 
     def step(self, record: StepRecord) -> None:
         self.steps.append(record.step)

@@ -8,7 +8,7 @@ timing/train/...   seconds, by the names of NeMo-RL's Timer
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,9 +65,12 @@ class NemoRecorder:
     def warn(self, text: str) -> None:
         self._recorder.warn(text)
 
-    def resume(self, step: int) -> None:
-        self._recorder.resume(step)
+    def resume(self, step: int, history: Sequence[str]) -> None:
+        self._recorder.resume(step, history)
         self._timeout.start_iterations()
+
+    def history(self) -> Sequence[str]:
+        return self._recorder.history()
 
     def step(self, record: StepRecord) -> None:
         """Record the step with the seconds of NeMo-RL's phase changes; request a stop if time is running out."""
