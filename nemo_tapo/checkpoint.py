@@ -129,6 +129,14 @@ def find_fault(path: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except ValueError:
         return f"{MANIFEST} does not parse"
+    try:
+        return find_file_fault(path, listed) if STATE in listed else f"{MANIFEST} does not list {STATE}"
+    except (AttributeError, KeyError, TypeError):
+        return f"{MANIFEST} is no manifest"
+
+
+def find_file_fault(path: Path, listed: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Say which file below `path` is not as `make_manifest` listed it; None if every one is."""
     for name, entry in listed.items():
         file = path / name
         if not file.is_file():

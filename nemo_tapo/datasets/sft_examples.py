@@ -7,6 +7,7 @@ examples.parquet    the same as examples.jsonl, if coldstart.parquet is set
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -72,8 +73,21 @@ def write_examples(folder: Path, examples: Sequence[SftExample], parquet: bool =
     replace_lines(folder / EXAMPLES_FILE, (encode_line(as_chat(example)) for example in examples))
     if parquet:
         _write_parquet(folder / PARQUET_FILE, [as_chat(example) for example in examples])
-    lines = ({name: value for name, value in asdict(e).items() if name in DATA_FIELDS} for e in examples)
-    replace_lines(folder / DATA_FILE, ((json.dumps(line) + "\n").encode() for line in lines))
+    replace_lines(folder / DATA_FILE, map(encode_example, examples))
+
+
+def encode_example(example: SftExample) -> bytes:
+    """Return the line of data.jsonl."""
+    row = {name: value for name, value in asdict(example).items() if name in DATA_FIELDS}
+    return (json.dumps(row) + "\n").encode()
+
+
+def hash_examples(examples: Sequence[SftExample]) -> str:
+    """Return the SHA-256, in hex, that data.jsonl will have."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(encode_example(example))
+    return digest.hexdigest()
 
 
 def as_chat(example: SftExample) -> dict[str, Any]:

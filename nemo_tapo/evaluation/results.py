@@ -25,7 +25,7 @@ from nemo_tapo.evaluation.accuracy import (
     measure_per_problem,
     summarise,
 )
-from nemo_tapo.evaluation.sample_store import SETTINGS, escape_file_name, read_samples
+from nemo_tapo.evaluation.sample_store import SETTINGS, escape_file_name, read_samples, read_settings
 from nemo_tapo.utils.files import replace_text
 
 RESULTS, MARKDOWN = "evaluation.json", "evaluation.md"
@@ -55,7 +55,7 @@ def read_evaluation(folder: Path) -> EvaluationResult:
     path = folder / SETTINGS
     if not path.is_file():
         raise ValueError(f"{folder} is no folder of an evaluation: it has no {SETTINGS}.")
-    settings = json.loads(path.read_text())
+    settings = read_settings(path)
     graded = tuple(
         collect_samples(
             name,
@@ -70,9 +70,19 @@ def read_evaluation(folder: Path) -> EvaluationResult:
 
 
 def read_results(output: Path) -> dict[str, Any]:
-    """Return the content of the evaluation.json in a run folder; {} if there is none."""
+    """Return the content of the evaluation.json in a run folder; {} if there is none.
+
+    Raises ValueError if it is damaged.
+    """
     path = output / RESULTS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{path} is damaged; remove it: the evaluations of this run are made anew from their samples."
+        ) from None
 
 
 def store_result(output: Path, name: str, result: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from nemo_tapo.config.run_config import flatten_settings
 from nemo_tapo.types import is_correct
 from nemo_tapo.utils.files import replace_text
-from nemo_tapo.utils.jsonl import append_line, open_to_append
+from nemo_tapo.utils.jsonl import add_checksum, append_line, open_to_append, parse_checked_line
 
 FOLDER, SETTINGS = "evaluation", "settings.json"
 
@@ -96,11 +96,14 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 def _parse_sample(line: bytes, path: Path, number: int) -> Sample:
     try:
-        row = json.loads(line)
+        row = parse_checked_line(line)
     except ValueError:
-        row = None
-    if not isinstance(row, dict) or row.keys() - {OPTIONAL_FIELD} != FIELDS:
-        raise ValueError(f"{path}: line {number} is no sample of an evaluation; remove the file to sample again.")
+        row = {}
+    if row.keys() - {OPTIONAL_FIELD} != FIELDS:
+        raise ValueError(
+            f"{path}: line {number} is no sample of an evaluation, or is damaged; remove that line: its sample is "
+            "taken again and nothing else is lost."
+        )
     return Sample(**row)
 
 
@@ -148,7 +151,12 @@ class SampleStore:
         self._files: dict[str, FileIO] = {}
         path = folder / SETTINGS
         if path.is_file():
-            require_same_settings(folder, json.loads(path.read_text()), settings)
+            require_same_settings(folder, read_settings(path), settings)
+        elif any(folder.glob("*.jsonl")):
+            raise ValueError(
+                f"{folder} has samples but no {SETTINGS}, so what they are of is unknown: remove that folder to sample "
+                "anew."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(settings, indent=1) + "\n")
 
@@ -169,11 +177,14 @@ class SampleStore:
         self.append_row(sample.benchmark, row)
 
     def append_row(self, name: str, row: Mapping[str, Any]) -> None:
-        """Write a row of another kind, like `add`; each kind has its own file `name`. Raises DiskFull."""
+        """Write a row of another kind, like `add`, with a checksum; each kind has its own file `name`.
+
+        Raises DiskFull.
+        """
         file = self._files.get(name)
         if file is None:
             file = self._files[name] = open_to_append(self.path(name))
-        append_line(file, row, "the samples in it are kept")
+        append_line(file, add_checksum(row), "the samples in it are kept")
 
     def __enter__(self) -> Self:
         return self
@@ -199,6 +210,14 @@ def cut_torn_line(path: Path) -> None:
             end = begin
         if end < size:
             file.truncate(end)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings.json of a folder of samples. Raises ValueError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is damaged; remove the folder {path.parent} to sample anew.") from None
 
 
 def require_same_settings(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -52,6 +53,38 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
     b'{"step": 1, "kl": null}\\n'
     """
     return (json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+
+
+CHECKSUM = "crc32"  # last key of a checked line
+
+
+def add_checksum(row: Mapping[str, Any]) -> Record:
+    """Return a row with the checksum of its line, for rows that decide numbers when they are read again.
+
+    >>> add_checksum({"uid": "7"})
+    {'uid': '7', 'crc32': 3138126158}
+    """
+    return {**row, CHECKSUM: zlib.crc32(encode_line(row))}
+
+
+def parse_checked_line(line: bytes) -> Record:
+    """Return the row of a line, without its checksum. Raises ValueError if it is no object or the checksum is wrong.
+
+    A line without a checksum is taken as it is.
+
+    >>> parse_checked_line(encode_line(add_checksum({"uid": "7"})))
+    {'uid': '7'}
+    >>> parse_checked_line(b'{"uid": "8", "crc32": 3138126158}')
+    Traceback (most recent call last):
+    ValueError: its checksum is wrong
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    expected = row.pop(CHECKSUM, None)
+    if expected is not None and expected != zlib.crc32(encode_line(row)):
+        raise ValueError("its checksum is wrong")
+    return row
 
 
 def open_to_append(path: Path) -> FileIO:

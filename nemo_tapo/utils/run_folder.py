@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_tapo.utils.files import refuse_foreign_link, replace_text, require_own_link
+from nemo_tapo.utils.files import refuse_foreign_link, replace_lines, replace_text, require_own_link
 
 CONFIG, LOCK = "config.yaml", "run.lock"
 
@@ -26,7 +26,7 @@ def claim_run_folder(folder: Path, config: str, command: str) -> Iterator[None]:
         if entry.is_symlink():
             require_own_link(entry)
     file = folder / CONFIG
-    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    before = file.read_bytes() if file.is_file() else None
     if command == "evaluate":
         if before is None:
             replace_text(file, config)
@@ -38,7 +38,7 @@ def claim_run_folder(folder: Path, config: str, command: str) -> Iterator[None]:
             yield
         except ValueError:
             if before is not None:
-                replace_text(file, before)
+                replace_lines(file, [before])
             raise
 
 

@@ -21,6 +21,7 @@ from nemo_tapo.evaluation.sample_store import SampleStore, cut_torn_line
 from nemo_tapo.types import Group, Query
 from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.files import hash_json
+from nemo_tapo.utils.jsonl import parse_checked_line
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
@@ -61,7 +62,7 @@ class StoredGroups:
     def _parse_line(self, line: bytes, number: int) -> dict[str, Any]:
         """Parse line `number`. Raises ValueError if it is not a query with its responses."""
         try:
-            row = json.loads(line)
+            row = parse_checked_line(line)
             whole = isinstance(row["uid"], str) and len(group_from_row(Query("", "", ""), row).rollouts) == self.samples
         except (ValueError, TypeError, KeyError):
             whole = False

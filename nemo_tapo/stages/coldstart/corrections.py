@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from nemo_tapo.stages.coldstart.writers import UNANSWERED, Writer, get_writer_id
 from nemo_tapo.types import Completion, Construction, Pair, Query
 from nemo_tapo.utils.concurrency import for_each_concurrently
 from nemo_tapo.utils.files import hash_json
+from nemo_tapo.utils.jsonl import parse_checked_line
 
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
@@ -120,15 +120,15 @@ def read_corrections(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
+                row = parse_checked_line(line)
             except ValueError:
-                row = None
-            if not isinstance(row, Mapping) or row.keys() != FIELDS:
+                row = {}
+            if row.keys() != FIELDS:
                 raise ValueError(
                     f"{path}: line {number} is no correction; remove that line: its pair is asked for again and "
                     "nothing else is lost."
                 )
-            rows.append(dict(row))
+            rows.append(row)
     return rows
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tapo.algorithms.synthesis import Synthesis
+from nemo_tapo.checkpoint import find_file_fault, make_manifest
 from nemo_tapo.config.run_config import RunConfig, flatten_settings
 from nemo_tapo.datasets import sft_examples
 from nemo_tapo.evaluation.sample_store import list_differences
@@ -33,7 +34,9 @@ from nemo_tapo.utils import files
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
 
-TRAINED, ROUND = "trained.json", "round-"
+TRAINED, MODEL_FILES = "trained.json", "files"  # the settings of the training, and the digests of its model
+DATA_DIGEST = "data_sha256"  # in statistics.json
+ROUND = "round-"  # folders of the rounds before the last
 
 
 def check_coldstart_config(cfg: RunConfig) -> None:
@@ -88,9 +91,13 @@ async def run_round(session: Session, folder: Path) -> Path:
     """Run one round in `folder`, from the session's model, which engine and actor hold. Return its model."""
     result, file = folder / MODEL_FOLDER, folder / sft_examples.DATA_FILE
     if result.is_dir():
-        require_same_training(session.cfg, folder)
-        await session.runtime.actor.load_model(result)
-        return result
+        if file.is_file() and (fault := find_data_fault(file, get_data_settings(session.cfg))):
+            session.progress.message(f"{fault} The model is there, so the data is not read.")
+        fault = require_same_training(session.cfg, folder)
+        if fault is None:
+            await session.runtime.actor.load_model(result)
+            return result
+        session.progress.message(f"{result}: {fault}; it is written anew from the last checkpoint")
     await prepare_data(session, folder)
     settings = session.cfg.coldstart
     epochs = build.EpochBatches(
@@ -105,7 +112,8 @@ async def run_round(session: Session, folder: Path) -> Path:
         fingerprint={**get_training_settings(session.cfg), "data": files.sha256(file)},
     )
     await train_supervised(session, training)
-    files.replace_text(folder / TRAINED, json.dumps(get_training_settings(session.cfg), indent=1) + "\n")
+    trained = {**get_training_settings(session.cfg), MODEL_FILES: make_manifest(result)}
+    files.replace_text(folder / TRAINED, json.dumps(trained, indent=1) + "\n")
     return result
 
 
@@ -116,19 +124,25 @@ def get_training_settings(cfg: RunConfig) -> dict[str, Any]:
     return {"seed": cfg.seed, **own}
 
 
-def require_same_training(cfg: RunConfig, folder: Path) -> None:
-    """Raise ValueError, naming the differences, if the model in `folder` was made with other settings."""
-    file, trained = folder / sft_examples.DATA_FILE, folder / TRAINED
-    if file.is_file():
-        require_same_data(file, get_data_settings(cfg))
-    if not trained.is_file():
-        return
-    then, now = json.loads(trained.read_text()), json.loads(json.dumps(get_training_settings(cfg)))
+def require_same_training(cfg: RunConfig, folder: Path) -> str | None:
+    """Raise ValueError, naming the differences, if the model in `folder` was made with other settings.
+
+    Return what is wrong with its files, if it has to be written anew; None if nothing is. A model without trained.json
+    and checkpoints was supplied by the user and is taken as it is.
+    """
+    try:
+        then = dict(json.loads((folder / TRAINED).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return f"it has no {TRAINED}" if (folder / "checkpoints").is_dir() else None
+    except (ValueError, TypeError):
+        return f"its {TRAINED} is damaged"
+    listed, now = then.pop(MODEL_FILES, {}), json.loads(json.dumps(get_training_settings(cfg)))
     if changed := list_differences(then, now, sorted({*then, *now})):
         raise ValueError(
             f"{folder / MODEL_FOLDER} was trained with other settings ({'; '.join(changed)}). Choose another `output`, "
             f"or remove that folder and {folder / 'checkpoints'} to train anew on the same data."
         )
+    return find_file_fault(folder / MODEL_FOLDER, listed)
 
 
 async def prepare_data(session: Session, folder: Path) -> None:
@@ -138,7 +152,8 @@ async def prepare_data(session: Session, folder: Path) -> None:
     """
     file = folder / sft_examples.DATA_FILE
     if file.is_file():
-        require_same_data(file, get_data_settings(session.cfg))
+        if fault := find_data_fault(file, get_data_settings(session.cfg)):
+            raise ValueError(fault)
         return
     check_coldstart_config(session.cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +171,7 @@ async def prepare_data(session: Session, folder: Path) -> None:
     template = Synthesis(session.cfg, session.tools).template
     mixed = build.mix_examples(candidates, corrected.accepted, template, session.cfg, session.tools.tokenizer)
     counts = compute_statistics(candidates, corrected, mixed, known, get_data_settings(session.cfg))
+    counts[DATA_DIGEST] = sft_examples.hash_examples(mixed.examples)
     files.replace_text(folder / sft_examples.STATISTICS_FILE, json.dumps(counts, indent=1) + "\n")
     sft_examples.write_examples(folder, mixed.examples, session.cfg.coldstart.parquet)
     for sentence in describe_statistics(counts):
@@ -221,13 +237,21 @@ def get_data_settings(cfg: RunConfig) -> dict[str, Any]:
     )
 
 
-def require_same_data(file: Path, now: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the differences, if the data was made with other settings.
+def find_data_fault(file: Path, now: Mapping[str, Any]) -> str | None:
+    """Say in a sentence that the data or its statistics are damaged; None if they are not.
 
+    Raises ValueError, naming the differences, if the data was made with other settings.
     Data without a statistics.json beside it was supplied by the user and is taken as it is.
     """
     beside = file.with_name(sft_examples.STATISTICS_FILE)
-    then = json.loads(beside.read_text()).get("settings") if beside.is_file() else None
+    if not beside.is_file():
+        return None
+    anew = "to make the data anew from the samples and corrections on disk: nothing is asked again"
+    try:
+        counts = json.loads(beside.read_text(encoding="utf-8"))
+        then, digest = counts.get("settings"), counts.get(DATA_DIGEST)
+    except (ValueError, AttributeError):
+        return f"{beside} is damaged; remove {file} {anew}."
     changed = list_differences(then, now, sorted({*then, *now})) if then is not None else []
     if changed:
         model = file.with_name(MODEL_FOLDER)
@@ -236,3 +260,6 @@ def require_same_data(file: Path, now: Mapping[str, Any]) -> None:
             f"{file} was made with other settings ({'; '.join(changed)}). Choose another `output`, or remove {remove} "
             "to make it anew; what was sampled under the same settings is not sampled again."
         )
+    if digest is None or digest == files.sha256(file):
+        return None
+    return f"{file} is not as it was written: remove it {anew}. If you changed it on purpose, remove {beside} instead."
