@@ -57,6 +57,13 @@ REWARD_MEAN = _key("reward/mean", "reward", "mean reward of the rollouts that ha
 RESPONSE_LENGTH_MEAN = _key("response_length/mean", "tokens", "mean length of a rollout")
 RESPONSE_LENGTH_MAX = _key("response_length/max", "tokens", "longest rollout")
 RESPONSE_LENGTH_TRUNCATED = _key("response_length/truncated", "share", "rollouts that the length limit cut off")
+SAMPLED_QUERIES = _key(
+    "queries/sampled", "queries", "queries sampled (`rollout.dynamic_sampling`): those of the step + replaced"
+)
+REPLACED_PREFIX = _family(
+    "queries/replaced/", "reason", "queries", "queries replaced: all rollouts right, all wrong, or too few rewards"
+)
+UNIFORM_KEPT = _key("queries/uniform_kept", "queries", "queries of equal rewards that stay: no more might be sampled")
 MASKED_ROLLOUTS = _key(
     "rollouts/masked", "rollouts", "truncated rollouts that give no training row (`rollout.overlong: mask`)"
 )
@@ -188,6 +195,11 @@ MEMORY_PREFIX = _family(
 def grade_count(outcome: str) -> str:
     """Return the key that counts rollouts with the verdict `outcome`."""
     return GRADE_PREFIX + outcome
+
+
+def replaced_count(reason: str) -> str:
+    """Return the key that counts queries replaced for `reason`."""
+    return REPLACED_PREFIX + reason
 
 
 def drop_count(reason: str) -> str:

@@ -238,6 +238,11 @@ class Group:
     rollouts: tuple[Rollout, ...]
 
     @property
+    def rewards(self) -> list[float]:
+        """The rewards of the rollouts that have one."""
+        return [r.reward for r in self.rollouts if r.grade.graded]
+
+    @property
     def correct(self) -> tuple[Rollout, ...]:
         """The rollouts that count as correct, P of Eq. 3."""
         return tuple(r for r in self.rollouts if r.correct)
@@ -334,6 +339,7 @@ class Experience:
     examples: tuple[Row, ...] = ()  # supervised rows (Kind.EXAMPLE)
     lessons: tuple[Lesson, ...] = ()  # one a rollout, in the order of the groups (OPSD)
     waiting: tuple[Pair, ...] = ()  # chosen from these groups, to be constructed in the next step (pipeline: deferred)
+    replaced: tuple[Group, ...] = ()  # sampled and not trained on: equal rewards (rollout.dynamic_sampling)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -23,13 +23,16 @@ from nemo_tapo.metrics import (
     RESPONSE_LENGTH_TRUNCATED,
     REWARD_MEAN,
     ROWS,
+    SAMPLED_QUERIES,
     TIME_GRADING,
     TIME_ROLLOUTS,
     TIME_SYNTHESIS,
     TOKENS_GENERATED,
     TOKENS_TRAINED,
     UNIFORM_GROUPS_SHARE,
+    UNIFORM_KEPT,
     grade_count,
+    replaced_count,
 )
 from nemo_tapo.types import Construction, Experience, Group, Kind, Query, Request, Rollout, Row
 from nemo_tapo.utils.concurrency import run_concurrently
@@ -46,6 +49,7 @@ class GRPO:
     def __init__(self, cfg: RunConfig, tools: Tools) -> None:
         self.cfg = cfg
         self.tools = tools
+        self.position = 0  # queries of the order that were sampled so far
         self.first_step: int | None = None  # of this process: the engine reports its log-probabilities, to be compared
         self.compared: set[str] = set()  # queries of this step with a rollout whose log-probabilities are asked for
         self.rules = AdvantageRules(eps=cfg.loss.advantage_eps)
@@ -72,27 +76,46 @@ class GRPO:
 
         With `pipeline: overlapped` a query goes on to its constructions as soon as its own rollouts are graded; with
         `barrier` it waits for the others. Both sample the same: every request has its own seed.
+
+        With `rollout.dynamic_sampling` the first P queries are sampled and the others are there to replace them. Each
+        query of equal rewards makes way for the next one. So n queries are sampled, the least n with P of mixed rewards
+        among the first n, or all; that does not depend on the order in which responses arrive.
         """
         begin = time.perf_counter()
         if self.first_step is None:
             self.first_step = step
         self.compared = {query.uid for query in queries[:: -(-len(queries) // COMPARED_QUERIES)]}
         self.tools.grading_seconds = 0.0
-        all_graded = asyncio.Barrier(len(queries))
+        replaces = self.cfg.rollout.dynamic_sampling is not None
+        places = min(self.cfg.rollout.queries_per_step, len(queries)) if replaces else len(queries)
+        all_graded = asyncio.Barrier(places)
         graded_at: list[float] = []
+        upcoming = iter(range(len(queries)))  # shared: a place whose query has no signal takes the next one
+        groups: dict[int, Group] = {}
+        made: dict[int, tuple[Construction, ...]] = {}
 
-        async def one_query(query: Query) -> tuple[Group, tuple[Construction, ...]]:
-            group = await self.sample_group(query, step)
-            graded_at.append(time.perf_counter())
+        async def fill_place() -> None:
+            found = None
+            for index in upcoming:
+                groups[index] = await self.sample_group(queries[index], step)
+                graded_at.append(time.perf_counter())
+                if not replaces or not is_uniform(groups[index].rewards):
+                    found = index
+                    break
             if self.cfg.pipeline == "barrier":
                 await all_graded.wait()
-            return group, await self.construct_group(group, step)
+            if found is not None:
+                made[found] = await self.construct_group(groups[found], step)
 
-        results = await run_concurrently(one_query(query) for query in queries)
+        await run_concurrently(fill_place() for _ in range(places))
         end = time.perf_counter()
+        self.position += len(groups)
+        uniform = [index for index in sorted(groups) if index not in made]
+        kept = sorted([*made, *uniform[: places - len(made)]])
         return Experience(
-            groups=tuple(group for group, _ in results),
-            constructions=tuple(c for _, constructions in results for c in constructions),
+            groups=tuple(groups[index] for index in kept),
+            constructions=tuple(c for index in sorted(made) for c in made[index]),
+            replaced=tuple(groups[index] for index in sorted(groups) if index not in kept),
             metrics={
                 TIME_ROLLOUTS: max(graded_at) - begin,
                 TIME_SYNTHESIS: end - max(graded_at),  # what the rollouts do not hide
@@ -157,7 +180,7 @@ class GRPO:
 
         A rollout without a reward enters no mean, and its own advantage is 0: nothing is learned from it.
         """
-        graded = [r.reward for r in group.rollouts if r.grade.graded]
+        graded = group.rewards
         if len(graded) < min(2, len(group.rollouts)):  # nothing to compare with, and nothing to construct from
             return [0.0] * len(group.rollouts), [0.0] * len(constructed)
         known, reflected = self.compute_advantages(graded, [c.reward for c in constructed])
@@ -183,21 +206,24 @@ class GRPO:
         ]
 
     def compute_metrics(self, experience: Experience, rows: Sequence[Row]) -> dict[str, float]:
-        """Count rewards, lengths, outcomes and groups without signal."""
-        rollouts = [r for group in experience.groups for r in group.rollouts]
+        """Count rewards, lengths, outcomes and groups without signal.
+
+        They are of every rollout that was sampled, those of replaced queries included.
+        """
+        groups = experience.groups + experience.replaced
+        rollouts = [r for group in groups for r in group.rollouts]
         lengths = [len(r.completion.token_ids) for r in rollouts]
         outcomes = Counter(r.grade.outcome for r in rollouts)
-        graded = [[r.reward for r in group.rollouts if r.grade.graded] for group in experience.groups]
-        rewards = [reward for group in graded for reward in group]
-        uniform = sum(map(is_uniform, graded))
+        rewards = [reward for group in groups for reward in group.rewards]
+        uniform = sum(is_uniform(group.rewards) for group in groups)
         truncated = sum(r.completion.truncated for r in rollouts)
         return {
             **({REWARD_MEAN: sum(rewards) / len(rewards)} if rewards else {}),
             RESPONSE_LENGTH_MEAN: sum(lengths) / len(lengths),
             RESPONSE_LENGTH_MAX: max(lengths),
             RESPONSE_LENGTH_TRUNCATED: truncated / len(rollouts),
-            **({MASKED_ROLLOUTS: truncated} if self.cfg.rollout.overlong == "mask" else {}),
-            UNIFORM_GROUPS_SHARE: uniform / len(experience.groups),
+            UNIFORM_GROUPS_SHARE: uniform / len(groups),
+            **self._count_selection(experience),
             ROWS: len(rows),
             TOKENS_GENERATED: sum(lengths),
             TOKENS_TRAINED: sum(len(row.response_ids) for row in rows),
@@ -205,9 +231,32 @@ class GRPO:
             **experience.metrics,
         }
 
+    def _count_selection(self, experience: Experience) -> dict[str, float]:
+        """Count what settings leave out: queries sampled = those of the step + replaced; truncated rollouts."""
+        counts: dict[str, float] = {}
+        if self.cfg.rollout.dynamic_sampling is not None:
+            reasons = Counter(map(get_replacement_reason, experience.replaced))
+            counts[SAMPLED_QUERIES] = len(experience.groups) + len(experience.replaced)
+            counts |= {replaced_count(reason): reasons[reason] for reason in REPLACEMENT_REASONS}
+            counts[UNIFORM_KEPT] = sum(is_uniform(group.rewards) for group in experience.groups)
+        if self.cfg.rollout.overlong == "mask":
+            counts[MASKED_ROLLOUTS] = sum(r.completion.truncated for g in experience.groups for r in g.rollouts)
+        return counts
+
     def state(self) -> dict[str, Any]:
-        """Return nothing: every step stands alone."""
-        return {}
+        """Return the place in the order of the queries, if it does not follow from the step."""
+        return {} if self.cfg.rollout.dynamic_sampling is None else {"position": self.position}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Go on at the place that a checkpoint holds."""
+        self.position = int(state.get("position", 0))
+
+
+REPLACEMENT_REASONS = ("all_right", "all_wrong", "ungraded")
+
+
+def get_replacement_reason(group: Group) -> str:
+    """Say what a group of equal rewards is, for TAPO mastered or beyond; "ungraded" with fewer than two rewards."""
+    if len(group.rewards) < 2:
+        return "ungraded"
+    return "all_right" if group.correct else "all_wrong"

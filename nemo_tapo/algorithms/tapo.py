@@ -103,11 +103,12 @@ class TAPO(GRPO):
         return tuple(await run_concurrently(self.synthesis.construct(pair, step) for pair in pairs))
 
     def state(self) -> dict[str, Any]:
-        """Return the pairs that wait; nothing where none can."""
-        return {"waiting": write_pairs(self.waiting)} if self.cfg.deferred else {}
+        """Add to GRPO's state the pairs that wait; nothing where none can."""
+        return super().state() | ({"waiting": write_pairs(self.waiting)} if self.cfg.deferred else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Let the pairs that a checkpoint holds wait again."""
+        """Let the pairs that a checkpoint holds wait again, and do as GRPO does."""
+        super().restore(state)
         self.waiting = read_pairs(state["waiting"]) if "waiting" in state else ()
 
     def make_rows(self, experience: Experience) -> list[Row]:

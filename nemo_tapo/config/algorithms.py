@@ -120,6 +120,8 @@ def check_policy_gradient(algorithm: str, rollout: RolloutConfig, loss: LossConf
     own, sequence, cispo = ALGORITHMS[algorithm].loss_without_ratio, loss.ratio == "sequence", loss.surrogate == "cispo"
     if own and (sequence or cispo or loss.dual_clip is not None):
         raise ValueError(f"{own} has no ratio to bound: leave loss.ratio, loss.surrogate and loss.dual_clip out.")
+    if own and rollout.dynamic_sampling is not None:
+        raise ValueError(f"rollout.dynamic_sampling looks for advantages, and {own} has none: leave it out.")
     if own and rollout.overlong == "mask":
         raise ValueError(f"rollout.overlong leaves rows out of the policy gradient, and {own} is none: leave it out.")
     if sequence and cispo:

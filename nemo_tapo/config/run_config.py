@@ -42,6 +42,7 @@ _OFF: dict[str, Any] = {
     "loss.surrogate": "clipped",
     "rollout.overlong": "keep",
     "tapo.prefix": "copied",
+    "rollout.dynamic_sampling": None,
 }
 # how a judge is reached, where its answers are kept, how many processes grade: these may change under a run
 _ACCESS = re.compile(

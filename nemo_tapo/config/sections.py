@@ -235,6 +235,12 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(96, gt=0, description="longest response")
+    dynamic_sampling: float | None = Field(
+        None,
+        gt=1,
+        description="a query whose rewards are all equal is replaced by the next one of the order, as long as the step "
+        "has sampled no more than this times queries_per_step; null: it stays",
+    )
     overlong: Literal["keep", "mask"] = Field(
         "keep", description="mask: a truncated rollout gives no training row; its reward stays in its group's mean"
     )

@@ -33,9 +33,28 @@ class QueryOrder:
     def queries(self, step: int) -> list[Query]:
         """Return the queries of `step` (0-based)."""
         epoch, batch = divmod(step, self.steps_per_epoch)
+        return self._shuffle(epoch)[batch * self.per_step : (batch + 1) * self.per_step]
+
+    def skip_rest(self, position: int) -> int:
+        """Return `position`, or the next epoch's first if fewer than P queries are left in this one.
+
+        Positions count the queries of all epochs one after the other.
+        """
+        rest = len(self.all) - position % len(self.all)
+        return position if rest >= self.per_step else position + rest
+
+    def starting_at(self, position: int, most: int) -> list[Query]:
+        """Return the queries from `position` on, at most `most` and none of the next epoch, so that none comes twice.
+
+        At position step * P they begin with those of `queries(step)`, as long as no epoch has ended.
+        """
+        epoch, begin = divmod(position, len(self.all))
+        return self._shuffle(epoch)[begin : begin + most]
+
+    def _shuffle(self, epoch: int) -> list[Query]:
         order = list(range(len(self.all)))
         rng(self.seed, "order", epoch).shuffle(order)
-        return [self.all[i] for i in order[batch * self.per_step : (batch + 1) * self.per_step]]
+        return [self.all[i] for i in order]
 
 
 def add_prompts(

@@ -123,7 +123,7 @@ async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks
     held_out = [
         replace(q, uid=f"{name}/{q.uid}") if several else q for name, one_set in benchmarks.items() for q in one_set
     ]
-    rollout = cfg.rollout.model_copy(update={"logprobs": "never"})
+    rollout = cfg.rollout.model_copy(update={"logprobs": "never", "dynamic_sampling": None})
     algorithm: GRPO = TAPO(cfg.model_copy(update={"rollout": rollout}), tools)
     experience = await algorithm.collect(0, held_out[:queries])
     metrics = algorithm.compute_metrics(experience, algorithm.make_rows(experience))

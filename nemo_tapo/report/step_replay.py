@@ -217,6 +217,8 @@ def _compare_counters(step: _Step) -> Check:
     recorded = step.recorded.metrics
     if not step.whole:
         return Check("counters", not_kept="totals need every line of the step")
+    if step.cfg.rollout.dynamic_sampling is not None:
+        return Check("counters", not_kept="they count queries that dynamic sampling replaced, which no run keeps")
     if not recorded:
         return Check("counters", not_kept=f"metrics.jsonl has no step {step.recorded.step}")
     computed = step.algorithm.compute_metrics(step.experience, step.rows)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.config.loop import LoopConfig
 from nemo_tapo.config.run_config import rl_fingerprint
+from nemo_tapo.config.sections import RolloutConfig
 from nemo_tapo.datasets.query_order import QueryOrder
 from nemo_tapo.evaluation.validation import Validation
+from nemo_tapo.interfaces import Algorithm
 from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.recorder import RunRecorder, SampleRecording
+from nemo_tapo.types import Query
 
 
 async def reinforce(session: Session, model: Path) -> None:
@@ -23,7 +28,8 @@ async def reinforce(session: Session, model: Path) -> None:
     await session.runtime.actor.set_reference()
     if cfg.teacher is not None and cfg.teacher.path is not None:
         await session.runtime.actor.set_teacher(cfg.teacher.path.resolve())
-    queries = QueryOrder(session.train_queries(), cfg.rollout.queries_per_step, cfg.seed)
+    order = QueryOrder(session.train_queries(), cfg.rollout.queries_per_step, cfg.seed)
+    algorithm = make_algorithm(cfg, session.tools)
     loop = LoopConfig(
         folder=session.output,
         steps=cfg.steps,
@@ -43,4 +49,25 @@ async def reinforce(session: Session, model: Path) -> None:
     )
     recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, samples, cfg.record_groups)
     validation = None if cfg.evaluation.every is None else Validation(cfg, session.tools, session.benchmarks)
-    await session.run_loop(loop, make_algorithm(cfg, session.tools), queries.queries, recorder, validation)
+    queries = make_query_source(cfg.rollout, order, algorithm)
+    await session.run_loop(loop, algorithm, queries, recorder, validation)
+
+
+def make_query_source(
+    rollout: RolloutConfig, order: QueryOrder, algorithm: Algorithm
+) -> Callable[[int], Sequence[Query]]:
+    """Return the function from a step to its queries.
+
+    With `rollout.dynamic_sampling` these begin where the steps before ended, which `algorithm` knows, and more follow
+    that may replace them.
+    """
+    if rollout.dynamic_sampling is None:
+        return order.queries
+    assert isinstance(algorithm, GRPO), "an algorithm that samples derives from GRPO"
+    most = int(rollout.dynamic_sampling * rollout.queries_per_step)
+
+    def take(step: int) -> Sequence[Query]:
+        algorithm.position = order.skip_rest(algorithm.position)
+        return order.starting_at(algorithm.position, most)
+
+    return take

@@ -25,6 +25,7 @@ from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.datasets.query_order import QueryOrder, add_prompts
 from nemo_tapo.evaluation.validation import Validation
 from nemo_tapo.runtime.scripted_runtime import (
+    CharacterTokenizer,
     Script,
     ScriptedActor,
     ScriptedGenerator,
@@ -32,6 +33,7 @@ from nemo_tapo.runtime.scripted_runtime import (
     arithmetic_script,
 )
 from nemo_tapo.scoring import PolicyComparison
+from nemo_tapo.stages.reinforce import make_query_source
 from nemo_tapo.tasks import arithmetic
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
@@ -99,6 +101,7 @@ def run(
     usable, bad = add_prompts(task.train_queries()[:60], runtime.tokenizer, 1000)
     assert not bad
     order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
+    queries = make_query_source(cfg.rollout, order, algorithm)
     loop = LoopConfig(
         folder,
         cfg.steps,
@@ -113,7 +116,7 @@ def run(
     if cfg.evaluation.every is not None:
         sets = {name: add_prompts(found, runtime.tokenizer, 1000)[0] for name, found in task.benchmarks().items()}
         validation = Validation(cfg, algorithm.tools, sets)
-    asyncio.run(train(loop, algorithm, runtime, order.queries, memory, stop or Stop(), validation))
+    asyncio.run(train(loop, algorithm, runtime, queries, memory, stop or Stop(), validation))
     return memory, runtime
 
 
@@ -538,3 +541,112 @@ def test_a_set_without_room_for_a_rollout_is_refused(tmp_path: Path) -> None:
     tools = Tools(None, None, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the task has no held-out set"):
         Validation(settings(**VALIDATED), tools, {})
+
+
+# ---- dynamic sampling ------------------------------------------------------------------------------------------------
+
+
+def kind_of(uid: str) -> str:
+    """Return what the next script makes of a query: by its number, all right, all wrong, or 4 of 8 right."""
+    return ("right", "wrong", "mixed", "mixed", "wrong")[int(uid.removeprefix("train-")) % 5]
+
+
+def answer_by_query(prompt: str, request: Request) -> str:
+    if "_reflected" in request.uid:
+        return arithmetic_script(prompt, request)
+    uid, index = request.uid.split("/")
+    right = kind_of(uid) == "right" or (kind_of(uid) == "mixed" and int(index) % 2 == 0)
+    solution = arithmetic.write_solution(arithmetic.parse_question(prompt), random.Random(0), mistake_rate=0.0)
+    return solution if right else "no idea"
+
+
+def expect_selection(cfg: RunConfig) -> list[tuple[list[str], list[str]]]:
+    """(queries trained on, queries sampled) of each step, walking along the order one query at a time."""
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    queries, _ = add_prompts(task.train_queries()[:60], CharacterTokenizer(), 1000)
+    epochs = [QueryOrder(queries, 60, cfg.seed).queries(epoch) for epoch in range(10)]  # one step an epoch
+    P, factor = cfg.rollout.queries_per_step, cfg.rollout.dynamic_sampling
+    assert factor is not None
+    steps, epoch, place = [], 0, 0
+    for _ in range(cfg.steps):
+        if 60 - place < P:
+            epoch, place = epoch + 1, 0
+        sampled: list[str] = []
+        while place < 60 and len(sampled) < factor * P and sum(kind_of(u) == "mixed" for u in sampled) < P:
+            sampled.append(epochs[epoch][place].uid)
+            place += 1
+        spare = P - sum(kind_of(u) == "mixed" for u in sampled)
+        trained = []
+        for uid in sampled:
+            if kind_of(uid) == "mixed" or spare > 0:
+                trained.append(uid)
+                spare -= kind_of(uid) != "mixed"
+        steps.append((trained, sampled))
+    return steps
+
+
+@pytest.mark.parametrize("pipeline", ["overlapped", "barrier", "deferred"])
+@pytest.mark.parametrize("factor", [4.0, 1.5])
+def test_queries_of_equal_rewards_are_replaced_in_the_order_of_the_queries(
+    factor: float, pipeline: str, tmp_path: Path
+) -> None:
+    cfg = settings(rollout__dynamic_sampling=factor, pipeline=pipeline, steps=7)
+    memory, runtime = run(cfg, tmp_path, script=answer_by_query)
+    expected = expect_selection(cfg)
+    asked = {uid.split("/")[0] for uid in runtime.generator.request_uids if "_reflected" not in uid}
+    assert asked == {uid for _, sampled in expected for uid in sampled}
+    for experience, metrics, (trained, sampled) in zip(memory.experience, memory.metrics, expected, strict=True):
+        assert [group.query.uid for group in experience.groups] == trained
+        assert len(trained) == 6
+        replaced = [group.query.uid for group in experience.replaced]
+        assert replaced == [uid for uid in sampled if uid not in trained]
+        assert metrics["queries/sampled"] == len(sampled) == 6 + len(replaced)
+        for kind in ("right", "wrong"):
+            assert metrics[f"queries/replaced/all_{kind}"] == sum(kind_of(uid) == kind for uid in replaced)
+        assert metrics["queries/replaced/ungraded"] == 0
+        kept = [kind_of(uid) for uid in trained]
+        assert metrics["queries/uniform_kept"] == 6 - kept.count("mixed")
+        assert metrics["tapo/eligible"] == kept.count("mixed")  # 4 right and 4 wrong; no equal rewards are eligible
+        assert (metrics["tapo/mastered"], metrics["tapo/beyond"]) == (kept.count("right"), kept.count("wrong"))
+        assert sum(v for k, v in metrics.items() if k.startswith("grade/")) == 8 * len(sampled)
+        assert metrics["reward/mean"] == pytest.approx(
+            sum({"right": 1, "wrong": 0, "mixed": 0.5}[kind_of(uid)] for uid in sampled) / len(sampled)
+        )
+    assert any(m["queries/uniform_kept"] for m in memory.metrics) is (factor == 1.5)
+
+
+def test_dynamic_sampling_resumes_bit_for_bit(tmp_path: Path) -> None:
+    cfg = settings(rollout__dynamic_sampling=3.0, pipeline="deferred", steps=5)
+    whole, a = run(cfg, tmp_path / "whole", script=answer_by_query)
+    stop = Stop()
+    stop.request(signal.SIGINT)
+    with pytest.raises(Stopped):
+        run(cfg, tmp_path / "parts", stop=stop, script=answer_by_query)
+    rest, b = run(cfg, tmp_path / "parts", script=answer_by_query)
+    assert rest.steps == [2, 3, 4, 5]
+    assert rest.rows == whole.rows[1:] and torch.equal(weights(a), weights(b))
+
+
+def test_dynamic_sampling_without_anything_to_replace_changes_nothing(tmp_path: Path) -> None:
+    """Two right ones of eight everywhere: the queries, rows and weights of a run without it."""
+
+    def script(prompt: str, request: Request) -> str:
+        first = "_reflected" not in request.uid and int(request.uid.split("/")[1]) < 2
+        solution = arithmetic.write_solution(arithmetic.parse_question(prompt), random.Random(0), 0.0) if first else ""
+        return solution if first else arithmetic_script(prompt, request) if "_reflected" in request.uid else "no idea"
+
+    plain, a = run(settings(steps=12), tmp_path / "plain", script=script)
+    dynamic, b = run(settings(steps=12, rollout__dynamic_sampling=2.0), tmp_path / "dynamic", script=script)
+    assert plain.rows == dynamic.rows and torch.equal(weights(a), weights(b))
+
+
+def test_the_last_queries_of_an_epoch_that_are_too_few_are_left_out() -> None:
+    queries, _ = add_prompts(
+        ArithmeticTask(settings().task.arithmetic, 0).train_queries()[:10], CharacterTokenizer(), 99
+    )
+    order = QueryOrder(queries, 4, seed=0)
+    assert [order.skip_rest(p) for p in (0, 4, 6, 7, 8, 10, 17, 26)] == [0, 4, 6, 10, 10, 10, 20, 26]
+    first = [q.uid for q in order.starting_at(0, 99)]
+    assert sorted(first) == sorted(q.uid for q in queries)  # the whole epoch, and nothing of the next
+    assert [q.uid for q in order.starting_at(6, 3)] == first[6:9]
+    assert [q.uid for q in order.starting_at(10, 4)] == [q.uid for q in order.queries(2)]  # two steps an epoch

@@ -55,6 +55,8 @@ def test_too_few_samples_for_the_thresholds() -> None:
         ("algorithm=opsd loss.dual_clip=3", "OPSD's loss has no ratio to bound: leave loss.ratio"),
         ("algorithm=reflective_sft loss.ratio=sequence", "likelihood has no ratio to bound"),
         ("algorithm=opsd rollout.overlong=mask", "rollout.overlong leaves rows out of the policy gradient"),
+        ("algorithm=opsd rollout.dynamic_sampling=2", "rollout.dynamic_sampling looks for advantages"),
+        ("rollout.dynamic_sampling=1", "rollout.dynamic_sampling: Input should be greater than 1"),
         ("checkpoint.keep_best=true", "set evaluation.every"),
         ("loss.dual_clip=1", "loss.dual_clip: Input should be greater than 1"),
         ("loss.ratio=sequence loss.surrogate=cispo", "choose one"),
@@ -105,6 +107,13 @@ def test_fingerprint_ignores_speed_and_place() -> None:
 
 def test_a_setting_that_is_off_is_in_no_fingerprint() -> None:
     """So a checkpoint of a run without it goes on, and one of a run with it does not."""
-    off = {"loss.dual_clip", "loss.ratio", "loss.surrogate", "rollout.overlong", "tapo.prefix"}
+    off = {
+        "loss.dual_clip",
+        "loss.ratio",
+        "loss.surrogate",
+        "rollout.overlong",
+        "rollout.dynamic_sampling",
+        "tapo.prefix",
+    }
     assert not off & RunConfig().fingerprint("loss", "rollout", "tapo").keys()
     assert load_config(None, ["loss.ratio=sequence"]).fingerprint("loss")["loss.ratio"] == "sequence"

@@ -33,7 +33,13 @@ def test_every_derived_setting(tmp_path: Path) -> None:
     assert (o.lr, o.betas, o.warmup_steps, o.schedule) == (1e-6, (0.9, 0.95), 10, "cosine")
     assert o.min_lr_ratio == pytest.approx(0.1)
     assert (cfg.checkpoint.every, cfg.checkpoint.keep, str(cfg.output)) == (25, 2, "results/x")
-    assert cfg.rollout.overlong == "keep"
+    assert cfg.rollout.overlong == "keep" and cfg.rollout.dynamic_sampling is None
+    assert load(tmp_path, "+grpo.use_dynamic_sampling=true").cfg.rollout.dynamic_sampling == 10
+    limited = load(tmp_path, "+grpo.use_dynamic_sampling=true", "+grpo.dynamic_sampling_max_gen_batches=3")
+    assert limited.cfg.rollout.dynamic_sampling == 3
+    assert any("up to 3 times as many" in note for note in limited.notes)
+    off = load(tmp_path, "+grpo.use_dynamic_sampling=false", "+grpo.dynamic_sampling_max_gen_batches=3")
+    assert off.cfg.rollout.dynamic_sampling is None
     assert load(tmp_path, "+grpo.overlong_filtering=true").cfg.rollout.overlong == "mask"
     assert (cfg.evaluation.max_tokens, cfg.evaluation.synthesis_queries) == (8192, 0)
 
@@ -135,7 +141,7 @@ def test_nemo_rls_own_keys_are_kept(tmp_path: Path) -> None:
 REFUSED = [
     # the loop and the loss
     ("+grpo.async_grpo.enabled=true", "grpo.async_grpo.enabled = true is not supported"),
-    ("+grpo.use_dynamic_sampling=true", "a step's queries are fixed"),
+    ("+grpo.use_dynamic_sampling=true +grpo.dynamic_sampling_max_gen_batches=1", "batches: Input should be greater"),
     ("+grpo.batch_multiplier=2", "grpo.batch_multiplier = 2 is not supported"),
     ("+grpo.reward_shaping.enabled=true", "grpo.reward_shaping.enabled"),
     ("+grpo.reward_scaling.enabled=true", "grpo.reward_scaling.enabled"),

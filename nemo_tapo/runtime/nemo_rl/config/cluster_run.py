@@ -266,6 +266,11 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
         yield "grpo.use_leave_one_out_baseline is not used: a group's mean and deviation are over all its rows (Eq. 1)"
     if (get_at_path(master, "grpo.val_period", 0) or 0) > 0:
         yield "grpo.val_* are not used: tapo.evaluation.every validates between steps"
+    if cfg.rollout.dynamic_sampling is not None:
+        yield (
+            f"the plan counts {setup.queries} queries a step; dynamic sampling samples up to "
+            f"{cfg.rollout.dynamic_sampling:g} times as many"
+        )
     for key in ("async_save", "ckpt_assume_constant_structure"):
         if get_at_path(master, f"policy.megatron_cfg.checkpoint.{key}"):
             yield f"policy.megatron_cfg.checkpoint.{key} is set to false: a checkpoint is complete when it is named"

@@ -39,6 +39,7 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
     "rollout.temperature": "policy.generation.temperature",
     "rollout.top_p": "policy.generation.top_p",
     "rollout.max_tokens": "policy.generation.max_new_tokens",
+    "rollout.dynamic_sampling": "grpo.dynamic_sampling_max_gen_batches",
     "rollout.overlong": "grpo.overlong_filtering",
     "model.path": "policy.model_name",
     "model.max_length": "policy.max_total_sequence_length",
@@ -72,6 +73,7 @@ def make_run_config(master: Master, block: Mapping[str, Any]) -> RunConfig:
     for key, nemo_key in DERIVED.items():
         if (value := get_at_path(master, nemo_key)) is not None:
             _set_at_path(raw, key, SWITCHES.get(nemo_key, {}).get(value, value))
+    _set_at_path(raw, "rollout.dynamic_sampling", _read_dynamic_sampling(master))
     _set_at_path(
         raw, "model.enable_thinking", get_at_path(master, "policy.tokenizer.chat_template_kwargs.enable_thinking", True)
     )
@@ -117,6 +119,13 @@ def choose_gap_bound(master: Master) -> float:
     policy = get_at_path(master, "policy.precision", "bfloat16")
     engine = get_at_path(master, "policy.generation.vllm_cfg.precision", policy)
     return GAP_BOUND_FP32 if policy == engine == "float32" else GAP_BOUND_HALF
+
+
+def _read_dynamic_sampling(master: Master) -> Any:
+    """Return how many times the queries of a step may be sampled; None if dynamic sampling is off."""
+    if not get_at_path(master, "grpo.use_dynamic_sampling"):
+        return None
+    return get_at_path(master, "grpo.dynamic_sampling_max_gen_batches", 10)  # NeMo-RL's default
 
 
 def _read_optimizer(master: Master) -> dict[str, Any]:

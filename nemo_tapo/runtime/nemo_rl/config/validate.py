@@ -23,9 +23,8 @@ ADAPTERS = "export, refit and the plan's memory are those of a whole model, not 
 # path, allowed values (None: the key may be missing), reason
 ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("grpo.async_grpo.enabled", OFF, "TAPO is on policy: pairs are made of the present policy's rollouts"),
-    ("grpo.use_dynamic_sampling", OFF, "a step's queries are fixed, so that a resumed run has the same"),
-    ("grpo.zero_variance_prompt_filtering", OFF, "a step's queries are fixed, so that a resumed run has the same"),
-    ("grpo.batch_multiplier", (None, 1), "it belongs to dynamic sampling"),
+    ("grpo.zero_variance_prompt_filtering", OFF, "grpo.use_dynamic_sampling replaces such queries instead"),
+    ("grpo.batch_multiplier", (None, 1), "dynamic sampling takes a further query only where it replaces one"),
     ("grpo.reward_shaping.enabled", OFF, "the reward is the task's alone (tapo.task.rewards adds others)"),
     ("grpo.reward_scaling.enabled", OFF, "the reward is the task's alone (tapo.task.rewards adds others)"),
     ("grpo.normalize_rewards", (None, True), "advantages are divided by the group's deviation, Eq. 1"),
