@@ -89,7 +89,7 @@ def _make_tables(run: summary.RunSummary) -> Iterator[Table]:
         yield text_table(title, ("", "first", "last", "unit"), summary.list_first_and_last(run.metrics))
     head, rows = summary.tabulate_validation(run.metrics)
     if rows:
-        yield text_table("Validation on held-out problems", head, rows)
+        yield text_table("Validation", head, rows)
     totals = summary.compute_totals(run.metrics)
     if totals:
         yield text_table("Queries and pairs, all steps", ("", "number", "share"), totals)
