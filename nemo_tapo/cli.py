@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_tapo.commands import folders, grade, judge, replay, sweep, watch
+from nemo_tapo.commands import export, folders, grade, judge, replay, sweep, watch
 from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
@@ -125,6 +125,7 @@ def run_with_config(arguments: argparse.Namespace) -> int:
     from nemo_tapo.stages.branch import continue_as_branch, find_branch
     from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.stages.dry_run import describe_command
+    from nemo_tapo.utils.code_version import record_code
     from nemo_tapo.utils.run_folder import claim_run_folder
 
     if is_nemo_rl_config(arguments.config):
@@ -141,6 +142,7 @@ def run_with_config(arguments: argparse.Namespace) -> int:
         cfg = continue_as_branch(cfg, branch)
     require_free_disk(cfg.output, cfg.checkpoint.min_free_gib)
     with claim_run_folder(cfg.output, to_yaml(cfg), arguments.command):
+        record_code(cfg.output, arguments.command)
         if arguments.command == "pretrain":
             from nemo_tapo.stages.pretrain import prepare_initial_model
 
@@ -156,6 +158,7 @@ def run_on_nemo_rl(arguments: argparse.Namespace) -> int:
     from nemo_tapo.runtime.nemo_rl.config import describe_run as describe_run
     from nemo_tapo.runtime.nemo_rl.runtime import prepare_master_config
     from nemo_tapo.stages.data_preview import check_data
+    from nemo_tapo.utils.code_version import record_code
     from nemo_tapo.utils.run_folder import claim_run_folder
 
     run = describe_run.load_checked_run(arguments.config, arguments.overrides)
@@ -167,6 +170,7 @@ def run_on_nemo_rl(arguments: argparse.Namespace) -> int:
     check_data(run.cfg, arguments.command)
     check_coldstart(run.cfg, arguments.command)
     with claim_run_folder(run.cfg.output, describe_run.as_yaml(run), arguments.command):
+        record_code(run.cfg.output, arguments.command)
         message = asyncio.run(run_stages(run.cfg, arguments.command, run.master))
     if message is not None:
         print(message)
@@ -247,6 +251,12 @@ COMMANDS = {
         "write the plots and the HTML page of a run folder again; of a sweep's folder: its tables",
         folders.run_report,
         folders.add_report_arguments,
+        takes_config=False,
+    ),
+    "export": Command(
+        "a finished run's model with tokenizer and model card in a new folder, and on request on the Hugging Face Hub",
+        export.run_export,
+        export.add_arguments,
         takes_config=False,
     ),
     "show": Command(
