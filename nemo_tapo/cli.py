@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_tapo.commands import export, folders, grade, judge, replay, sweep, watch
+from nemo_tapo.commands import export, folders, grade, judge, replay, start, sweep, watch
 from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
@@ -211,7 +211,33 @@ class Command:
     takes_config: bool = True  # a config file before its options, settings after them
 
 
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Run the main job of README wherever the package is installed; settings may be added. Return the exit code."""
+    arguments.command = "run"
+    arguments.config, settings = start.find_demo_arguments()
+    arguments.overrides = [*settings, *arguments.overrides]
+    return run_with_config(arguments)
+
+
+def add_demo_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `demo`, which has its config file."""
+    add_dry_run(sub)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
+
+
 COMMANDS = {
+    "demo": Command(
+        "the main job with the tiny model, into runs/demo; needs no checkout, takes about 10 minutes on two cores",
+        run_demo,
+        add_demo_options,
+        takes_config=False,
+    ),
+    "init": Command(
+        "a new folder with a config, a task file and a README to start a project of your own from",
+        start.run_init,
+        start.add_init_arguments,
+        takes_config=False,
+    ),
     "run": Command("the main job: cold start, evaluation, RL, evaluation, report; goes on where it was stopped"),
     "sweep": Command(
         "the runs of a table of the paper, over several seeds; skips what is done, goes on where it was stopped",

@@ -14,6 +14,7 @@ from nemo_tapo.sweeps import definition
 from nemo_tapo.sweeps.expand import SweepJob, SweepPlan, SweepRequest, expand_sweeps, parse_seeds
 from nemo_tapo.sweeps.state import RunState, read_run_state, require_same_settings
 from nemo_tapo.utils.files import replace_text, require_free_disk
+from nemo_tapo.utils.resources import find_resource
 
 LAUNCHER = Path(__file__).parents[2] / "tools" / "slurm" / "launch.py"
 TINY_BASE = "assets/tiny-base"  # base model if no --config is given
@@ -74,9 +75,13 @@ def parse_request(words: Sequence[str], config: Path | None) -> SweepRequest:
         config=config or definition.find_configs_folder() / definition.DEFAULT_CONFIG,
         seeds=parse_seeds(options.get("seeds", "1")),
         output=Path(options.get("output", "runs/sweep")),
-        base_model=options.get("base_model", TINY_BASE if config is None else None),
+        base_model=options.get("base_model", _find_tiny_base() if config is None else None),
         overrides=tuple(overrides),
     )
+
+
+def _find_tiny_base() -> str:
+    return TINY_BASE if Path(TINY_BASE).is_dir() else str(find_resource(TINY_BASE))
 
 
 def run_serially(plan: SweepPlan, request: SweepRequest) -> int:

@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from nemo_tapo.config.run_config import flatten_settings
 from nemo_tapo.config.sections import Section
+from nemo_tapo.utils.resources import find_resource
 
 CONFIGS = Path("examples") / "configs"
 SWEEPS_FOLDER, ABLATIONS_FOLDER = "sweeps", "ablations"  # folders inside CONFIGS
@@ -95,10 +96,9 @@ class Sweep(Section):
 
 
 def find_configs_folder() -> Path:
-    """Return examples/configs of this repository, or that of the current folder if the repository has none."""
-    beside_the_code = Path(__file__).parents[2] / CONFIGS
-    here = CONFIGS.resolve() == beside_the_code or not beside_the_code.is_dir()
-    return CONFIGS if here else beside_the_code
+    """Return examples/configs of the current folder where that is this repository, else those of this package."""
+    own = find_resource(str(CONFIGS))
+    return CONFIGS if CONFIGS.resolve() == own else own
 
 
 def list_sweep_names() -> list[str]:
