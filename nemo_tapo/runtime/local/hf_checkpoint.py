@@ -54,7 +54,10 @@ def read_model_info(path: Path) -> ModelInfo:
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(f"{path} is not a model directory: it has no config.json.")
-    config = json.loads(file.read_text())
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} does not parse: {error}.") from None
     name, architecture = _find_architecture(config, file)
     heads, hidden = _get_count(config, "num_attention_heads", file), _get_count(config, "hidden_size", file)
     shape = ModelShape(
@@ -69,6 +72,8 @@ def read_model_info(path: Path) -> ModelInfo:
         qk_norm=architecture.qk_norm,
         qkv_bias=architecture.qkv_bias,
     )
+    if heads % shape.kv_heads:
+        raise ValueError(f"{file}: num_key_value_heads = {shape.kv_heads} does not divide {heads} attention heads.")
     if name == "Qwen2ForCausalLM" and shape.head_dim != hidden // heads:
         raise ValueError(
             f"{file}: head_dim is {shape.head_dim}, and vLLM's {name} takes hidden_size / num_attention_heads only."

@@ -118,6 +118,7 @@ def test_frequencies_by_hand() -> None:
         (LLAMA_31_8B, {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "needs a number 'low_freq_factor'"),
         (LLAMA_31_8B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         (LLAMA_31_8B, {"num_hidden_layers": None}, "num_hidden_layers is None"),
+        (LLAMA_31_8B, {"num_key_value_heads": 5}, "num_key_value_heads = 5 does not divide 32 attention heads"),
         (QWEN_25_05B, {"use_sliding_window": True}, "use_sliding_window is True"),
         (QWEN_25_05B, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types names sliding_attention"),
         (QWEN_25_05B, {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config"),
@@ -129,6 +130,12 @@ def test_what_is_not_built_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         read(tmp_path, config, **changes)
+
+
+def test_a_config_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Llama')
+    with pytest.raises(ValueError, match=r"config\.json does not parse"):
+        read_model_info(tmp_path)
 
 
 def test_a_directory_with_a_part_missing_is_refused(tmp_path: Path) -> None:
