@@ -31,10 +31,9 @@ With `pipeline: deferred` a pair's rollouts are those of the step before: such p
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from nemo_tapo.utils.jsonl import Record, read_lines
 
 ROLLOUTS_FOLDER, INDEX_FILE = "rollouts", "index.jsonl"
 SHOWN_CHARACTERS = 200  # of a question, in a summary
+GZIP = 16 + zlib.MAX_WBITS  # tells zlib that a gzip header and checksum are there
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,21 @@ def read_contents(folder: Path, place: StepPlace) -> list[Record]:
 
     Raises ValueError if the segment is gone, cut short or damaged.
     """
-    [contents] = _read_member(folder, place, place.contents_offset, place.contents_size)
-    queries: list[Record] = contents["queries"]
+    [text] = _read_members(folder, place, [(place.contents_offset, place.contents_size)])
+    queries: list[Record] = json.loads(text)["queries"]
     return queries
 
 
 def read_query(folder: Path, place: StepPlace, summary: Mapping[str, Any]) -> Record:
     """Return the record of the query that a summary of `read_contents` stands for. Raises ValueError as there."""
-    [record] = _read_member(folder, place, int(summary["offset"]), int(summary["bytes"]))
+    [text] = read_query_texts(folder, place, [summary])
+    record: Record = json.loads(text)
     return record
+
+
+def read_query_texts(folder: Path, place: StepPlace, summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the record of each query as the JSON text that it is, for a search. Raises ValueError as above."""
+    return _read_members(folder, place, [(int(summary["offset"]), int(summary["bytes"])) for summary in summaries])
 
 
 def read_queries(folder: Path, place: StepPlace) -> Iterator[Record]:
@@ -145,18 +151,18 @@ def summarise_query(record: Record) -> Record:
     }
 
 
-def _read_member(folder: Path, place: StepPlace, offset: int, size: int) -> list[Record]:
-    """Return the lines of one gzip member."""
+def _read_members(folder: Path, place: StepPlace, places: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """Yield the text of each gzip member at (offset, size), bytes."""
     path = folder / ROLLOUTS_FOLDER / place.segment
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+            for offset, size in places:
+                file.seek(offset)
+                yield zlib.decompress(file.read(size), GZIP).decode("utf-8")
     except FileNotFoundError:
         raise ValueError(
             f"the rollouts of step {place.step} are not on the disk: {path} was deleted, by hand or to stay below "
             "rollouts_gib."
         ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError):
+    except (zlib.error, UnicodeDecodeError):
         raise ValueError(f"the rollouts of step {place.step} cannot be read: {path} is damaged or cut short.") from None

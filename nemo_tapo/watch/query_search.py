@@ -99,8 +99,8 @@ def _visit(
             notes += [note] * bool(note)
             fitting = [index for index in range(first, len(contents)) if wanted.fits(contents[index])]
             if wanted.text:
-                for index, record in samples.iterate_records(step, fitting):
-                    yield step, index, contents[index] if contains(record, wanted.text) else None
+                for index, record in samples.search_text(step, fitting, wanted.text):
+                    yield step, index, contents[index] if record and contains(record, wanted.text) else None
             else:
                 for index in fitting:
                     yield step, index, contents[index]

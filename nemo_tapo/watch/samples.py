@@ -93,12 +93,18 @@ class RunSamples:
             return rollout_store.read_query(self._folder, self._places[step], contents[index])
         return {**self._trajectories.read_queries(step)[index], "note": problem}
 
-    def iterate_records(self, step: int, wanted: list[int]) -> Iterator[tuple[int, Record]]:
-        """Yield (index, record) of those queries of a step that `wanted` names. Raises ValueError as above."""
+    def search_text(self, step: int, wanted: list[int], text: str) -> Iterator[tuple[int, Record | None]]:
+        """Yield (index, record) of the queries of a step that `wanted` names, None for those that lack the text.
+
+        Upper and lower case are the same. A record that has the text somewhere may have it where nobody looks, in a
+        key or a number. Raises ValueError as above.
+        """
         contents, _ = self.read_contents(step)
         if contents and "bytes" in contents[0]:
-            for index in wanted:
-                yield index, rollout_store.read_query(self._folder, self._places[step], contents[index])
+            escaped = json.dumps(text, ensure_ascii=False)[1:-1].casefold()
+            texts = rollout_store.read_query_texts(self._folder, self._places[step], [contents[i] for i in wanted])
+            for index, line in zip(wanted, texts, strict=True):
+                yield index, json.loads(line) if escaped in line.casefold() else None
         else:
             records = self._trajectories.read_queries(step)
             yield from ((index, records[index]) for index in wanted)
