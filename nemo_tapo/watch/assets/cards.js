@@ -3,7 +3,7 @@
 import { words } from "./data.js";
 import { el, format, showTip } from "./dom.js";
 
-const LOW = 0.5, END = "⟨end⟩", PREVIEW = 70;
+const LOW = 0.5, END = "⟨end⟩", PREVIEW = 200; // characters of a response's end
 
 /** Return an outcome's name as a person says it. */
 export const label = (outcome) => outcome.replaceAll("_", " ").replace("dropped:", "dropped: ").replace("skipped:", "");
@@ -80,12 +80,13 @@ function rolloutText(rollout) {
 }
 
 function rolloutRow(rollout, index, record, most) {
-  const roles = record.pairs.flatMap((pair, n) => [pair.wrong_index === index && !record.earlier ? `pair ${n}` : "", pair.right_index === index && !record.earlier ? `guides ${n}` : ""]).filter(Boolean);
+  const pairsBy = (name) => (record.earlier ? [] : record.pairs.flatMap((pair, n) => (pair[name] === index ? [n] : []))).join(", ");
+  const wrongOf = pairsBy("wrong_index"), guideOf = pairsBy("right_index"), roles = [wrongOf && `pair ${wrongOf}`, guideOf && `guides ${guideOf}`].filter(Boolean);
   const state = rollout.graded === false ? "none" : rollout.correct ? "right" : "wrong";
-  const text = (rollout.text || "").trim().replace(/\s+/g, " "), preview = text.length > PREVIEW ? `… ${text.slice(-PREVIEW)}` : text;
+  const text = (rollout.text || "").slice(-PREVIEW).trim().replace(/\s+/g, " ");
   const head = el("summary", "", el("span", `verdict ${state}`, state === "right" ? "✓" : state === "wrong" ? "✗" : "–"), el("span", "index", String(index)),
     el("span", "reward", format(rollout.reward)), advantageBar(rollout.advantage, most), el("span", "outcome", rollout.outcome.replaceAll("_", " "), roles.length ? el("small", "", ` ${roles.join(", ")}`) : null),
-    el("span", "preview", preview || (rollout.text === null ? "text not recorded" : "")), el("span", "size", rollout.ids ? `${rollout.ids.length} tokens` : ""));
+    el("span", "preview", el("bdi", "", text || (rollout.text === null ? "text not recorded" : ""))), el("span", "size", rollout.ids ? `${rollout.ids.length} tokens` : ""));
   const facts = [rollout.extracted !== undefined && rollout.extracted !== null ? `the verifier read ${rollout.extracted}` : "", rollout.truncated ? "cut off by the length limit" : "", rollout.detail || "", rollout.logprobs ? "shaded by log-probability: the darker, the less likely" : ""].filter(Boolean);
   return el("details", `rollout ${state}`, head, facts.length ? el("p", "remark", facts.join(" · ")) : null, rolloutText(rollout));
 }

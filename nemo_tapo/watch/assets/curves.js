@@ -12,6 +12,8 @@ const SECTIONS = [
   ["Construction", "what became of queries and pairs", [
     ["Eligible queries", "tapo/eligible"], ["Mastered queries", "tapo/mastered"], ["Beyond reach", "tapo/beyond"], ["Pairs", "tapo/pairs"],
     ["Parsed constructions", "tapo/parsed"], ["Right constructions", "tapo/correct"], ["Mixed reflection groups", "tapo/mixed_groups"], ["Kept share", "tapo/kept_share"]]],
+  ["Held-out problems", "validation between steps", [["Validation accuracy", "validation/accuracy"], ["Best step so far", "validation/best_step"]]],
+  ["Memory", "resident, of the processes on the driver's machine", [["Driver", "memory/driver"], ["Engine", "memory/engine"], ["Ranks", "memory/ranks"], ["Graders", "memory/graders"]]],
   ["Supervised", "", [["Negative log-likelihood", "nll"], ["Learning rate", "lr"]]],
 ];
 let charts = [], pointed = null, more = null, layout = "";
@@ -39,8 +41,14 @@ function automaticWindow() {
 
 const windowOf = () => (state.smooth === "" ? automaticWindow() : Math.max(Number(state.smooth) || 1, 1));
 
+/** Return unit and meaning of a metric; those of a family ("grade/<outcome>") are told of all its members. */
+function describe(key) {
+  const family = Object.keys(words.metrics).find((name) => name.includes("<") && key.startsWith(name.slice(0, name.indexOf("<"))));
+  return words.metrics[key] || words.metrics[family] || ["", "no description"];
+}
+
 function makeChart(title, key) {
-  const [unit, meaning] = words.metrics[key] || ["", key];
+  const [unit, meaning] = describe(key);
   const chart = new LineChart({ title, unit, meaning: `${key}: ${meaning}`, onHover: hover, onPick: pick });
   charts.push([key, chart]);
   return chart.node;

@@ -34,8 +34,11 @@ function drawStrip() {
   const width = Math.max(parts.strip.clientWidth, 160), height = 44, first = known[0], last = known.at(-1);
   const toX = (x) => 6 + ((x - first) / (last - first || 1)) * (width - 12);
   const root = svg("svg", { width, height, role: "img", "aria-label": "training accuracy over the steps" });
+  const shown = ys.filter((y, i) => y !== null && y !== undefined && xs[i] >= first);
+  const low = shown.reduce((a, b) => Math.min(a, b), Infinity), high = shown.reduce((a, b) => Math.max(a, b), -Infinity);
+  const toY = (y) => height - 6 - ((y - low) / (high - low || 1)) * (height - 12);
   let path = "";
-  xs.forEach((x, i) => { if (ys[i] !== null && ys[i] !== undefined && x >= first) path += `${path ? "L" : "M"}${toX(x).toFixed(1)} ${(height - 5 - ys[i] * (height - 10)).toFixed(1)}`; });
+  xs.forEach((x, i) => { if (ys[i] !== null && ys[i] !== undefined && x >= first) path += `${path ? "L" : "M"}${toX(x).toFixed(1)} ${toY(ys[i]).toFixed(1)}`; });
   root.append(svg("path", { d: path, class: "strip-line" }));
   const x = toX(step());
   root.append(svg("line", { x1: x, x2: x, y1: 0, y2: height, class: "strip-at" }));

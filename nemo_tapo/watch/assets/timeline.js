@@ -15,7 +15,8 @@ const PARTS = [
   ["weights", "p5", (t) => t("time/weights")],
   ["the rest of the step", "p6", (t) => t("time/step") - ["time/collect", "time/reference", "time/teacher", "time/old_logprobs", "time/update", "time/weights"].reduce((sum, key) => sum + t(key), 0)],
 ];
-const BETWEEN = ["records, checkpoint", "p7"];
+const VALIDATION = ["validation", "p8"], BETWEEN = ["records, checkpoint", "p7"]; // after the step
+const NAMES = [...PARTS.map(([name, className]) => [name, className]), VALIDATION, BETWEEN];
 const HEIGHT = 190, LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 22, MOST_BARS = 240;
 let picked = new Map(); // run name -> index of the step that is shown as a line
 
@@ -24,8 +25,9 @@ function partsOf(run, i) {
   const { columns, steps } = getSeries(run.name), { times } = getSamples(run.name);
   const t = (key) => (columns[key] ? columns[key][i] || 0 : 0);
   const parts = PARTS.map(([name, className, seconds]) => ({ name, className, seconds: Math.max(seconds(t), 0) }));
+  parts.push({ name: VALIDATION[0], className: VALIDATION[1], seconds: t("time/validation") });
   const now = times[steps[i]], before = times[steps[i] - 1], next = columns["time/step"]?.[i];
-  const between = now && before && next ? now - before - next : 0;
+  const between = now && before && next ? now - before - next - t("time/validation") : 0;
   const resumed = between > 10 * (next || 0) + 60; // the run stood still
   parts.push({ name: BETWEEN[0], className: BETWEEN[1], seconds: resumed ? 0 : Math.max(between, 0) });
   return parts;
@@ -81,7 +83,7 @@ function stepLine(run, bar) {
   const lane = el("div", "lane");
   for (const part of bar.parts.filter((each) => each.seconds > 0)) {
     const share = part.seconds / total, node = el("span", `span ${part.className}`, share > 0.08 ? `${part.name} ${duration(part.seconds)}` : "");
-    node.style.setProperty("flex-grow", String(part.seconds));
+    node.style.setProperty("flex-grow", String(1000 * share)); // below 1 in sum they would not fill the line
     node.onpointermove = (event) => showTip(`${part.name}: ${duration(part.seconds)}, ${(100 * share).toFixed(1)} %`, event.clientX, event.clientY);
     node.onpointerleave = () => showTip("");
     lane.append(node);
@@ -93,9 +95,8 @@ function stepLine(run, bar) {
 }
 
 function shareTable(shown, barsOf) {
-  const names = [...PARTS.map(([name, className]) => [name, className]), BETWEEN];
-  const sums = shown.map((run) => names.map((_, n) => barsOf.get(run.name).reduce((sum, bar) => sum + bar.parts[n].seconds * (bar.last - bar.begin + 1), 0)));
-  const rows = names.map(([name, className], n) => el("tr", "", el("th", "", el("i", `swatch ${className}`), name), shown.map((run, r) => {
+  const sums = shown.map((run) => NAMES.map((_, n) => barsOf.get(run.name).reduce((sum, bar) => sum + bar.parts[n].seconds * (bar.last - bar.begin + 1), 0)));
+  const rows = NAMES.map(([name, className], n) => el("tr", "", el("th", "", el("i", `swatch ${className}`), name), shown.map((run, r) => {
     const whole = sums[r].reduce((a, b) => a + b, 0) || 1, steps = getSeries(run.name).steps.length || 1;
     return el("td", "", sums[r][n] ? `${duration(sums[r][n] / steps)}  ` : "-", sums[r][n] ? el("small", "", `${(100 * sums[r][n] / whole).toFixed(1)} %`) : null);
   }))).filter((_, n) => sums.some((sum) => sum[n]));
@@ -123,7 +124,7 @@ export function render(host) {
     return el("section", "group", el("h2", "", run.name, el("small", "", "seconds a step")), chart, line);
   });
   const used = new Set([...barsOf.values()].flat().flatMap((bar) => bar.parts.filter((part) => part.seconds > 0).map((part) => part.name)));
-  const legend = el("div", "legend", [...PARTS.map(([name, className]) => [name, className]), BETWEEN].filter(([name]) => used.has(name)).map(([name, className]) => el("span", "", el("i", `swatch ${className}`), name)));
+  const legend = el("div", "legend", NAMES.filter(([name]) => used.has(name)).map(([name, className]) => el("span", "", el("i", `swatch ${className}`), name)));
   host.replaceChildren(legend, ...blocks, el("section", "group", el("h2", "", "On average"), shareTable(shown, barsOf)));
   for (const chart of charts) chart.draw();
 }
