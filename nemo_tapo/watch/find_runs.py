@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nemo_tapo.tracking.records import METRICS_FILE, TRAJECTORIES_FILE
@@ -12,24 +12,31 @@ from nemo_tapo.utils.run_folder import CONFIG
 
 DEPTH = 4  # folders below a given one: runs/sweep/<row>/seed-<k> and its coldstart
 IGNORED = {"checkpoints", "hf", "tensorboard", "evaluation", ROLLOUTS_FOLDER}  # hold no run
-MOST_RUNS = 200
+MOST_RUNS, MOST_FOLDERS = 100, 5000
 
 
-def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return {name: run folder} of every run in the folders and below them, in order.
+def find_runs(folders: Sequence[Path]) -> tuple[dict[str, Path], str]:
+    """Return {name: run folder} of every run in the folders and below them, in order, and a sentence or "".
 
     A folder that is given is a run if nothing below it is one, even if it is still empty. A name is the path below the
-    last common folder.
+    last common folder. The sentence says what was not looked at: more folders than MOST_FOLDERS, runs than MOST_RUNS.
     """
-    found: list[Path] = []
-    for folder in folders:
-        inside = [path for path in _walk(folder.resolve(), DEPTH) if path not in found]
-        found += inside if inside else [folder.resolve()] * (folder.resolve() not in found)
-    found = found[:MOST_RUNS]
-    if not found:
-        return {}
-    common = Path(os.path.commonpath([path.parent for path in found]))
-    return {path.relative_to(common).as_posix(): path for path in found}
+    found: dict[Path, None] = {}  # in order
+    budget = MOST_FOLDERS
+    for folder in map(Path.resolve, folders):
+        inside = []
+        for path in _walk(folder, DEPTH):
+            budget -= 1
+            if budget < 0:
+                break
+            inside += [path] * is_run(path)
+        found |= dict.fromkeys(inside or [folder])
+    paths = list(found)
+    note = f"Only {MOST_FOLDERS:,} folders were searched for runs: name the runs' own." if budget < 0 else ""
+    if len(paths) > MOST_RUNS:
+        note = f"{MOST_RUNS} of {len(paths):,} runs are shown: name fewer."
+    common = Path(os.path.commonpath([path.parent for path in paths[:MOST_RUNS]]))
+    return {path.relative_to(common).as_posix(): path for path in paths[:MOST_RUNS]}, note
 
 
 def is_run(folder: Path) -> bool:
@@ -37,12 +44,13 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORIES_FILE, CONFIG))
 
 
-def _walk(folder: Path, depth: int) -> list[Path]:
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the folder and those below it, without hidden ones."""
+    yield folder
     try:
-        inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in IGNORED)
+        inside = sorted(folder.iterdir()) if depth else ()
     except OSError:
-        return []
-    runs = [folder] if is_run(folder) else []
-    for path in inner if depth else ():
-        runs += _walk(path, depth - 1)
-    return runs
+        return
+    for path in inside:
+        if path.name not in IGNORED and path.name[0] != "." and path.is_dir():
+            yield from _walk(path, depth - 1)

@@ -57,7 +57,7 @@ class WatchApp:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
         self._runs: dict[str, WatchedRun] = {}
-        self._lock = threading.Lock()
+        self._lock, self._note = threading.Lock(), ""
         self._routes: dict[str, Callable[[Request], Any]] = {
             "/api/words": self._words,
             "/api/runs": self._list_runs,
@@ -104,7 +104,7 @@ class WatchApp:
 
     def _look_for_runs(self) -> None:
         with self._lock:
-            found = find_runs(self._folders)
+            found, self._note = find_runs(self._folders)
             self._runs = {
                 name: run if (run := self._runs.get(name)) and run.folder == folder else WatchedRun(name, folder)
                 for name, folder in found.items()
@@ -121,7 +121,7 @@ class WatchApp:
             with run.lock:
                 run.refresh()
                 described.append(run.describe())
-        return {"runs": described}
+        return {"runs": described, "notes": [self._note] * bool(self._note)}
 
     def _describe_run(self, request: Request) -> Any:
         run = self._find_run(request)

@@ -6,7 +6,7 @@ export const runs = []; // as /api/runs lists them, each with {series, sampleSte
 export const words = { outcomes: {}, metrics: {} };
 const series = new Map(); // run name -> {version, steps, columns}
 const samples = new Map(); // run name -> {version, steps, times}
-export const health = { error: "" };
+export const health = { error: "", notes: [] };
 const EMPTY = { version: -1, steps: [], columns: {} };
 
 /** Return the answer to a request. Throws an Error with the server's sentence. */
@@ -63,6 +63,7 @@ export async function refresh() {
       changed ||= stale || !old || old.state !== run.state || old.sample_steps !== run.sample_steps || String(old.notes) !== String(run.notes);
     }
     runs.splice(0, runs.length, ...answer.runs);
+    health.notes = answer.notes;
     return changed;
   } catch (error) {
     const first = health.error === "";

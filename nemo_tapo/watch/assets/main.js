@@ -43,8 +43,8 @@ function drawRuns() {
     node.setAttribute("aria-pressed", String(on));
     return node;
   }));
-  const notes = health.error ? [health.error] : (single ? [focus].filter(Boolean) : runs.filter((run) => !isHidden(run.name)))
-    .flatMap((run) => run.notes.map((note) => (runs.length > 1 ? `${run.name}: ${note}` : note)));
+  const notes = health.error ? [health.error] : [...health.notes, ...(single ? [focus].filter(Boolean) : runs.filter((run) => !isHidden(run.name)))
+    .flatMap((run) => run.notes.map((note) => (runs.length > 1 ? `${run.name}: ${note}` : note)))];
   byId("notes").replaceChildren(...notes.slice(0, 4).map((note) => el("p", "note", note)), ...(notes.length > 4 ? [el("p", "note", `... and ${notes.length - 4} more: see the view "Run".`)] : []));
   byId("pulse").textContent = health.error ? "offline" : runs.some((run) => run.state === "running") ? "live" : "";
   byId("pulse").className = `pulse ${health.error ? "bad" : "good"}`;

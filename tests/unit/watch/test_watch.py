@@ -20,6 +20,7 @@ from nemo_tapo.tracking.records import TrajectoryWriter, make_skipped_record
 from nemo_tapo.tracking.rollout_writer import RolloutWriter
 from nemo_tapo.types import Group, Query
 from nemo_tapo.utils.run_folder import lock_folder
+from nemo_tapo.watch import find_runs as find_runs_module
 from nemo_tapo.watch import query_search
 from nemo_tapo.watch.find_runs import find_runs
 from nemo_tapo.watch.line_follower import LineFollower
@@ -65,7 +66,7 @@ def run(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------ runs
 
 
-def test_runs_are_found_below_a_folder_while_they_begin(tmp_path: Path) -> None:
+def test_runs_are_found_below_a_folder_while_they_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(tmp_path)
     assert [run["name"] for run in page.get("runs")["runs"]] == [tmp_path.name]  # empty, but it is what was asked for
     for name in ("sweep/tapo/seed-0", "sweep/grpo/seed-0", "sweep/grpo/seed-0/coldstart", "sweep/hf", "other"):
@@ -74,7 +75,11 @@ def test_runs_are_found_below_a_folder_while_they_begin(tmp_path: Path) -> None:
     runs = {run["name"]: run for run in page.get("runs")["runs"]}
     assert list(runs) == ["other", "sweep/grpo/seed-0", "sweep/grpo/seed-0/coldstart", "sweep/tapo/seed-0"]
     assert runs["other"]["state"] == "running"  # it has just written
-    assert find_runs([tmp_path / "other"]) == {"other": tmp_path / "other"}
+    assert find_runs([tmp_path / "other"]) == ({"other": tmp_path / "other"}, "")
+    monkeypatch.setattr(find_runs_module, "MOST_RUNS", 3)
+    assert page.get("runs")["notes"] == ["3 of 4 runs are shown: name fewer."]
+    monkeypatch.setattr(find_runs_module, "MOST_FOLDERS", 2)
+    assert find_runs([tmp_path])[1].startswith("Only 2 folders were searched")
 
 
 def test_the_state_of_a_run(run: Path) -> None:
