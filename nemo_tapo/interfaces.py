@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -118,6 +118,17 @@ class Task(Protocol):
 
     def close(self) -> None:
         """End what the task has started (processes of a verifier); may be called twice."""
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """What a task has beside the methods of Task if it can write perfect corrections itself."""
+
+    def write_correction(self, query: Query, wrong: str, reference: str, full: bool, seed: int) -> str | None:
+        """Write the perfect answer to the synthesis prompt of a wrong response; None if no mistake is found.
+
+        `full`: a whole new solution, nothing kept (Table 3). The seed chooses between wordings.
+        """
 
 
 class Tokenizer(Protocol):

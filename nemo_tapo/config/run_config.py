@@ -166,7 +166,7 @@ class RunConfig(Section):
         asked = self.evaluation.synthesis_queries
         if asked is not None:
             return asked
-        return 64 if self.constructs and self.task.name == "arithmetic" else 0
+        return 64 if self.constructs and self.task.name in ("arithmetic", "countdown") else 0
 
     @property
     def grading_identity(self) -> dict[str, Any]:
@@ -196,7 +196,8 @@ class RunConfig(Section):
         flat = {k: v for k, v in flat.items() if k not in _OFF or v != _OFF[k]}
         if "task" not in sections:
             return flat
-        idle: tuple[str, ...] = () if self.task.name == "reasoning_gym" else ("task.reasoning_gym.",)
+        named = ("reasoning_gym", "countdown")
+        idle: tuple[str, ...] = tuple(f"task.{name}." for name in named if name != self.task.name)
         idle += () if self.task.grades_in_processes else ("task.grading.",)
         kept = {k: v for k, v in flat.items() if not k.startswith(idle) and not _ACCESS.search(k)}
         return kept | self._hash_user_code()

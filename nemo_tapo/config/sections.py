@@ -26,6 +26,27 @@ class ArithmeticConfig(Section):
     held_out_queries: int = Field(256, gt=0, le=1000, description="test problems, never in any training data")
 
 
+class CountdownConfig(Section):
+    """Countdown (nemo_tapo/tasks/countdown.py), drawn by the package reasoning-gym."""
+
+    numbers: int = Field(3, ge=2, le=6, description="numbers of a problem, each to be used once")
+    min_value: int = Field(2, ge=1, description="smallest number")
+    max_value: int = Field(15, ge=1, le=99, description="largest number")
+    min_target: int = Field(10, ge=1, description="smallest target")
+    max_target: int = Field(99, ge=1, le=99, description="largest target")
+    operators: str = Field("+-*", pattern=r"^[-+*]+$", description="of + - *, that problems are made with")
+    train_queries: int = Field(
+        2048, gt=0, le=1_000_000, description="drawn for training, before equal ones are set aside"
+    )
+    held_out_queries: int = Field(256, gt=0, description="test problems, the same for every seed, in no training data")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CountdownConfig:
+        if self.min_value > self.max_value or self.min_target > self.max_target:
+            raise ValueError("a smallest number or target is above the largest.")
+        return self
+
+
 class DatasetConfig(Section):
     """Rows of a local file or of a Hugging Face data set, and the names of its fields."""
 
@@ -161,12 +182,13 @@ class GradingConfig(Section):
 class TaskConfig(Section):
     """Where queries come from and how responses are graded."""
 
-    name: Literal["arithmetic", "mathematics", "reasoning_gym", "custom", "nemo_rl"] = Field(
+    name: Literal["arithmetic", "countdown", "mathematics", "reasoning_gym", "custom", "nemo_rl"] = Field(
         "arithmetic",
         description="custom: the class of `target`; nemo_rl: NeMo-RL's own `data` and `env` sections, with its runtime "
         "only",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
+    countdown: CountdownConfig = CountdownConfig()
     mathematics: MathematicsConfig = MathematicsConfig()
     reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
     target: str | None = Field(None, description="of a custom task: path/to/file.py:Class or package.module:Class")
@@ -384,7 +406,12 @@ class PretrainConfig(Section):
     steps: int = Field(3000, gt=0)
     examples_per_step: int = Field(64, gt=0)
     early_steps: int = Field(200, ge=0, description="first steps, mostly of repetition, from which copying is learned")
-    mistake_rate: float = Field(0.7, ge=0, le=1, description="how often the corpus forgets a carry or borrow")
+    mistake_rate: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="how often the corpus errs: a carry or borrow is forgotten, an attempt of Countdown misses",
+    )
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4

@@ -47,9 +47,10 @@ async def start_runtime(
 
         cfg = resolve_model_path(cfg)
     if cfg.runtime == "scripted":
-        from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script
+        from nemo_tapo.runtime.scripted_runtime import ScriptedRuntime, arithmetic_script, countdown_script
 
-        return ScriptedRuntime(arithmetic_script, cfg.model.max_length)
+        script = countdown_script if cfg.task.name == "countdown" else arithmetic_script
+        return ScriptedRuntime(script, cfg.model.max_length)
     from nemo_tapo.runtime.local.runtime import LocalRuntime
 
     samples_only = command in ("evaluate", "filter")

@@ -24,7 +24,7 @@ from nemo_tapo.losses.base import Loss, LossNeeds, next_token_scores
 from nemo_tapo.losses.distillation import select_taught_logits
 from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.defaults import RuntimeDefaults
-from nemo_tapo.tasks import arithmetic
+from nemo_tapo.tasks import arithmetic, countdown
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 SCRIPTED_MARKER = "scripted"  # this file in an exported folder says that the weights are of this module's small model
@@ -230,8 +230,28 @@ def arithmetic_script(prompt: str, request: Request) -> str:
         return arithmetic.write_solution(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
     question, wrong, reference, begun = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
     fixed = arithmetic.write_correction(arithmetic.parse_question(question), wrong, request.seed)
+    return spoil_correction(None if fixed is None else fixed.text, reference, begun, draw)
+
+
+def countdown_script(prompt: str, request: Request) -> str:
+    """Answer a prompt of Countdown as a policy would: an attempt that reaches the target or not, or a correction."""
+    draw = random.Random(request.seed)
+    if "Wrong answer:" not in prompt:
+        problem = countdown.parse_question(prompt)
+        solutions = countdown.list_solutions(problem)
+        if solutions and draw.random() < 0.5:
+            return draw.choice(solutions).text
+        numbers = draw.sample(problem.numbers, len(problem.numbers))
+        return countdown.Attempt(numbers[0], tuple((draw.choice("+*"), n) for n in numbers[1:])).text
+    question, wrong, reference, begun = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
+    fixed = countdown.write_correction(countdown.parse_question(question), wrong, reference)
+    return spoil_correction(fixed, reference, begun, draw)
+
+
+def spoil_correction(fixed: str | None, reference: str, begun: str, draw: random.Random) -> str:
+    """Return what follows `begun` in a perfect answer; now and then with a wrong box, or a malformed answer."""
     kind = draw.choice(("good", "good", "good", "wrong", "malformed"))
     if fixed is None or kind == "malformed":
         return f"<analysis>It is wrong.</analysis>\n<reconstruction>{reference}"
-    answer = fixed.text.removeprefix(begun) if fixed.text.startswith(begun) else "</reconstruction>"
+    answer = fixed.removeprefix(begun) if fixed.startswith(begun) else "</reconstruction>"
     return answer.replace("\\boxed{", "\\boxed{1") if kind == "wrong" else answer

@@ -15,6 +15,7 @@ from nemo_tapo.types import Query
 
 TRAINING_COMMANDS = ("run", "train", "coldstart", "filter")  # commands that read the training set
 EVALUATION_COMMANDS = ("run", "evaluate")  # commands that read the benchmarks
+DRAWN_TASKS = ("custom", "countdown", "reasoning_gym")  # their queries are asked of the task itself
 MAX_PREVIEW_BYTES = 256 * 2**20  # --dry-run does not read a larger file
 
 
@@ -34,8 +35,18 @@ def check_data(cfg: RunConfig, command: str) -> None:
     """Raise ValueError if data cannot be read, so that a wrong path fails before the engines are started."""
     for name, each in list_needed_sets(cfg, command).items():
         read_dataset(each, name, get_config_key(name))
-    if cfg.task.grades_in_processes and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
+    if reads_through_task(cfg.task) and command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS):
         read_custom_sets(cfg, command, ask_judges=True)
+
+
+def reads_through_task(task: TaskConfig) -> bool:
+    """Return True if making the task is what shows whether it can be used."""
+    return task.grades_in_processes or task.name == "countdown"
+
+
+def name_source(task: TaskConfig) -> str:
+    """Return what the queries of a task in DRAWN_TASKS come from."""
+    return "countdown" if task.name == "countdown" else task.target or task.reasoning_gym.dataset
 
 
 def read_custom_sets(cfg: RunConfig, command: str, ask_judges: bool = False) -> dict[str, Sequence[Query]]:
@@ -52,7 +63,7 @@ def read_custom_sets(cfg: RunConfig, command: str, ask_judges: bool = False) -> 
     try:
         if ask_judges and isinstance(task, RewardedTask):
             asyncio.run(task.check_judges())
-        if cfg.task.name not in ("custom", "reasoning_gym"):
+        if cfg.task.name not in DRAWN_TASKS:
             return {}
         sets = {TRAIN: task.train_queries()} if command in TRAINING_COMMANDS else {}
         if command in EVALUATION_COMMANDS and (command != "run" or {"before", "after"} & set(cfg.parts)):
@@ -78,9 +89,9 @@ def preview_data(cfg: RunConfig, command: str) -> list[str]:
         lines.append(describe_counts(key, loaded))
         lines += loaded.provenance.notes
         first = first or (loaded.rows[0].question if loaded.rows else "")
-    custom = read_custom_sets(cfg, command) if cfg.task.grades_in_processes else {}
+    custom = read_custom_sets(cfg, command) if reads_through_task(cfg.task) else {}
     for name, queries in custom.items():
-        lines.append(f"{name}: {len(queries)} queries of {cfg.task.target or cfg.task.reasoning_gym.dataset}")
+        lines.append(f"{name}: {len(queries)} queries of {name_source(cfg.task)}")
     first = first or next((queries[0].user_text for queries in custom.values()), "")
     lines += [describe_reward(name, cfg.task) for name in cfg.task.all_rewards]
     if command in (*TRAINING_COMMANDS, *EVALUATION_COMMANDS) and cfg.runtime != "scripted":
@@ -154,7 +165,7 @@ def get_first_message(cfg: RunConfig, question: str) -> tuple[str, str]:
         from nemo_tapo.tasks.arithmetic import get_held_out_problems
 
         return get_held_out_problems(1)[0].question, "a held-out problem"
-    if cfg.task.name in ("custom", "reasoning_gym"):
+    if cfg.task.name in DRAWN_TASKS:
         return question, "the first query"
     template = cfg.task.mathematics.prompt
     return (template.replace("{question}", question), "the first query") if question else (template, "the template")

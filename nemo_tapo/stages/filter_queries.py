@@ -245,7 +245,7 @@ def format_training_overrides(kept: Path, task: TaskConfig) -> str:
     """
     if task.name == "custom":
         return f"the class of task.target has to read {kept} itself"
-    if task.name == "reasoning_gym":
+    if task.name in ("reasoning_gym", "countdown"):
         return f"no setting reads {kept} with the scores of reasoning-gym; a custom task may (docs/tasks.md)"
     before = task.mathematics.train if task.name == "mathematics" else None
     after = DatasetConfig(path=kept, uid="id")

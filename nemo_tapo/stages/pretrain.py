@@ -9,13 +9,11 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.stages.session import Session
 from nemo_tapo.stages.supervised import SupervisedTraining, train_supervised
-from nemo_tapo.tasks import arithmetic_corpus
+from nemo_tapo.tasks.generated import DrawExamples, build_task_tokenizer, open_task_corpus, require_generated
 from nemo_tapo.types import Kind, Row
 from nemo_tapo.utils.seeding import seed_from
 
 INITIAL = "initial"
-# A tiny decoder must learn to copy first, and learns it sooner if most of the early examples are repetition.
-EARLY_MIX = {"solution": 0.2, "repeat": 0.6, "copy": 0.2}
 
 
 def prepare_initial_model(cfg: RunConfig) -> RunConfig:
@@ -23,6 +21,7 @@ def prepare_initial_model(cfg: RunConfig) -> RunConfig:
 
     Return the config with `model.path` set to it. An existing directory is kept, so that the command can be resumed.
     """
+    require_generated(cfg.task)
     folder = cfg.output / INITIAL
     if not (folder / "config.json").is_file():
         write_random_model(cfg, folder)
@@ -35,9 +34,7 @@ def write_random_model(cfg: RunConfig, folder: Path) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from nemo_tapo.tasks.arithmetic_tokenizer import build_tokenizer
-
-    tokenizer, settings = build_tokenizer(), cfg.pretrain
+    tokenizer, settings = build_task_tokenizer(cfg.task), cfg.pretrain
     torch.manual_seed(cfg.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -57,7 +54,7 @@ def write_random_model(cfg: RunConfig, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequence[Row]:
+def make_corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, draw: DrawExamples, step: int) -> Sequence[Row]:
     """Return the corpus of one pre-training step, which depends on (seed, step) alone.
 
     As in any pre-training, the loss covers every token of a text, the question's too: training on the answers alone
@@ -65,8 +62,7 @@ def make_corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequenc
     """
     settings = cfg.pretrain
     seed = seed_from(cfg.seed, "corpus", step)
-    mix = EARLY_MIX if step < settings.early_steps else arithmetic_corpus.CORPUS_MIX
-    drawn = arithmetic_corpus.make_corpus(settings.examples_per_step, seed, mix, settings.mistake_rate)
+    drawn = draw(settings.examples_per_step, seed, step < settings.early_steps, settings.mistake_rate)
     rows = []
     for index, example in enumerate(drawn):
         ids = (*tokenizer.chat(example.prompt), *tokenizer.encode(example.response), tokenizer.eos_id)
@@ -78,12 +74,13 @@ def make_corpus_rows(cfg: RunConfig, tokenizer: Tokenizer, step: int) -> Sequenc
 async def pretrain(session: Session) -> None:
     """Train a base model from random weights on the generated task, into <output>/hf."""
     cfg, tokenizer = session.cfg, session.runtime.tokenizer
+    draw = open_task_corpus(cfg.task)
     training = SupervisedTraining(
         name="pre-training",
         folder=session.output,
         steps=cfg.pretrain.steps,
-        examples=lambda step: make_corpus_rows(cfg, tokenizer, step),
+        examples=lambda step: make_corpus_rows(cfg, tokenizer, draw, step),
         optimizer=cfg.pretrain.optimizer,
-        fingerprint=cfg.fingerprint("pretrain"),
+        fingerprint=cfg.fingerprint("pretrain", "task"),
     )
     await train_supervised(session, training)

@@ -9,23 +9,10 @@ problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from random import Random
 
 from nemo_tapo.tasks.arithmetic import MISTAKE_RATE, draw_problem, mark_lines, write_solution
-
-
-@dataclass(frozen=True)
-class CorpusExample:
-    r"""One supervised example in plain text: `prompt` is the user's turn, `response` the assistant's.
-
-    >>> CorpusExample("Copy this text.\nb$7", "b$7", "copy").kind in CORPUS_MIX
-    True
-    """
-
-    prompt: str
-    response: str
-    kind: str  # a key of `CORPUS_MIX`
+from nemo_tapo.tasks.corpus_example import CorpusExample
 
 
 def make_solution_example(rng: Random, mistake_rate: float = MISTAKE_RATE) -> CorpusExample:

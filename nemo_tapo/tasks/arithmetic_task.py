@@ -46,6 +46,15 @@ class ArithmeticTask:
         found = arithmetic.diagnose(arithmetic.parse_question(query.question), response)
         return None if found is None else len("\n".join(response.split("\n")[: found.line + 1]))
 
+    def write_correction(self, query: Query, wrong: str, reference: str, full: bool, seed: int) -> str | None:
+        """Write the oracle's correction; it knows the right lines and needs no reference."""
+        problem = arithmetic.parse_question(query.question)
+        if full:
+            fixed = arithmetic.write_full_correction(problem, wrong)
+        else:
+            fixed = arithmetic.write_correction(problem, wrong, seed)
+        return None if fixed is None else fixed.text
+
     async def grade(self, query: Query, response: str) -> Grade:
         """Compare the integer in the last box. This takes microseconds, so it runs in this process."""
         reward, outcome = arithmetic.verify_response(query.answer, response)

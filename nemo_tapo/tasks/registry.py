@@ -20,6 +20,10 @@ def make_bare_task(cfg: TaskConfig, seed: int) -> Task:
         from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 
         return ArithmeticTask(cfg.arithmetic, seed)
+    if cfg.name == "countdown":
+        from nemo_tapo.tasks.countdown_task import CountdownTask
+
+        return CountdownTask(cfg.countdown, seed)
     if cfg.name == "custom":
         from nemo_tapo.tasks.custom_task import CustomTask
 

@@ -215,6 +215,8 @@ def get_data_settings(cfg: RunConfig) -> dict[str, Any]:
     queries: dict[str, Any] = {"name": task.name}
     if task.name == "arithmetic":
         queries["arithmetic"] = task.arithmetic.model_dump(exclude={"held_out_queries"})
+    elif task.name == "countdown":
+        queries["countdown"] = task.countdown.model_dump()
     elif task.name == "mathematics":
         queries["mathematics"] = {
             "train": task.mathematics.train or {},

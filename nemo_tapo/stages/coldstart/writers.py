@@ -14,8 +14,10 @@ from nemo_tapo.algorithms.reflection import render_prompt
 from nemo_tapo.algorithms.synthesis import Synthesis
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.endpoint.client import Endpoint, EndpointDown, EndpointError, EndpointRefused
+from nemo_tapo.interfaces import Oracle, Task
 from nemo_tapo.stages.coldstart.base_samples import SEED_STEP
-from nemo_tapo.tasks import arithmetic
+from nemo_tapo.tasks.generated import GENERATED_TASKS
+from nemo_tapo.tasks.rewarded_task import RewardedTask
 from nemo_tapo.types import Completion, Construction, Pair
 from nemo_tapo.utils.seeding import seed_from
 
@@ -88,23 +90,27 @@ class EndpointWriter:
 
 
 class OracleWriter:
-    """The oracle of the generated task: it finds the first wrong line and knows the right ones."""
+    """The oracle of a generated task: it finds the first wrong line and knows how to go on."""
 
     at_once = 64
 
-    def __init__(self, synthesis: Synthesis, seed: int) -> None:
-        self.synthesis, self.seed = synthesis, seed
+    def __init__(self, synthesis: Synthesis, oracle: Oracle, seed: int) -> None:
+        self.synthesis, self.oracle, self.seed = synthesis, oracle, seed
 
     async def correct(self, pair: Pair) -> Construction:
         """Correct one pair, or drop it if the oracle finds no wrong line in the response."""
-        problem, wrong = arithmetic.parse_question(pair.wrong.query.question), pair.wrong.text
-        if self.synthesis.rules.full_reconstruction:
-            fixed = arithmetic.write_full_correction(problem, wrong)
-        else:
-            fixed = arithmetic.write_correction(problem, wrong, seed_from(self.seed, "wording", pair.uid))
-        if fixed is None:
+        query, full = pair.wrong.query, self.synthesis.rules.full_reconstruction
+        seed = seed_from(self.seed, "wording", pair.uid)
+        text = self.oracle.write_correction(query, pair.wrong.text, pair.right.text, full, seed)
+        if text is None:
             return Construction(pair, NO_ERROR)
-        return await self.synthesis.grade_answer(pair, Completion((), fixed.text, False))
+        return await self.synthesis.grade_answer(pair, Completion((), text, False))
+
+
+def find_oracle(task: Task) -> Oracle | None:
+    """Return the oracle of a task, or of the task whose rewards were replaced; None if it has none."""
+    bare = task.task if isinstance(task, RewardedTask) else task
+    return bare if isinstance(bare, Oracle) else None
 
 
 def remove_thinking(text: str) -> str:
@@ -118,7 +124,7 @@ def remove_thinking(text: str) -> str:
 
 def check_writer(cfg: RunConfig) -> None:
     """Raise ValueError if the configured writer cannot work. Called before engines are started."""
-    if cfg.coldstart.writer == "oracle" and cfg.task.name != "arithmetic":
+    if cfg.coldstart.writer == "oracle" and cfg.task.name not in GENERATED_TASKS:
         raise ValueError(
             f"coldstart.writer = oracle, but the task {cfg.task.name} has no oracle that corrects responses: choose "
             "model (the base itself) or endpoint (another one, coldstart.endpoint.url)."
@@ -134,7 +140,9 @@ async def open_writer(session: Session) -> AsyncIterator[Writer]:
     if cfg.coldstart.writer == "model":
         yield ModelWriter(synthesis, 2 * cfg.local.max_num_seqs)
     elif cfg.coldstart.writer == "oracle":
-        yield OracleWriter(synthesis, cfg.seed)
+        oracle = find_oracle(session.task)
+        assert oracle is not None, "check_writer lets no other task pass"
+        yield OracleWriter(synthesis, oracle, cfg.seed)
     else:
         async with Endpoint(cfg.coldstart.endpoint, SECTION) as endpoint:
             yield EndpointWriter(synthesis, endpoint, cfg)

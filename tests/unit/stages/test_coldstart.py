@@ -42,14 +42,15 @@ def config(**coldstart: Any) -> RunConfig:
 def made(cfg: RunConfig) -> tuple[build.ExampleMix, list[Group], build.Candidates, Corrections]:
     """The data of forty generated queries, corrected by the oracle."""
     runtime = ScriptedRuntime(arithmetic_script)
-    tools = Tools(runtime.generator, runtime.tokenizer, ArithmeticTask(cfg.task.arithmetic, 0))
+    oracle = ArithmeticTask(cfg.task.arithmetic, 0)
+    tools = Tools(runtime.generator, runtime.tokenizer, oracle)
     queries, _ = add_prompts(tools.task.train_queries()[:40], tools.tokenizer, 1000)
     algorithm, synthesis = GRPO(cfg, tools), Synthesis(cfg, tools)
 
     async def make() -> tuple[list[Group], build.Candidates, list[Construction]]:
         groups = [await algorithm.sample_group(query, -1) for query in queries]
         found = build.collect_candidates(groups, cfg)
-        writer = OracleWriter(synthesis, cfg.seed)
+        writer = OracleWriter(synthesis, oracle, cfg.seed)
         return groups, found, [await writer.correct(pair) for pair in found.pairs]
 
     groups, found, constructions = asyncio.run(make())

@@ -1,0 +1,96 @@
+"""The pre-training corpus of the tiny Countdown model: single attempts, and examples of text skills.
+
+An attempt is right, or, with probability `mistake_rate`, a random one that misses the target: so the model computes
+honestly, and its results are not always the target. No example holds a second attempt or a turn, and none has the form
+of the synthesis prompt. Every generator is a function of its seed and never uses a held-out problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from nemo_tapo.tasks.corpus_example import CorpusExample
+from nemo_tapo.tasks.countdown import SIGNS, Attempt, Problem, apply_sign
+
+LARGEST = 99  # of every result: a number with three digits is no single token
+MIX: Mapping[str, float] = {"attempt": 0.7, "repeat": 0.05, "copy": 0.1, "continue": 0.05, "check": 0.1}
+EARLY_MIX: Mapping[str, float] = {"attempt": 0.3, "repeat": 0.5, "copy": 0.2}  # copying is learned first
+_ITEMS = (*map(str, range(1, 100)), *SIGNS, "=", "(", ")")
+
+
+@dataclass(frozen=True)
+class CountdownCorpus:
+    """Where problems come from: the settings of `task.countdown`, and the problems that are held out.
+
+    >>> corpus = CountdownCorpus(3, (2, 20), (10, 99))
+    >>> corpus.draw(1, seed=0, mix={"attempt": 1}, mistake_rate=0.0)[0].kind
+    'attempt'
+    """
+
+    numbers: int
+    values: tuple[int, int]
+    targets: tuple[int, int]
+    held_out: Collection[Problem] = field(default_factory=frozenset)
+
+    def draw(self, n: int, seed: int, mix: Mapping[str, float] = MIX, mistake_rate: float = 0.5) -> list[CorpusExample]:
+        """Draw n examples, their kinds with the weights of `mix`."""
+        rng = Random(f"countdown corpus {seed}")
+        kinds = rng.choices(list(mix), weights=list(mix.values()), k=n)
+        return [self._make(kind, rng, mistake_rate) for kind in kinds]
+
+    def draw_problem(self, rng: Random) -> tuple[Problem, Attempt]:
+        """Draw a problem that is not held out, and an attempt that reaches its target."""
+        while True:
+            drawn = [rng.randint(*self.values) for _ in range(self.numbers)]
+            attempt = self._draw_attempt(rng, drawn)
+            if attempt is not None and self.targets[0] <= attempt.results[-1] <= self.targets[1]:
+                problem = Problem(tuple(sorted(drawn)), attempt.results[-1])
+                if problem not in self.held_out:
+                    return problem, attempt
+
+    def draw_failed_attempt(self, rng: Random, problem: Problem) -> Attempt:
+        """Draw an attempt at random that uses every number and misses the target."""
+        while True:
+            attempt = self._draw_attempt(rng, rng.sample(problem.numbers, len(problem.numbers)))
+            if attempt is not None and attempt.results[-1] != problem.target:
+                return attempt
+
+    def _draw_attempt(self, rng: Random, numbers: list[int]) -> Attempt | None:
+        """Draw signs for numbers in their order; None if a result would not be a number of at most two digits."""
+        value, steps = numbers[0], []
+        for number in numbers[1:]:
+            sign = rng.choice(SIGNS)
+            value = apply_sign(value, sign, number)
+            if not 0 <= value <= LARGEST:
+                return None
+            steps.append((sign, number))
+        return Attempt(numbers[0], tuple(steps))
+
+    def _make(self, kind: str, rng: Random, mistake_rate: float) -> CorpusExample:
+        if kind == "repeat":
+            text = "".join(rng.choices(_ITEMS, k=rng.randint(2, 8)))
+            return CorpusExample(f"Repeat: {text}", "\n".join([text] * 4), kind)
+        problem, attempt = self.draw_problem(rng)
+        if rng.random() < mistake_rate:
+            attempt = self.draw_failed_attempt(rng, problem)
+        if kind == "attempt":
+            return CorpusExample(problem.question, attempt.text, kind)
+        if kind == "check":
+            result = attempt.results[-1]
+            verdict = f"{result} is{'' if result == problem.target else ' not'} {problem.target}."
+            steps = attempt.text.rpartition("\n")[0]
+            return CorpusExample(f"Check this.\nTarget: {problem.target}\n{steps}", verdict, kind)
+        text = attempt.text if rng.random() < 0.6 else self._draw_passage(rng)
+        if kind == "copy":
+            return CorpusExample(f"Copy this text.\n{text}", text, kind)
+        assert kind == "continue", kind
+        lines = text.split("\n")
+        place = rng.randrange(len(lines) - 1)
+        prompt = f"Text:\n{text}\nGo on after this line:\n{lines[place]}"
+        return CorpusExample(prompt, "\n".join(lines[place + 1 :]), kind)
+
+    def _draw_passage(self, rng: Random) -> str:
+        """Draw lines that can be copied and not guessed."""
+        return "\n".join("".join(rng.choices(_ITEMS, k=rng.randint(2, 7))) for _ in range(rng.randint(2, 6)))

@@ -1,0 +1,229 @@
+"""Countdown: the verifier against reasoning-gym's, the oracle by hand, the corpus, the task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from random import Random
+from typing import Any
+
+import pytest
+
+from nemo_tapo.config.sections import CountdownConfig, TaskConfig
+from nemo_tapo.tasks.corpus_example import CorpusExample
+from nemo_tapo.tasks.countdown import (
+    Attempt,
+    Problem,
+    diagnose,
+    is_solution,
+    last_attempt,
+    list_attempts,
+    parse_question,
+    verify_response,
+    write_correction,
+    write_full_correction,
+)
+from nemo_tapo.tasks.countdown_corpus import EARLY_MIX, MIX, CountdownCorpus
+from nemo_tapo.tasks.countdown_tokenizer import build_tokenizer
+from nemo_tapo.tasks.registry import make_task
+from nemo_tapo.types import Grade
+
+PROBLEM = Problem((3, 5, 8), 16)
+FAILED = "3+8=11\n11*5=55\n\\boxed{(3+8)*5}"
+RIGHT = "5-3=2\n2*8=16\n\\boxed{(5-3)*8}"
+CORPUS = CountdownCorpus(3, (2, 20), (10, 99))
+
+
+# ----------------------------------------------------------------------------- verifier
+
+
+@pytest.mark.parametrize("text", ["(5-3)*8", "8*(5 - 3)", "-(3-5)*8", "3+5+8", "8*5-3*8+3*5", "16", "(5-3)*8=16"])
+def test_an_expression_is_right_or_not(text: str) -> None:
+    assert is_solution(PROBLEM, text) is (text in ("(5-3)*8", "8*(5 - 3)", "-(3-5)*8", "3+5+8"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "(5-3)*", "5-3*8)", "8**(5-3)", "8//(5-3)", "(5-3)*8.0", "0x8", "5_3", "(5-3)*8#", "(5-3)*8\n", "a",
+     "05-3", "__import__('os')", "8/(5-5)", "(" * 150 + "8" + ")" * 150, "9" * 300],
+)  # fmt: skip
+def test_what_is_no_expression_of_the_game_is_wrong(text: str) -> None:
+    assert is_solution(PROBLEM, text) is False
+
+
+def test_division_is_exact() -> None:
+    assert is_solution(Problem((2, 3, 12), 8), "12/3*2") and is_solution(Problem((2, 3, 12), 8), "12/(3/2)")
+    assert not is_solution(Problem((2, 3, 7), 5), "7/2+3")  # 6.5
+    assert is_solution(Problem((1, 3, 3), 1), "1/3*3") and is_solution(Problem((1, 3), 3), "3/1")
+
+
+def test_the_last_box_alone_counts() -> None:
+    """A response that tried a right answer and then another one is wrong: grading is never softened."""
+    assert verify_response(PROBLEM, RIGHT) == (1.0, "right")
+    assert verify_response(PROBLEM, f"{RIGHT}\nWait, 16 is not 16.\n{FAILED}") == (0.0, "wrong")
+    assert verify_response(PROBLEM, f"{FAILED}\nWait, 55 is not 16.\n{RIGHT}") == (1.0, "right")
+    assert verify_response(PROBLEM, "5-3=2\n2*8=16") == (0.0, "no_answer")
+    assert verify_response(PROBLEM, "\\boxed{ }") == (0.0, "no_answer")
+
+
+def test_the_verifier_agrees_with_reasoning_gyms() -> None:
+    """On random expressions over the numbers, or others; the package gives 1 to right ones and less to all others."""
+    gym = pytest.importorskip("reasoning_gym")
+    data = gym.create_dataset("countdown", seed=7, size=1, min_numbers=3, max_numbers=3)
+    rng, rights, value = Random(0), 0, 0
+    for _ in range(400):
+        numbers = [rng.randint(2, 9) for _ in range(3)]
+        used = rng.sample(numbers, 3) if rng.random() < 0.8 else [rng.randint(2, 9) for _ in range(3)]
+        a, b, c = used
+        one, two = rng.choice("+-*/"), rng.choice("+-*/")
+        texts = [f"({a}{one}{b}){two}{c}", f"{a}{one}({b}{two}{c})", f"{a} {one} {b} {two} {c}", f"{a}{one}{b}"]
+        text = rng.choice(texts)
+        with contextlib.suppress(ZeroDivisionError):
+            value = eval(text)
+        target = int(value) if rng.random() < 0.7 else rng.randint(1, 20)
+        score = data.score_answer(text, {"metadata": {"numbers": numbers, "target": target}})
+        assert is_solution(Problem(tuple(numbers), target), text) is (score == 1.0), (text, numbers, target)
+        rights += score == 1.0
+    assert 50 <= rights <= 350
+
+
+# ----------------------------------------------------------------------------- oracle
+
+
+@pytest.mark.parametrize(
+    ("response", "line", "kind", "sentence"),
+    [
+        (FAILED, 1, "failed", "55 is not 16."),
+        ("3+8=12\n12*5=60\n\\boxed{(3+8)*5}", 0, "result", "3+8 is not 12."),
+        ("3+7=10\n10*5=50\n\\boxed{(3+7)*5}", 0, "number", "7 is not there."),
+        ("3+3=6\n6+8=14\n\\boxed{(3+3)+8}", 0, "number", "3 is not there."),  # one 3 alone is there
+        ("3+5=8\n8+5=13\n\\boxed{(3+5)+8}", 1, "number", "5 is not there."),  # used up
+        ("5-3=2\n\\boxed{5-3}", 1, "unfinished", "not all numbers are used."),
+        ("5-3=2\n2*8=16\n\\boxed{(5-3)+8}", 2, "box", "the answer is wrong."),
+        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{FAILED}", 4, "failed", "55 is not 16."),  # a second failure
+        ("3-8=-5\n\\boxed{3-8}", 1, "unfinished", "not all numbers are used."),
+    ],
+)
+def test_the_first_mistake_that_no_turn_takes_back(response: str, line: int, kind: str, sentence: str) -> None:
+    found = diagnose(PROBLEM, response)
+    assert found is not None and (found.line, found.kind, found.sentence) == (line, kind, sentence)
+
+
+@pytest.mark.parametrize("response", [RIGHT, f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "I think so.", ""])
+def test_no_mistake_to_find(response: str) -> None:
+    assert diagnose(PROBLEM, response) is None
+    assert write_correction(PROBLEM, response, RIGHT) is None
+    assert write_full_correction(PROBLEM, response, RIGHT) is None
+
+
+def test_a_correction_keeps_the_failure_and_tries_the_references_way() -> None:
+    turned = f"3*5=15\n15-8=7\nWait, 7 is not 16.\n{RIGHT}"
+    want = f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}"
+    for reference in (RIGHT, turned):
+        text = write_correction(PROBLEM, FAILED, reference)
+        assert text == f"<analysis>55 is not 16.</analysis>\n<reconstruction>{want}</reconstruction>"
+    assert verify_response(PROBLEM, want) == (1.0, "right") and diagnose(PROBLEM, want) is None
+    assert last_attempt(turned) == RIGHT
+    whole = write_full_correction(PROBLEM, FAILED, turned)
+    assert whole == f"<analysis>55 is not 16.</analysis>\n<reconstruction>{RIGHT}</reconstruction>"
+
+
+def test_whole_attempts_and_the_turns_after_them() -> None:
+    def told(response: str) -> list[tuple[bool, bool]]:
+        return [(a.reached, a.turned) for a in list_attempts(PROBLEM, response)]
+
+    assert told(FAILED) == [(False, False)] and told(RIGHT) == [(True, False)]
+    assert told(f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}") == [(False, True), (True, False)]
+    assert told(f"5-3=2\n2*8=16\nWait, 16 is not 16.\n{FAILED}") == [(True, True), (False, False)]
+    assert told("3+8=12\n12*5=60") == [] and told("5-3=2\nWait, 2 is not 16.\n3+8=11") == []
+
+
+def test_a_question_that_is_none_is_named() -> None:
+    assert parse_question(PROBLEM.question) == PROBLEM
+    with pytest.raises(ValueError, match="no Countdown problem: 'Numbers: 3\\\\nTarget: x'"):
+        parse_question("Numbers: 3\nTarget: x")
+
+
+# ----------------------------------------------------------------------------- corpus and tokenizer
+
+
+def corpus(mix: Any = MIX, n: int = 400, **settings: Any) -> list[CorpusExample]:
+    return CORPUS.draw(n, 3, mix, **settings)
+
+
+def test_the_corpus_follows_its_seed_and_its_rate() -> None:
+    assert corpus() == corpus() != CORPUS.draw(400, 4)
+    assert {e.kind for e in corpus()} == set(MIX) and {e.kind for e in corpus(EARLY_MIX)} == set(EARLY_MIX)
+    for rate in (0.0, 1.0):
+        made = [(parse_question(e.prompt), e.response) for e in corpus({"attempt": 1}, mistake_rate=rate)]
+        assert {verify_response(p, text)[1] for p, text in made} == {"wrong" if rate else "right"}
+        assert {getattr(diagnose(p, text), "kind", None) for p, text in made} == {"failed" if rate else None}
+
+
+def test_the_corpus_holds_single_attempts_alone() -> None:
+    for example in corpus():
+        assert "Wait" not in example.prompt + example.response and "<" not in example.prompt + example.response
+        assert (example.prompt + example.response).count("boxed") <= 1 or example.kind in ("copy", "continue")
+
+
+def test_checks_tell_the_truth() -> None:
+    checks = [e for e in corpus({"check": 1}) if e.kind == "check"]
+    for example in checks:
+        target, result = example.prompt.split("\n")[1].removeprefix("Target: "), example.prompt.rpartition("=")[2]
+        assert example.response == f"{result} is{'' if result == target else ' not'} {target}."
+    assert len({" not " in e.response for e in checks}) == 2
+
+
+def test_no_held_out_problem_is_drawn() -> None:
+    seen = {CORPUS.draw_problem(Random(i))[0] for i in range(50)}
+    other = CountdownCorpus(3, (2, 20), (10, 99), held_out=seen)
+    assert not seen & {other.draw_problem(Random(i))[0] for i in range(50)}
+
+
+def test_numbers_and_turns_are_single_tokens() -> None:
+    tokenizer = build_tokenizer()
+    assert len(tokenizer) == 544 == len(set(tokenizer.get_vocab().values()))
+    assert tokenizer.tokenize("11*5=55") == ["11", "*", "5", "=", "55"]
+    turn = f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT} héllo 🙂 123"
+    assert tokenizer.decode(tokenizer.encode(turn)) == turn
+    assert len(tokenizer.encode("Wait, ")) == len(tokenizer.encode("<reconstruction>")) == 1
+
+
+def test_an_attempt_of_four_numbers_nests_its_box() -> None:
+    attempt = Attempt(20, (("-", 8), ("*", 3), ("+", 2)))
+    assert attempt.text == "20-8=12\n12*3=36\n36+2=38\n\\boxed{((20-8)*3)+2}"
+    assert is_solution(Problem((2, 3, 8, 20), 38), "((20-8)*3)+2")
+
+
+# ----------------------------------------------------------------------------- task
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Any]:
+    pytest.importorskip("reasoning_gym")
+    small = CountdownConfig(train_queries=80, held_out_queries=40, max_value=9, max_target=30)
+    return [make_task(TaskConfig(name="countdown", countdown=small), seed) for seed in (0, 1)]
+
+
+def test_training_follows_the_seed_and_keeps_out_of_the_benchmark(tasks: list[Any]) -> None:
+    zero, one = ({q.question for q in task.train_queries()} for task in tasks)
+    test, same = ({q.question for q in task.benchmarks()["countdown"]} for task in tasks)
+    assert test == same and zero != one and not (zero | one) & test
+    found = tasks[0].provenance("train")
+    assert found.rows == 80 == len(zero) + len(found.set_aside) and found.licence == "Apache-2.0"
+    for question in zero:
+        problem = parse_question(question)
+        assert list(problem.numbers) == sorted(problem.numbers) and 10 <= problem.target <= 30
+
+
+def test_a_task_grades_locates_and_corrects(tasks: list[Any]) -> None:
+    task, query = tasks[0], tasks[0].train_queries()[0]
+    assert asyncio.run(task.grade(query, f"\\boxed{{{query.answer}}}")) == Grade(1.0, "right", query.answer)
+    problem = parse_question(query.question)
+    wrong = CORPUS.draw_failed_attempt(Random(0), problem).text
+    assert asyncio.run(task.grade(query, wrong)).outcome == "wrong"
+    end = task.locate_error(query, wrong)
+    assert wrong[:end] == wrong.rpartition("\n")[0]
+    fixed = task.write_correction(query, wrong, f"\\boxed{{{query.answer}}}", False, 0)
+    assert f"{wrong[:end]}\nWait, " in fixed and f"\n\\boxed{{{query.answer}}}</reconstruction>" in fixed
+    assert task.row(query) == {"seed": 0, "index": 0}
