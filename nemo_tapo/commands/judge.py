@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--agreement", type=Path, metavar="LABELS.jsonl", help="human labels to compare the judge with")
     parser.add_argument("--out", type=Path, help="folder of judge.json, table.md and verdicts.jsonl")
-    parser.add_argument("--oracle", action="store_true", help="generated arithmetic: exact labels, no endpoint asked")
+    parser.add_argument("--oracle", action="store_true", help="generated tasks: exact labels, no endpoint asked")
 
 
 def settings_in_samples(arguments: argparse.Namespace) -> list[str]:
@@ -82,5 +82,5 @@ def describe_judging(cfg: JudgeConfig, work: Sequence[str], oracle: bool) -> str
         f"judged by: {cfg.endpoint.url or 'no endpoint: set judge.endpoint.url'}",
         f"verdicts kept in: {cfg.cache}",
     )
-    lines = [*work, *(("judged by: the oracle of the generated arithmetic",) if oracle else served)]
+    lines = [*work, *(("judged by: the oracle of the generated task",) if oracle else served)]
     return settings + "\n# plan of `nemo-tapo judge`\n" + "\n".join(f"#  {line}" for line in lines)

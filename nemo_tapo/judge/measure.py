@@ -15,7 +15,7 @@ from rich.table import Table
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import JudgeConfig
 from nemo_tapo.evaluation.sample_store import Sample
-from nemo_tapo.judge import oracle as arithmetic_oracle
+from nemo_tapo.judge import oracle as exact
 from nemo_tapo.judge.judging import (
     JUDGED,
     JudgeItem,
@@ -78,7 +78,7 @@ def collect_workload(cfg: RunConfig, folders: Sequence[Path]) -> JudgeWorkload:
 def judge_samples(cfg: JudgeConfig, work: JudgeWorkload, out: Path, oracle: bool) -> None:
     """Judge the responses, write the results into the folder `out` and print the table.
 
-    oracle: judge by the exact rules for the generated arithmetic instead of by an endpoint. Raises EndpointError if the
+    oracle: judge by the exact rules for a generated task instead of by an endpoint. Raises EndpointError if the
     judge's server is lost.
     """
     judgements, tally, judge = _judge_by_oracle(work.items) if oracle else judge_all(cfg, work.items)
@@ -109,8 +109,8 @@ def _disambiguate_names(models: list[ModelResponses]) -> list[ModelResponses]:
 
 
 def _judge_by_oracle(items: Sequence[JudgeItem]) -> tuple[list[Judgement], JudgementTally, str]:
-    judgements = [Judgement(JUDGED, arithmetic_oracle.judge_response(item.question, item.response)) for item in items]
-    return judgements, tally_judgements(judgements), "oracle of the generated arithmetic"
+    judgements = [Judgement(JUDGED, exact.judge_response(item.question, item.response)) for item in items]
+    return judgements, tally_judgements(judgements), "oracle of the generated task"
 
 
 def _measure_rates(

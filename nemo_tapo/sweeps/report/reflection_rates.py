@@ -13,6 +13,7 @@ from nemo_tapo.sweeps import state
 from nemo_tapo.sweeps.report.estimates import compute_seed_interval
 from nemo_tapo.sweeps.report.read_runs import RowOutcome, SweepRun
 from nemo_tapo.sweeps.report.text_report import ReportTable, format_percent_interval
+from nemo_tapo.tasks.generated import GENERATED_TASKS
 
 NOTE = (
     "DSR: right responses without reflection, of the right ones. ERR: responses that located the error, diagnosed it "
@@ -73,7 +74,7 @@ def compute_reflection_rates(first: RowOutcome, second: RowOutcome) -> Reflectio
 
 def _is_generated_task(run: SweepRun) -> bool:
     cfg = state.read_stored_config(run.folder)
-    return cfg is not None and cfg.task.name == "arithmetic"
+    return cfg is not None and cfg.task.name in GENERATED_TASKS
 
 
 def _compute_seed_rates(one: SweepRun, two: SweepRun) -> tuple[dict[str, tuple[float | None, float | None]], str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_tapo.config.sections import CountdownConfig, TaskConfig
+from nemo_tapo.judge.oracle import judge_response
 from nemo_tapo.tasks.corpus_example import CorpusExample
 from nemo_tapo.tasks.countdown import (
     Attempt,
@@ -227,3 +228,26 @@ def test_a_task_grades_locates_and_corrects(tasks: list[Any]) -> None:
     fixed = task.write_correction(query, wrong, f"\\boxed{{{query.answer}}}", False, 0)
     assert f"{wrong[:end]}\nWait, " in fixed and f"\n\\boxed{{{query.answer}}}</reconstruction>" in fixed
     assert task.row(query) == {"seed": 0, "index": 0}
+
+
+# ----------------------------------------------------------------------------- DSR and ERR
+
+
+@pytest.mark.parametrize(
+    ("response", "labels"),
+    [  # reflection, correction, located, diagnosis, answer right
+        (RIGHT, "00001"),
+        (FAILED, "00000"),
+        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "11111"),
+        (f"3+8=11\n11*5=55\nWait, 54 is not 16.\n{RIGHT}", "11101"),  # the wrong number
+        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{FAILED}", "11110"),
+        (f"5-3=2\n2*8=16\nWait, 16 is not 16.\n{RIGHT}", "11001"),  # nothing was wrong
+        (f"3+8=11\nWait, 11 is not 16.\n{RIGHT}", "11001"),  # no whole attempt yet
+        (f"5-3=2\n2*8=16\nWait, 16 is not 16.\n3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "11111"),  # the second
+        (f"{FAILED} Wait, what?", "10000"),
+    ],
+)
+def test_the_oracle_gives_a_judges_labels(response: str, labels: str) -> None:
+    v = judge_response(PROBLEM.question, response)
+    told = (v.reflection, v.correction, v.located, v.diagnosis, v.answer_right)
+    assert "".join(str(int(label)) for label in told) == labels
