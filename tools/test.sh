@@ -2,7 +2,8 @@
 # Runs the tests, fast ones first: pure code, then gloo ranks, then Ray + Megatron + vLLM, then jobs on Slurm. Stops at
 # the first kind that fails. Arguments: files or folders instead of all.
 #
-# Of the unit and the end-to-end tests TEST_WORKERS (2) run side by side: most of them wait for a process.
+# Of the unit tests, and of the end-to-end and Slurm tests, TEST_WORKERS (2) run side by side: most of them wait for a
+# process. Slurm's come with the end-to-end ones, so that no worker is idle while the other ends its last file.
 #
 # The contract tests ask NeMo-RL itself. They run where NEMO_RL_SRC names its checkout, in an environment made by
 # tools/nemo_rl_env.sh, whose Python NEMO_RL_PYTHON names; otherwise they are left out, and a line says so. Those of its
@@ -35,13 +36,12 @@ if [ $# -gt 0 ] && [ "$*" != "tests" ]; then
     case $1 in tests/contract*) contract "$@"; exit $? ;; esac
     exec "$VENV/bin/python" -m pytest -q "$@"
 fi
-for part in tests/unit tests/contract tests/golden tests/distributed tests/e2e tests/slurm; do
-    [ -n "$(find "$part" -name 'test_*.py' 2>/dev/null)" ] || continue
+for part in tests/unit tests/contract tests/distributed "tests/e2e tests/slurm"; do
     echo "== $part"
     case $part in
         tests/contract) contract "$part" ;;
         tests/unit) pytest "$part" -n "$WORKERS" --dist worksteal ;;
-        tests/e2e) pytest "$part" -n "$WORKERS" --dist loadfile ;; # a file's tests share a run
+        tests/e2e*) pytest $part -n "$WORKERS" --dist loadfile ;; # a file's tests share a run
         *) pytest "$part" ;;
     esac || exit $?
 done
