@@ -125,6 +125,7 @@ def run_with_config(arguments: argparse.Namespace) -> int:
     from nemo_tapo.stages.branch import continue_as_branch, find_branch
     from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.stages.dry_run import describe_command
+    from nemo_tapo.tracking.trackers import check_trackers
     from nemo_tapo.utils.code_version import record_code
     from nemo_tapo.utils.run_folder import claim_run_folder
 
@@ -136,6 +137,8 @@ def run_with_config(arguments: argparse.Namespace) -> int:
         return DONE
     check_data(cfg, arguments.command)
     check_coldstart(cfg, arguments.command)
+    if arguments.command in ("run", "train"):
+        check_trackers(cfg.logger)
     branch = find_branch(cfg, arguments.command)
     if branch is not None:
         print(f"nemo-tapo: {branch.sentence}", flush=True)

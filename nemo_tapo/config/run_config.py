@@ -23,6 +23,7 @@ from nemo_tapo.config.sections import (
     FilterConfig,
     JudgeConfig,
     LocalConfig,
+    LoggerConfig,
     LossConfig,
     ModelConfig,
     OpsdConfig,
@@ -103,6 +104,7 @@ class RunConfig(Section):
     judge: JudgeConfig = JudgeConfig()
     local: LocalConfig = LocalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logger: LoggerConfig = LoggerConfig()
 
     @field_validator("algorithm")
     @classmethod

@@ -512,6 +512,41 @@ class LocalConfig(Section):
     call_timeout: float = Field(600, gt=0, description="seconds a single call may take before it counts as hung")
 
 
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    project: str = "nemo-tapo"
+    name: str | None = Field(None, description="of the run; null: the output folder's")
+    entity: str | None = Field(None, description="a team; null: W&B's default")
+
+
+class SwanlabConfig(Section):
+    """SwanLab."""
+
+    project: str = "nemo-tapo"
+    name: str | None = Field(None, description="of the run; null: the output folder's")
+
+
+class MlflowConfig(Section):
+    """MLflow."""
+
+    experiment_name: str = "nemo-tapo"
+    run_name: str | None = Field(None, description="null: the output folder's name")
+    tracking_uri: str | None = Field(None, description="null: MLFLOW_TRACKING_URI, else MLflow's default")
+
+
+class LoggerConfig(Section):
+    """Where the numbers of RL go beside metrics.jsonl, by NeMo-RL's keys (tracking/trackers.py)."""
+
+    tensorboard_enabled: bool = Field(True, description="event files in <output>/tensorboard")
+    wandb_enabled: bool = False
+    swanlab_enabled: bool = False
+    mlflow_enabled: bool = False
+    wandb: WandbConfig = WandbConfig()
+    swanlab: SwanlabConfig = SwanlabConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+
+
 class CheckpointConfig(Section):
     """When state is written and how much is kept."""
 

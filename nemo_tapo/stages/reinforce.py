@@ -8,13 +8,14 @@ from pathlib import Path
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.config.loop import LoopConfig
-from nemo_tapo.config.run_config import rl_fingerprint
+from nemo_tapo.config.run_config import flatten_settings, rl_fingerprint
 from nemo_tapo.config.sections import RolloutConfig
 from nemo_tapo.datasets.query_order import QueryOrder
 from nemo_tapo.evaluation.validation import Validation
 from nemo_tapo.interfaces import Algorithm
 from nemo_tapo.stages.session import Session
 from nemo_tapo.tracking.recorder import RunRecorder, SampleRecording
+from nemo_tapo.tracking.trackers import Trackers
 from nemo_tapo.types import Query
 
 
@@ -47,7 +48,17 @@ async def reinforce(session: Session, model: Path) -> None:
         cfg.trajectories_per_step,
         max_bytes=int(cfg.rollouts_gib * 2**30),
     )
-    recorder = RunRecorder(session.output, session.progress, "RL", cfg.steps, samples, cfg.record_groups)
+    trackers = Trackers(cfg.logger, session.output, flatten_settings(dict(cfg)), session.progress.message)
+    recorder = RunRecorder(
+        session.output,
+        session.progress,
+        "RL",
+        cfg.steps,
+        samples,
+        groups=cfg.record_groups,
+        trackers=trackers,
+        tensorboard=cfg.logger.tensorboard_enabled,
+    )
     validation = None if cfg.evaluation.every is None else Validation(cfg, session.tools, session.benchmarks)
     queries = make_query_source(cfg.rollout, order, algorithm)
     await session.run_loop(loop, algorithm, queries, recorder, validation)

@@ -24,6 +24,7 @@ from nemo_tapo.tracking.progress import Progress, ProgressStage
 from nemo_tapo.tracking.records import MetricsWriter, TrajectoryWriter
 from nemo_tapo.tracking.rollout_writer import RolloutWriter
 from nemo_tapo.tracking.step_records import StepRecords
+from nemo_tapo.tracking.trackers import Trackers
 from nemo_tapo.types import StepRecord
 from nemo_tapo.utils.process_memory import add_up_memory
 
@@ -51,16 +52,19 @@ class RunRecorder:
         steps: int,
         samples: SampleRecording | None = None,
         groups: bool = False,
+        trackers: Trackers | None = None,
+        tensorboard: bool = True,
     ) -> None:
         """Open the folder's files; `stage` is its name in the progress display.
 
         Without `samples` the metrics alone are written (supervised stages); without `samples.tapo` no trajectories.
-        `groups` asks for groups.jsonl.
+        `groups` asks for groups.jsonl. `trackers` get the numbers too, and are closed with the recorder.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.name, self.steps = progress, stage, steps
         self.stage: ProgressStage | None = None
-        self.metrics = MetricsWriter(folder)
+        self.metrics = MetricsWriter(folder, tensorboard)
+        self.trackers = trackers
         constructs = samples is not None and samples.tapo is not None
         self.records = StepRecords(samples.tokenizer, samples.tapo) if samples else None
         self.trajectories = TrajectoryWriter(folder, samples.per_step) if samples and constructs else None
@@ -93,7 +97,10 @@ class RunRecorder:
     def step(self, record: StepRecord) -> None:
         """Write a finished step and show its numbers."""
         memory = {MEMORY_PREFIX + part: mib for part, mib in add_up_memory(self.list_processes()).items()}
-        self.metrics.write(record.step, {**record.metrics, **memory})
+        numbers = {**record.metrics, **memory}
+        self.metrics.write(record.step, numbers)
+        if self.trackers:
+            self.trackers.log(record.step, numbers)
         if self.records and (self.trajectories or self.rollouts):
             queries = self.records.make_query_records(record)
             if self.rollouts:
@@ -107,7 +114,7 @@ class RunRecorder:
         self.stage.advance()
 
     def close(self) -> None:
-        for writer in (self.metrics, self.trajectories, self.rollouts, self.groups):
+        for writer in (self.metrics, self.trackers, self.trajectories, self.rollouts, self.groups):
             if writer:
                 writer.close()
 

@@ -41,10 +41,10 @@ WEIGHT_DECIMALS = 4  # of the stored OTS weights, which lie in [w_min, w_max], 0
 
 
 class MetricsWriter:
-    """Appends the metrics of a step to `metrics.jsonl` and to TensorBoard."""
+    """Appends the metrics of a step to `metrics.jsonl` and, with `tensorboard`, to its event files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
+        self._folder, self._has_events = folder, tensorboard
         self._lines = Appender(folder / METRICS_FILE)
         self._events: SummaryWriter | None = None
 
@@ -70,6 +70,8 @@ class MetricsWriter:
                 "added: resume that run, or choose another output folder."
             )
         self._lines.append([{"step": step, **metrics}])
+        if not self._has_events:
+            return
         events = self._tensorboard()
         for name, value in metrics.items():
             events.add_scalar(name, value, step)
