@@ -1,5 +1,5 @@
 # make demo: set up and run the main job into runs/demo.   make test: set up and run the tests.
-PYTHON ?= python3
+PYTHON ?=
 VENV ?= .venv
 RUN ?= runs/demo
 TESTS ?= tests

@@ -2,24 +2,46 @@
 # Sets up ./.venv (or $VENV) with the local stack: CPU torch, vLLM, Megatron-core, Ray, and this package, editable.
 # Re-run at will: it does nothing when the environment is already as requirements/local.txt and pyproject.toml say.
 #
-#   PYTHON=python3.11 VENV=.venv tools/setup.sh
+#   PYTHON=python3.12 VENV=.venv tools/setup.sh       without PYTHON: the first suitable one that is installed
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv}
+VENV=${VENV:-.venv}
 TORCH=2.13.0
+VERSIONS="3.11 3.12 3.13" # requirements/local.txt was run with each of them
 
 say() { printf '\033[1m%s\033[0m\n' "setup: $*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-stamp=$(cat requirements/local.txt requirements/reasoning_gym.txt pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1)
+is_suitable() {
+    "$1" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' $VERSIONS 2>/dev/null
+}
+find_python() {
+    local version
+    for version in "" $VERSIONS; do
+        if is_suitable "python3${version#3}"; then echo "python3${version#3}"; return; fi
+    done
+    fail "no Python 3.11, 3.12 or 3.13 is installed. One command brings it, without root: \
+curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv python install 3.12"
+}
+
+get_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+
+existing=$(get_version "$VENV/bin/python")
+if [ -z "${PYTHON:-}" ]; then # what is there stays, also where another Python was installed since
+    if is_suitable "$VENV/bin/python"; then PYTHON=$VENV/bin/python; else PYTHON=$(find_python); fi
+fi
+is_suitable "$PYTHON" || fail "the pinned local stack is for Python ${VERSIONS// /, }, and $PYTHON is \
+$("$PYTHON" -V 2>&1 || true). Name one: make demo PYTHON=python3.12"
+[ "${existing:-$(get_version "$PYTHON")}" = "$(get_version "$PYTHON")" ] || fail \
+    "$VENV is of Python $existing, and $PYTHON is another: remove $VENV, or name another folder: VENV=.venv-other"
+stamp=$({ get_version "$PYTHON"; cat requirements/local.txt requirements/reasoning_gym.txt pyproject.toml setup.py tools/setup.sh; } | sha256sum)
+stamp=${stamp%% *}
 if [ "$(cat "$VENV/.ready" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || fail \
-    "the pinned local stack is for Python 3.11, and $PYTHON is $("$PYTHON" -V 2>&1). Name one: make demo PYTHON=python3.11"
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "vLLM's CPU wheel is for Linux x86-64, this is $(uname -sm)."
 
 say "environment in $VENV (1 to 3 minutes)"
-"$PYTHON" -m venv "$VENV"
+[ -n "$existing" ] || "$PYTHON" -m venv "$VENV"
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check -q "$@" 2> >(grep -v "^WARNING: Location" >&2); }
 pip install "pip==26.3"
 if "$VENV/bin/python" -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$TORCH')" 2>/dev/null; then
