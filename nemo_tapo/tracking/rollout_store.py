@@ -15,15 +15,14 @@ are deleted, oldest first, to keep below `rollouts_gib` (rollout_writer.py); the
 
 One query's record, for the worked example of types.py::
 
-    kind "query"   step 3   uid "7"   question "47+38=?"   answer "85"   prompt_ids [...]
+    kind "query"   step 3   uid "7"   question "47+38=?"   answer "85"
     zone "eligible"     | "mastered" | "beyond" (Eq. 3); null where the algorithm constructs nothing
     correct_at          the least reward that counts as correct, if `tapo.correct_at` is set
-    rollouts            in index order: {"text": "47+38=75", "ids": [...] (response tokens, EOS included),
-                        "reward": 0.0, "correct": false, "graded": true, "outcome": "wrong", "extracted": "75",
-                        "truncated": false, "advantage": -0.58 (null: no training row), "detail": "" and, where the
-                        engine reported them, "logprobs": [...] (nats, one a token) with "tokens" (their texts)}
-    pairs               as records.make_trajectory_record makes them, with "ids" (of the training row's response) and
-                        "wrong_index", "right_index" (of its rollouts)
+    rollouts            in index order: {"text": "47+38=75", "length": 9 (tokens), "reward": 0.0, "correct": false,
+                        "graded": true, "outcome": "wrong", "extracted": "75", "truncated": false, "advantage": -0.58
+                        (null: no training row), "detail": "" and, where the engine reported them, "logprobs": [...]
+                        (nats, one a token) with "tokens" (their texts)}
+    pairs               as records.make_trajectory_record makes them, with "wrong_index", "right_index" (their rollouts)
 
 With `pipeline: deferred` a pair's rollouts are those of the step before: such pairs are in a record of their own, with
 "earlier": true and no rollouts.

@@ -7,6 +7,7 @@ import gzip
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nemo_tapo.tracking.rollout_store import (
@@ -22,6 +23,7 @@ from nemo_tapo.utils.jsonl import Appender, Record, encode_line
 
 SEGMENTS = 8  # about so many share the bound, so that an eighth is deleted at a time
 COMPRESSION = 6  # of 1 to 9
+COMPRESSORS = min(os.cpu_count() or 1, 8)  # threads
 
 
 class RolloutWriter:
@@ -57,11 +59,11 @@ class RolloutWriter:
         segment = last.segment if last else ""
         if not segment or begin >= self._max_bytes // SEGMENTS:
             segment, begin = f"{step:08}.jsonl.gz", 0
-        members, summaries, offset = [], [], begin
-        for record in records:
-            member = _compress({"kind": "query", "step": step, **record})
+        with ThreadPoolExecutor(COMPRESSORS) as pool:  # zlib works beside other threads
+            members = list(pool.map(_compress, ({"kind": "query", "step": step, **record} for record in records)))
+        summaries, offset = [], begin
+        for record, member in zip(records, members, strict=True):
             summaries.append({**summarise_query(record), "offset": offset, "bytes": len(member)})
-            members.append(member)
             offset += len(member)
         contents = _compress({"kind": "contents", "step": step, "queries": summaries})
         size = offset + len(contents) - begin

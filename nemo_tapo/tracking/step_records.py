@@ -62,7 +62,7 @@ class StepRecords:
         for query in queries:
             if query["zone"] not in (None, Zone.ELIGIBLE.value):
                 records.append(make_skipped_record(groups[query["uid"]], query["zone"]))
-            own = ("ids", "wrong_index", "right_index")
+            own = ("wrong_index", "right_index")
             records += [{key: value for key, value in pair.items() if key not in own} for pair in query["pairs"]]
         return records
 
@@ -76,7 +76,7 @@ class StepRecords:
             scored = {"logprobs": list(completion.logprobs), "tokens": self._split(completion.token_ids)}
         return {
             "text": completion.text,
-            "ids": list(completion.token_ids),
+            "length": len(completion.token_ids),
             "reward": grade.reward,
             "correct": grade.correct,
             "graded": grade.graded,
@@ -93,7 +93,6 @@ class StepRecords:
         pieces = decode_token_pieces(ids, self._tokenizer.decode)
         return {
             **make_trajectory_record(construction, pieces, weights, advantage),
-            "ids": list(construction.response_ids),
             "wrong_index": construction.pair.wrong.index,
             "right_index": construction.pair.right.index,
         }
@@ -123,12 +122,7 @@ def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dic
 
 
 def _describe_query(query: Query) -> Record:
-    return {
-        "uid": query.uid,
-        "question": query.question,
-        "answer": query.answer,
-        "prompt_ids": list(query.prompt_ids),
-    }
+    return {"uid": query.uid, "question": query.question, "answer": query.answer}
 
 
 def _sort_by_query(

@@ -25,7 +25,7 @@ def make_query(uid: str, rng: Random, filler: str = "") -> Record:
         rollouts.append(
             {
                 "text": text,
-                "ids": [ord(letter) % 128 for letter in text[:60]],
+                "length": len(text),
                 "reward": float(good),
                 "correct": good,
                 "graded": True,
@@ -39,8 +39,8 @@ def make_query(uid: str, rng: Random, filler: str = "") -> Record:
     zone = "eligible" if 2 <= right <= 4 else "beyond" if right < 2 else "mastered"
     pairs = [samples._pair_record(uid, chain, rng) for _ in range(2)] if zone == "eligible" else []
     for index, pair in enumerate(pairs):
-        pair |= {"ids": [], "wrong_index": right + index, "right_index": 0}
-    base = {"uid": uid, "question": chain.question, "answer": chain.answer, "prompt_ids": [2, 52, 3]}
+        pair |= {"wrong_index": right + index, "right_index": 0}
+    base = {"uid": uid, "question": chain.question, "answer": chain.answer}
     return {**base, "zone": zone, "rollouts": rollouts, "pairs": pairs}
 
 

@@ -86,7 +86,7 @@ function rolloutRow(rollout, index, record, most) {
   const text = (rollout.text || "").slice(-PREVIEW).trim().replace(/\s+/g, " ");
   const head = el("summary", "", el("span", `verdict ${state}`, state === "right" ? "✓" : state === "wrong" ? "✗" : "–"), el("span", "index", String(index)),
     el("span", "reward", format(rollout.reward)), advantageBar(rollout.advantage, most), el("span", "outcome", rollout.outcome.replaceAll("_", " "), roles.length ? el("small", "", ` ${roles.join(", ")}`) : null),
-    el("span", "preview", el("bdi", "", text || (rollout.text === null ? "text not recorded" : ""))), el("span", "size", rollout.ids ? `${rollout.ids.length} tokens` : ""));
+    el("span", "preview", el("bdi", "", text || (rollout.text === null ? "text not recorded" : ""))), el("span", "size", rollout.length === undefined ? "" : `${rollout.length} tokens`));
   const facts = [rollout.extracted !== undefined && rollout.extracted !== null ? `the verifier read ${rollout.extracted}` : "", rollout.truncated ? "cut off by the length limit" : "", rollout.detail || "", rollout.logprobs ? "shaded by log-probability: the darker, the less likely" : ""].filter(Boolean);
   return el("details", `rollout ${state}`, head, facts.length ? el("p", "remark", facts.join(" · ")) : null, rolloutText(rollout));
 }

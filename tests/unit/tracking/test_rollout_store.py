@@ -171,11 +171,12 @@ def test_all_rollouts_with_advantages_and_pairs_of_a_query() -> None:
     made = Construction(pair, None, reconstruction="75", response_ids=(55, 53, 1), grade=Grade(1.0, "right", "75"))
     records = StepRecords(TOKENIZER, TapoConfig(n_pos=1, n_neg=1))
     [query] = records.make_query_records(step_record(Experience((group,), (made,))))
-    assert (query["uid"], query["zone"], query["prompt_ids"]) == ("7", "eligible", [2, 52, 3])
+    assert (query["uid"], query["question"], query["zone"]) == ("7", "47+38=?", "eligible")
     first, second = query["rollouts"]
     assert (first["reward"], first["correct"], first["outcome"], first["advantage"]) == (0.0, False, "wrong", -0.5)
     assert second["advantage"] is None  # it gave no row
-    assert first["tokens"] == ["7", "5", ""] and first["logprobs"] == [-0.5, -0.25, -0.125]
+    assert (first["text"], first["length"], first["tokens"]) == ("75", 3, ["7", "5", ""])
+    assert first["logprobs"] == [-0.5, -0.25, -0.125]
     [constructed] = query["pairs"]
     assert (constructed["wrong_index"], constructed["right_index"], constructed["advantage"]) == (0, 1, 0.75)
     assert (constructed["tokens"], constructed["weights"]) == (["7", "5", ""], [0.5, 0.25, 2.0])
@@ -193,7 +194,7 @@ def test_pairs_of_the_step_before_are_kept_even_if_their_query_is_not_drawn_agai
     assert [(q["uid"], q.get("earlier", False), len(q["pairs"])) for q in queries] == [("8", False, 0), ("7", True, 1)]
     trajectories = records.make_trajectory_records(step, queries)
     assert [(t["kind"], t["uid"]) for t in trajectories] == [("skipped", "8"), ("pair", "7_reflected/0")]
-    assert "ids" not in trajectories[1]
+    assert "wrong_index" not in trajectories[1]
 
 
 def test_a_resumed_stage_records_each_step_once(tmp_path: Path) -> None:
