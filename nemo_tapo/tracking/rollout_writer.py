@@ -38,6 +38,7 @@ class RolloutWriter:
             raise ValueError(f"max_bytes is {max_bytes}; it must be more than 0.")
         self._folder, self._max_bytes = folder / ROLLOUTS_FOLDER, max_bytes
         self._index = Appender(self._folder / INDEX_FILE)
+        self._set_aside_unindexed()
         self._last = self._discard_uncommitted(folder)
 
     @property
@@ -105,6 +106,12 @@ class RolloutWriter:
                 break
             total -= path.stat().st_size
             path.unlink()
+
+    def _set_aside_unindexed(self) -> None:
+        """Rename segments of which no index tells anything: it may have been lost, so they are not deleted."""
+        for path in self._list_segments() if self._index.last_step < 0 else ():
+            aside = path.replace(path.with_name(f"{path.name}.unindexed"))
+            self._index.notes.append(f"{path} is not in {self._index.path}; it is kept as {aside}")
 
     def _discard_uncommitted(self, folder: Path) -> StepPlace | None:
         """Delete and cut segments to what the index holds; return the place after which the next step is written.

@@ -132,6 +132,22 @@ def test_damage_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert read_index(tmp_path / "nothing").steps == {}
 
 
+def test_segments_whose_index_was_lost_are_not_deleted(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    (tmp_path / "rollouts" / "index.jsonl").write_bytes(b"")
+    writer = RolloutWriter(tmp_path, PLENTY)
+    assert "00000001.jsonl.gz is not in" in writer.notes[0]
+    writer.write(4, [record("4")])
+    writer.close()
+    aside = tmp_path / "rollouts" / "00000001.jsonl.gz.unindexed"
+    assert gzip.decompress(aside.read_bytes()).count(b'"contents"') == 3
+    assert uids(tmp_path) == {4: ["4"]}
+    again = RolloutWriter(tmp_path, PLENTY)
+    assert again.truncate_after(0) == 1  # of steps that do not count nothing is kept
+    again.close()
+    assert [path.name for path in sorted((tmp_path / "rollouts").iterdir())] == [aside.name, "index.jsonl"]
+
+
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left")
@@ -203,7 +219,7 @@ def test_a_resumed_stage_records_each_step_once(tmp_path: Path) -> None:
     with Progress(stream=StringIO()) as progress:
         for first, last in ((1, 3), (3, 4)):  # killed after step 3, of which no checkpoint was left
             recorder = RunRecorder(tmp_path, progress, "RL", 4, settings)
-            recorder.resume(first)
+            recorder.resume(first, [])
             for step in range(first, last + 1):
                 recorder.step(replace(step_record(experience), step=step))
             recorder.close()
