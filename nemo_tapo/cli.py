@@ -248,7 +248,7 @@ COMMANDS = {
         sweep.add_arguments,
         takes_config=False,
     ),
-    "pretrain": Command("train a tiny base model on the generated task, from nothing, into <output>/hf"),
+    "pretrain": Command("train a tiny base model on a generated task, from nothing, into <output>/hf"),
     "coldstart": Command("build the cold-start data from the model's own samples and train on it, into <output>/hf"),
     "train": Command(f"TAPO (or algorithm={', '.join(OTHER_ALGORITHMS)}) from model.path, into <output>/hf"),
     "filter": Command(

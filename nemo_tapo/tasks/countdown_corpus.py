@@ -14,6 +14,7 @@ from random import Random
 from nemo_tapo.tasks.corpus_example import CorpusExample
 from nemo_tapo.tasks.countdown import SIGNS, Attempt, Problem, apply_sign
 
+MOST_TRIES = 10_000
 LARGEST = 99  # of every result: a number with three digits is no single token
 MIX: Mapping[str, float] = {"attempt": 0.7, "repeat": 0.05, "copy": 0.1, "continue": 0.05, "check": 0.1}
 EARLY_MIX: Mapping[str, float] = {"attempt": 0.3, "repeat": 0.5, "copy": 0.2}  # copying is learned first
@@ -41,21 +42,32 @@ class CountdownCorpus:
         return [self._make(kind, rng, mistake_rate) for kind in kinds]
 
     def draw_problem(self, rng: Random) -> tuple[Problem, Attempt]:
-        """Draw a problem that is not held out, and an attempt that reaches its target."""
-        while True:
+        """Draw a problem that is not held out, and an attempt that reaches its target.
+
+        Raises ValueError if the settings leave none, or so few that none is found.
+        """
+        for _ in range(MOST_TRIES):
             drawn = [rng.randint(*self.values) for _ in range(self.numbers)]
             attempt = self._draw_attempt(rng, drawn)
             if attempt is not None and self.targets[0] <= attempt.results[-1] <= self.targets[1]:
                 problem = Problem(tuple(sorted(drawn)), attempt.results[-1])
                 if problem not in self.held_out:
                     return problem, attempt
+        raise ValueError(
+            f"task.countdown: of {MOST_TRIES} random attempts none reaches a target from {self.targets[0]} to "
+            f"{self.targets[1]} that is not held out: widen the numbers or the targets."
+        )
 
     def draw_failed_attempt(self, rng: Random, problem: Problem) -> Attempt:
-        """Draw an attempt at random that uses every number and misses the target."""
-        while True:
+        """Draw an attempt at random that uses every number and misses the target.
+
+        Raises ValueError if none is found.
+        """
+        for _ in range(MOST_TRIES):
             attempt = self._draw_attempt(rng, rng.sample(problem.numbers, len(problem.numbers)))
             if attempt is not None and attempt.results[-1] != problem.target:
                 return attempt
+        raise ValueError(f"task.countdown: no attempt of {MOST_TRIES} misses the target of {problem.question!r}.")
 
     def _draw_attempt(self, rng: Random, numbers: list[int]) -> Attempt | None:
         """Draw signs for numbers in their order; None if a result would not be a number of at most two digits."""

@@ -106,7 +106,10 @@ def draw_items(cfg: CountdownConfig, seed: int, size: int) -> list[dict[str, str
         "operators": tuple(cfg.operators),
     }
     dataset = create_dataset(NAME, settings, seed, size)
-    drawn = [dataset[i] for i in range(size)]
+    try:
+        drawn = [dataset[i] for i in range(size)]
+    except ValueError as error:
+        raise ValueError(f"task.countdown: {error}; widen the numbers or the targets.") from None
     problems = [countdown.Problem(tuple(sorted(d["metadata"]["numbers"])), d["metadata"]["target"]) for d in drawn]
     return [{"question": p.question, "answer": str(d["answer"])} for p, d in zip(problems, drawn, strict=True)]
 

@@ -107,7 +107,7 @@ def create_dataset(name: str, settings: Mapping[str, Any], seed: int, size: int)
     try:
         import reasoning_gym
     except ImportError:
-        raise ValueError("task.name = reasoning_gym: pip install 'nemo-tapo[reasoning-gym]'.") from None
+        raise ValueError("reasoning-gym draws the puzzles: pip install 'nemo-tapo[reasoning-gym]'.") from None
     try:
         return reasoning_gym.create_dataset(name, seed=seed, size=size, **settings)
     except Exception as error:

@@ -181,6 +181,25 @@ def test_no_held_out_problem_is_drawn() -> None:
     assert not seen & {other.draw_problem(Random(i))[0] for i in range(50)}
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"min_value": 2, "max_value": 2, "min_target": 90}, "task.countdown: .* widen the numbers or the targets"),
+        ({"min_value": 9, "max_value": 3}, "a smallest number or target is above the largest"),
+        ({"operators": "+/"}, "operators"),
+    ],
+)
+def test_settings_without_a_problem_are_one_sentence(settings: dict[str, Any], sentence: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(ValueError, match=sentence):
+        make_task(TaskConfig(name="countdown", countdown=CountdownConfig(**settings)), 0)
+
+
+def test_a_corpus_without_a_problem_says_so() -> None:
+    with pytest.raises(ValueError, match="none reaches a target from 90 to 99 that is not held out"):
+        CountdownCorpus(2, (2, 2), (90, 99)).draw(1, 0)
+
+
 def test_numbers_and_turns_are_single_tokens() -> None:
     tokenizer = build_tokenizer()
     assert len(tokenizer) == 544 == len(set(tokenizer.get_vocab().values()))
