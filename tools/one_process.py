@@ -48,6 +48,12 @@ class Logits(nn.Module):
         return self.hf(ids, use_cache=False).logits
 
 
+def copy_untied(model: Logits) -> dict[str, Tensor]:
+    """Return a copy of the weights by name, without the output matrix if it is the embedding."""
+    left_out = {"hf.lm_head.weight"} if model.hf.config.tie_word_embeddings else set()
+    return {name: w.detach().clone() for name, w in model.state_dict().items() if name not in left_out}
+
+
 class OneProcessActor(ScriptedActor):
     """The policy's training in this process; what does not touch the model's kind is the scripted actor's."""
 
@@ -59,7 +65,7 @@ class OneProcessActor(ScriptedActor):
         self.teacher: dict[str, Tensor] | None = None
 
     def _copy(self) -> dict[str, Tensor]:
-        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return copy_untied(self.model)
 
     async def configure(self, optimizer: OptimizerConfig, total_steps: int) -> None:
         self.settings, self.total_steps, self.steps_done = optimizer, total_steps, 0
@@ -79,8 +85,11 @@ class OneProcessActor(ScriptedActor):
     async def load_model(self, path: Path) -> None:
         self.model.hf.load_state_dict(load_file(path / "model.safetensors"), strict=False)
 
+    async def set_reference(self) -> None:
+        self.reference = self._copy()
+
     async def set_teacher(self, path: Path) -> None:
-        self.teacher = Logits(path).state_dict()
+        self.teacher = copy_untied(Logits(path))
 
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         self.model.zero_grad()
@@ -123,9 +132,7 @@ class OneProcessActor(ScriptedActor):
         save_file(self._untied(), path / "model.safetensors", metadata={"format": "pt"})
 
     def _untied(self) -> dict[str, Tensor]:
-        tied = self.model.hf.config.tie_word_embeddings
-        state = self.model.hf.state_dict()
-        return {k: v.detach().clone() for k, v in state.items() if not (tied and k == "lm_head.weight")}
+        return {name.removeprefix("hf."): weight for name, weight in self._copy().items()}
 
 
 class OneProcessGenerator:
@@ -144,7 +151,7 @@ class OneProcessGenerator:
         return await future
 
     async def update_weights(self, weights: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(weights, strict=False)  # without the output matrix, if it is the embedding
 
     async def _work(self) -> None:
         await asyncio.sleep(0.02)  # let the others of a step ask
