@@ -17,7 +17,7 @@ GROUPS: Mapping[str, Callable[[list[bool], list[float]], bool]] = {  # by how a 
     "mixed": lambda correct, rewards: any(correct) and not all(correct),
     "all_right": lambda correct, rewards: bool(correct) and all(correct),
     "all_wrong": lambda correct, rewards: bool(correct) and not any(correct),
-    "partial": lambda correct, rewards: any(0 < reward < 1 for reward in rewards),
+    "partial": lambda correct, rewards: any(reward not in (0, 1) for reward in rewards),
 }
 
 

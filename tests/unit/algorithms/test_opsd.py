@@ -273,8 +273,8 @@ def test_every_rollout_is_accounted_for(tmp_path: Path, variant: dict[str, Any],
 
 def test_queries_rollouts_and_seeds_are_grpos(tmp_path: Path) -> None:
     """The scripted policy does not learn, so all steps compare."""
-    opsd, a = run(taught(), tmp_path / "opsd")
-    grpo, b = run(settings(algorithm="grpo"), tmp_path / "grpo")
+    opsd, a = run(taught(rollout__logprobs="never"), tmp_path / "opsd")
+    grpo, b = run(settings(algorithm="grpo", rollout__logprobs="never"), tmp_path / "grpo")
     assert [e.groups for e in opsd.experience] == [e.groups for e in grpo.experience]
     assert a.generator.request_uids == b.generator.request_uids
 
@@ -297,7 +297,7 @@ def test_a_copy_of_the_student_teaches_nothing_and_another_model_does(tmp_path: 
 
 
 def test_resume_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    cfg = taught()
+    cfg = taught(rollout__logprobs="never")  # a process asks for more of them at its first step
     whole, a = run(cfg, tmp_path / "whole")
 
     class StopAfterTwo(Stop):
@@ -311,7 +311,7 @@ def test_resume_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert rest.steps == [3, 4] and rest.rows == whole.rows[2:]
     assert torch.equal(weights(a), weights(b))
     with pytest.raises(ValueError, match=r"opsd\.beta: 0\.0 -> 1\.0"):
-        run(taught(opsd__beta=1.0), tmp_path / "parts")
+        run(taught(opsd__beta=1.0, rollout__logprobs="never"), tmp_path / "parts")
 
 
 def test_a_step_without_a_right_rollout_teaches_nothing(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def experience_of(
 
 def tapo_of(**switches: Any) -> TAPO:
     cfg = validate({"tapo": switches, "loss": {"advantage_eps": 1e-6}})
-    return TAPO(cfg, SimpleNamespace(task=SimpleNamespace(synthesis_prompt="")))  # type: ignore[arg-type]
+    return TAPO(cfg, SimpleNamespace(task=SimpleNamespace(synthesis_prompt="", error_quote="")))  # type: ignore[arg-type]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

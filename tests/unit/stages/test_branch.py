@@ -32,9 +32,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
-    """The metrics of every step but for times, and for what is compared in a process's first step only."""
+    """The metrics of every step but for times, memory, and what is compared in a process's first step only."""
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in s.items() if not k.startswith(("time/", "engine"))} for s in steps]
+    return [{k: v for k, v in s.items() if not k.startswith(("time/", "memory/", "engine"))} for s in steps]
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("ift-loss", {"tapo.ift_weight": 0.1}), ("lambda-quarter", {"tapo.lambda": 0.25}),
         ("term-weights", {"loss.weighting": "terms"}),
     ],
+    "pipeline": [("tapo", {}), ("deferred", {"pipeline": "deferred"})],
     "weighting": [("grpo", GRPO), ("tapo", {}), ("term-weights", {"loss.weighting": "terms"})],
     "opsd": [
         ("grpo", GRPO), ("opsd", OPSD), ("opsd-v3", OPSD | {"opsd.beta": 0.0, "opsd.entry_clip": 0.05}),
@@ -179,7 +180,7 @@ def test_values_that_would_share_a_folder_have_two() -> None:
         (["table2", "optimizer.lr=1e-4,-1"], "optimizer.lr: Input should be greater than 0"),
         (["tabel4"], "no sweep 'tabel4'; did you mean 'table4'?"),
         (["nowhere/mine.yaml"], "no sweep 'nowhere/mine.yaml'"),
-        ([], "say which sweep: conditions, figure3"),
+        ([], "say which sweep: conditions, countdown, figure3"),
         (["table4", "seeds=0"], "seeds=0: give how many"),
         (["table4", "seeds=[1,1]"], "seeds=[1,1]: give how many"),
         (["table4", "seeds=all"], "seeds=all: give how many"),
