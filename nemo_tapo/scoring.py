@@ -76,7 +76,7 @@ def choose_reference_rows(rows: Sequence[Row], loss: LossConfig) -> list[int]:
     return original[:: -(-len(original) // loss.kl_rows)]
 
 
-STALE_FACTOR = 30  # in 16 steps of the demo the gap was 0.6 to 1.3 times that of the first; stale, 10,000 times
+STALE_FACTOR = 30  # in 16 steps of the demo (fp32) the gap was 0.6 to 1.3 times that of the first
 SMALLEST_GAP = 1e-6  # nats a token: below it fp32 rounds
 
 

@@ -32,7 +32,8 @@ assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == be
 heard = []
 for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, lambda number, frame: heard.append(number))
-print("ready", here.folder, ray.get_runtime_context().gcs_address, flush=True)
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+print("ready", here.folder, is_token_auth_enabled(), flush=True)
 while not heard:
     signal.pause()
 assert ray.get(worker.pid.remote(), timeout=20) == pid
@@ -41,20 +42,16 @@ ray_cluster.stop(here)
 print("stopped", flush=True)
 """
 
-INTRUDER = """
-import sys
-import ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
-print("joined", ray.nodes())
-"""
-ADDRESSES: dict[int, str] = {}  # of Ray, by the driver's process id
-
 
 @pytest.fixture
 def driver() -> Iterator[subprocess.Popen[str]]:
-    """A driver with Ray and one worker, in a process group of its own, as a shell starts it."""
+    """A driver with Ray and one worker, in a process group of its own, as a shell starts it.
+
+    The environment asks for a Ray without a token, which it does not get.
+    """
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     yield process
     if process.poll() is None:
@@ -65,9 +62,8 @@ def driver() -> Iterator[subprocess.Popen[str]]:
 def family(process: subprocess.Popen[str]) -> tuple[list[psutil.Process], Path]:
     """All processes below a driver that is ready, and Ray's folder."""
     assert process.stdout is not None
-    word, folder, address = process.stdout.readline().split()
-    assert word == "ready"
-    ADDRESSES[process.pid] = address
+    word, folder, wants_token = process.stdout.readline().split()
+    assert (word, wants_token) == ("ready", "True")
     return psutil.Process(process.pid).children(recursive=True), Path(folder)
 
 
@@ -100,7 +96,7 @@ def test_nothing_outlives_a_killed_driver(driver: subprocess.Popen[str]) -> None
     assert not folder.exists()
 
 
-def test_it_listens_on_the_loopback_interface_only_and_wants_its_token(driver: subprocess.Popen[str]) -> None:
+def test_it_listens_on_the_loopback_interface_only_in_a_folder_of_its_own(driver: subprocess.Popen[str]) -> None:
     below, folder = family(driver)
     assert folder.stat().st_mode & 0o777 == 0o700
     listening = [
@@ -108,12 +104,3 @@ def test_it_listens_on_the_loopback_interface_only_and_wants_its_token(driver: s
     ]
     assert listening
     assert all(ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for ip in listening), sorted(set(listening))
-    for token in ({}, {"RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_MODE": "token"}):
-        bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        other = subprocess.run(
-            [sys.executable, "-c", INTRUDER, ADDRESSES[driver.pid]],
-            env={**bare, "HOME": str(folder.parent / "nobody"), **token}, check=False, capture_output=True, text=True,
-            timeout=120,
-        )  # fmt: skip
-        assert "joined" not in other.stdout
-        assert "uthentic" in other.stdout + other.stderr, other.stderr[-2000:]

@@ -76,7 +76,7 @@ def start(cpus: int = 1) -> RayCluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="error",
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / "r"),  # Ray opens its folder to everybody; the one around it is the user's alone
             )
     except BaseException:
         stop(RayCluster(folder, _find_new_descendants(before)))
