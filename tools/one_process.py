@@ -120,7 +120,8 @@ class OneProcessActor(ScriptedActor):
 
     async def load(self, path: Path) -> None:
         await self.load_model(path)
-        for (_, optimizer), state in zip(self.optimizers, torch.load(path / "optimizer.pt"), strict=True):
+        states = torch.load(path / "optimizer.pt", weights_only=True)
+        for (_, optimizer), state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
         self.steps_done = json.loads((path / "optimizer.json").read_text())["steps_done"]
 
