@@ -1,6 +1,6 @@
-"""Write what documentation has of the code: docs/metrics.md and the picture of the pipeline; `--check` compares.
+"""Write what documentation has of the code: tables of metrics and of NeMo-RL's keys, the picture of the pipeline.
 
-python tools/write_docs.py            write docs/metrics.md and docs/pipeline.svg
+python tools/write_docs.py            write docs/metrics.md, a table of docs/cluster.md, and docs/pipeline.svg
 python tools/write_docs.py --check    exit 1 if one of them is not what this would write (CI runs it)
 """
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from nemo_tapo.metrics import DESCRIPTIONS
+from nemo_tapo.runtime.nemo_rl.config.key_fates import make_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_picture import draw_pipeline
@@ -35,9 +36,23 @@ def write_metrics_table() -> str:
     return METRICS_HEAD + "\n".join(rows) + "\n"
 
 
+BEGIN, END = "<!-- written by tools/write_docs.py -->\n", "<!-- end -->\n"
+
+
+def write_cluster_page() -> str:
+    """Return docs/cluster.md with the table of NeMo-RL's keys between its two marks."""
+    before, _, rest = (DOCS / "cluster.md").read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{make_table()}{END}{after}"
+
+
 def main(arguments: list[str]) -> int:
     """Write or check the files; return the exit code."""
-    files = {DOCS / "metrics.md": write_metrics_table(), DOCS / "pipeline.svg": draw_pipeline()}
+    files = {
+        DOCS / "metrics.md": write_metrics_table(),
+        DOCS / "cluster.md": write_cluster_page(),
+        DOCS / "pipeline.svg": draw_pipeline(),
+    }
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if "--check" in arguments:
         for path in stale:

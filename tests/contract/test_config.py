@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config
+from nemo_tapo.runtime.nemo_rl.config.key_fates import get_fate, list_leaves
 from nemo_tapo.runtime.nemo_rl.config.known_keys import find_unknown_paths, list_paths, read_known_keys
 from nemo_tapo.runtime.nemo_rl.runtime import prepare_master_config
 from tests.helpers.cluster_files import cluster_file
@@ -188,6 +190,21 @@ def test_each_key_of_nemo_rls_trainer_is_served_refused_or_known_to_have_no_effe
                                               for p in validate.CHECKED_PATHS)}  # fmt: skip
     assert len(leaves) > 25
     assert leaves - refused - SERVED - NOTED - WITHOUT_EFFECT == set()
+
+
+def test_what_becomes_of_every_key_of_nemo_rls_files_is_known() -> None:
+    """The keys of its exemplar files and recipes as they are written, and those that its trainer reads."""
+    keys = {path for path in keys_read_by("grpo_train") if path.count(".") > 0}
+    sections = {path.rpartition(".")[0] for path in keys}
+    leaves = keys - sections
+    files = 0
+    for path in THEIRS:
+        values = yaml.safe_load(path.read_text())
+        if isinstance(values, dict) and "grpo" in values:
+            leaves |= set(list_leaves({k: v for k, v in values.items() if k != "defaults"}))
+            files += 1
+    assert files > 80 and len(leaves) > 300
+    assert [leaf for leaf in sorted(leaves) if get_fate(leaf) is None] == []
 
 
 def test_the_multiple_of_a_sequence_is_what_nemo_rl_asks_for(tmp_path: Path) -> None:

@@ -16,15 +16,9 @@ from nemo_tapo.losses.base import Loss, TokenLoss
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import reduce_parts
 from nemo_tapo.runtime.nemo_rl import compat
+from nemo_tapo.runtime.nemo_rl.config.validate import UNSUPPORTED_LOSSES
 from nemo_tapo.runtime.nemo_rl.logit_loss import LogitLoss, from_numbers
 
-# Settings that select another loss than the paper's: (the value that changes nothing, the loss they select).
-UNSUPPORTED_LOSSES: Mapping[str, tuple[Any, str]] = {
-    "disable_ppo_ratio": (False, "REINFORCE without a ratio"),
-    "use_kl_in_reward": (False, "a KL penalty in the reward"),
-    "use_on_policy_kl_approximation": (False, "a KL reweighted from the engine's probabilities"),
-    "positive_example_nll_weight": (0.0, "VAPO's likelihood of right answers"),
-}
 TRUNCATIONS = ("tis", "icepop", "seq-mask-tis")
 
 # The code of a loss: all that workers need of this package (see ship_by_value). A package includes its modules.

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl_config
+from nemo_tapo.runtime.nemo_rl.config.key_fates import get_fate, list_fates
+from nemo_tapo.runtime.nemo_rl.config.translate import DERIVED
 from tests.helpers.cluster_files import cluster_file
 from tests.helpers.command import nemo_tapo
 
@@ -159,6 +161,10 @@ REFUSED = [
     ("+policy.megatron_cfg.use_fused_linear_logprobs=true", "use_fused_linear_logprobs = true is not supported"),
     ("+policy.megatron_cfg.use_linear_ce_fusion_loss=true", "use_linear_ce_fusion_loss = true is not supported"),
     ("+policy.draft.enabled=true", "policy.draft.enabled"),
+    ("+policy.quant_cfg=NVFP4_DEFAULT_CFG", "quantised while they train"),
+    ("+policy.generation.real_quant=true", "a quantised engine has not been tried"),
+    ("+policy.generation.bad_words=[no]", "the distribution with every word"),
+    ("+grpo.use_best_at_k=true", "advantages are Eq. 1, 4 and 5"),
     ("+policy.router_replay.enabled=true", "constructed rows have no recorded routes"),
     ("policy.generation.backend=sglang", 'no other engine has been connected. Set it to "vllm"'),
     ("policy.generation.top_p=0.9", "policy.generation.top_p = 0.9 is not supported"),
@@ -289,6 +295,19 @@ def test_what_cannot_run_is_refused_with_a_sentence(tmp_path: Path, overrides: s
 )
 def test_what_can_run_is_not_refused(tmp_path: Path, overrides: str) -> None:
     assert load(tmp_path, *overrides.split()).cfg.runtime == "nemo_rl"
+
+
+def test_every_key_is_explained_once_and_a_strange_one_is_told(tmp_path: Path) -> None:
+    """What is refused or derived stands in the table as that; a key that nothing explains is in the plan's notes."""
+    found = {fate.pattern: fate.what for fate in reversed(list_fates())}
+    refused = {path for path, *_ in validate.ALLOWED_SETTINGS}
+    assert all(found[path] == "refused" for path in refused)
+    assert all(found[path] == "served" for path in set(DERIVED.values()) - refused)
+    assert get_fate("grpo.reward_shaping.max_response_length").what == "unused"  # type: ignore[union-attr]
+    assert get_fate("policy.brand_new") is get_fate("loss_fn.brand_new") is None
+    assert not any("does not know" in note for note in load(tmp_path).notes)
+    notes = load(tmp_path, "+policy.brand_new=3", "+grpo.also_new=null").notes
+    assert any(note.startswith("grpo.also_new, policy.brand_new: this loop does not know") for note in notes)
 
 
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:

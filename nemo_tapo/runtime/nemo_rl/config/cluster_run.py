@@ -26,6 +26,7 @@ from nemo_tapo.config.run_config import RunConfig, list_known_keys
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup
 from nemo_tapo.runtime.nemo_rl.config import validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import SOURCE_HINT, compose_config, find_source
+from nemo_tapo.runtime.nemo_rl.config.key_fates import find_unexplained
 from nemo_tapo.runtime.nemo_rl.config.known_keys import find_unknown_paths, list_paths, read_known_keys
 from nemo_tapo.runtime.nemo_rl.config.translate import (
     CLUSTER_ONLY,
@@ -262,6 +263,8 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
     """Yield one note for each setting that means something else than in NeMo-RL's own trainer, or is not used."""
     if source is None:
         yield f"NeMo-RL's keys were not checked for misspellings: {SOURCE_HINT}"
+    if unexplained := find_unexplained(master):
+        yield f"{', '.join(unexplained)}: this loop does not know what reads them; docs/cluster.md lists what it knows"
     if get_at_path(master, "grpo.use_leave_one_out_baseline"):
         yield "grpo.use_leave_one_out_baseline is not used: a group's mean and deviation are over all its rows (Eq. 1)"
     if (get_at_path(master, "grpo.val_period", 0) or 0) > 0:

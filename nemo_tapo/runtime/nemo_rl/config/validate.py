@@ -34,6 +34,10 @@ ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("grpo.seq_logprob_error_threshold", (None,), "rows are not masked by their train/generation gap"),
     ("grpo.invalid_tool_call_advantage", (None,), "there are no tool calls"),
     ("grpo.malformed_thinking_advantage", (None,), "advantages are the rewards' alone"),
+    ("grpo.penalize_invalid_tool_call", OFF, "there are no tool calls"),
+    ("grpo.penalize_malformed_thinking", OFF, "advantages are the rewards' alone"),
+    ("grpo.use_best_at_k", OFF, "advantages are Eq. 1, 4 and 5 of the paper"),
+    ("grpo.use_combined_training", OFF, "advantages are Eq. 1, 4 and 5 of the paper"),
     ("grpo.stop_at_validation_metric", (None,), "a run makes all of its steps"),
     ("grpo.max_rollout_turns", (None, 1), "a response is one turn"),
     ("grpo.deduplicate_multimodal_data", OFF, "queries are text"),
@@ -89,6 +93,11 @@ ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
         (None, "processed_logprobs"),
         "importance weights and the engine's gap are of log-probabilities at the engine's temperature",
     ),
+    ("policy.generation.bad_words", ([], None), "the loss measures the distribution with every word"),
+    ("policy.quant_cfg", (None,), "weights that are quantised while they train have not been tried with this loop"),
+    ("policy.generation.quant_cfg", (None,), "a quantised engine has not been tried with this loop"),
+    ("policy.generation.real_quant", OFF, "a quantised engine has not been tried with this loop"),
+    ("policy.is_vlm", OFF, "queries are text"),
     ("policy.megatron_cfg.peft.enabled", OFF, ADAPTERS),
     ("policy.dtensor_cfg.lora_cfg.enabled", OFF, ADAPTERS),
     ("checkpointing.is_peft", OFF, ADAPTERS),
@@ -98,6 +107,14 @@ ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("checkpointing.enabled", (None, True), "a stopped run goes on from its checkpoint (save_period says how often)"),
 )
 
+
+# Keys of `loss_fn` that select another loss than the paper's: (the value that changes nothing, the loss they select).
+UNSUPPORTED_LOSSES: Mapping[str, tuple[Any, str]] = {
+    "disable_ppo_ratio": (False, "REINFORCE without a ratio"),
+    "use_kl_in_reward": (False, "a KL penalty in the reward"),
+    "use_on_policy_kl_approximation": (False, "a KL reweighted from the engine's probabilities"),
+    "positive_example_nll_weight": (0.0, "VAPO's likelihood of right answers"),
+}
 
 # `check_settings` reports these, also where a release has no such key.
 CHECKED_PATHS = frozenset(path for path, _, _ in ALLOWED_SETTINGS)
