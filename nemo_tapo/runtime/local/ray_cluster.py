@@ -23,7 +23,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from nemo_tapo.runtime.local import watchdog
-from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.errors import RuntimeFailure, get_first_line
 
 JOB_ADDRESS_VARIABLE = "NEMO_TAPO_RAY_ADDRESS"
 OBJECT_STORE_BYTES = 256 * 2**20  # weights and batches pass through it; Ray's minimum is 75 MiB
@@ -48,7 +48,7 @@ def start(cpus: int = 1) -> RayCluster:
 
     Must run in the main thread. The kernel ends Ray's processes when the thread that started them ends (so a killed
     driver leaves none behind), and signal handlers belong to the main thread. Raises ValueError if Ray already runs in
-    this process, RuntimeFailure if the Ray of the job does not answer.
+    this process, RuntimeFailure if Ray does not start, or if the Ray of the job does not answer.
     """
     assert threading.current_thread() is threading.main_thread(), "Ray has to be started in the main thread"
     address = os.environ.get(JOB_ADDRESS_VARIABLE)
@@ -78,8 +78,10 @@ def start(cpus: int = 1) -> RayCluster:
                 logging_level="error",
                 _temp_dir=str(folder / "r"),  # Ray opens its folder to everybody; the one around it is the user's alone
             )
-    except BaseException:
+    except BaseException as error:
         stop(RayCluster(folder, _find_new_descendants(before)))
+        if type(error) in (Exception, RuntimeError, ConnectionError, TimeoutError):  # Ray has no type of its own here
+            raise RuntimeFailure(f"Ray did not start: {get_first_line(error)}") from error
         raise
     processes = _find_new_descendants(before)
     return RayCluster(folder, processes, _start_watchdog(folder, processes))
