@@ -139,7 +139,7 @@ def _read_steps(folder: Path) -> int | None:
     """Return the number of steps in the folder's config.yaml; None without one, or if it says none."""
     try:
         written = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     steps = written.get("steps") if isinstance(written, dict) else None
     return steps if isinstance(steps, int) else None

@@ -278,7 +278,7 @@ def test_the_time_limit_asks_for_a_checkpoint_and_an_end(limit: str | None, stop
     notes, stop = Notes(), Stop()
     timeout = compat.load("TimeoutChecker")(timeout=limit, fit_last_save_time=True)
     recorder = NemoRecorder(notes, notes, timeout, stop, lambda: {"training_prep": 0.5})
-    recorder.resume(1)
+    recorder.resume(1, ())
     recorder.step(StepRecord(1, dict(METRICS), Experience(), [], []))
     assert stop.requested is stops
     assert bool(notes.warnings) is stops

@@ -34,9 +34,9 @@ from nemo_tapo.utils import files
 if TYPE_CHECKING:
     from nemo_tapo.stages.session import Session
 
-TRAINED, MODEL_FILES = "trained.json", "files"  # the settings of the training, and the digests of its model
+TRAINED, ROUND = "trained.json", "round-"
+MODEL_FILES = "files"  # in trained.json: the digests of the model, beside the settings of its training
 DATA_DIGEST = "data_sha256"  # in statistics.json
-ROUND = "round-"  # folders of the rounds before the last
 
 
 def check_coldstart_config(cfg: RunConfig) -> None:
@@ -77,9 +77,8 @@ async def run_coldstart(session: Session, folder: Path) -> Path:
     """
     for number in range(1, session.cfg.coldstart.rounds):
         earlier = folder / f"{ROUND}{number}"
-        if (folder / MODEL_FOLDER).is_dir() and (earlier / MODEL_FOLDER).is_dir():
-            require_same_training(session.cfg, earlier)  # all is done: the engine need not be told of this model
-        else:
+        # If all is done, the engine need not be told of this model.
+        if not ((folder / MODEL_FOLDER).is_dir() and is_finished(session, earlier)):
             session.progress.message(f"cold start, round {number} of {session.cfg.coldstart.rounds}")
             await run_round(session, earlier)
             await hand_over_weights(session.runtime)
@@ -90,14 +89,9 @@ async def run_coldstart(session: Session, folder: Path) -> Path:
 async def run_round(session: Session, folder: Path) -> Path:
     """Run one round in `folder`, from the session's model, which engine and actor hold. Return its model."""
     result, file = folder / MODEL_FOLDER, folder / sft_examples.DATA_FILE
-    if result.is_dir():
-        if file.is_file() and (fault := find_data_fault(file, get_data_settings(session.cfg))):
-            session.progress.message(f"{fault} The model is there, so the data is not read.")
-        fault = require_same_training(session.cfg, folder)
-        if fault is None:
-            await session.runtime.actor.load_model(result)
-            return result
-        session.progress.message(f"{result}: {fault}; it is written anew from the last checkpoint")
+    if is_finished(session, folder):
+        await session.runtime.actor.load_model(result)
+        return result
     await prepare_data(session, folder)
     settings = session.cfg.coldstart
     epochs = build.EpochBatches(
@@ -122,6 +116,22 @@ def get_training_settings(cfg: RunConfig) -> dict[str, Any]:
     c = cfg.coldstart
     own = {"epochs": c.epochs, "examples_per_step": c.examples_per_step, **flatten_settings({"optimizer": c.optimizer})}
     return {"seed": cfg.seed, **own}
+
+
+def is_finished(session: Session, folder: Path) -> bool:
+    """Return whether the round's model is there and as it was written; tell the user what is damaged.
+
+    Raises ValueError if data or model were made with other settings.
+    """
+    result, file = folder / MODEL_FOLDER, folder / sft_examples.DATA_FILE
+    if not result.is_dir():
+        return False
+    if file.is_file() and (fault := find_data_fault(file, get_data_settings(session.cfg))):
+        session.progress.message(f"{fault} The model is there, so the data is not read.")
+    fault = require_same_training(session.cfg, folder)
+    if fault is not None:
+        session.progress.message(f"{result}: {fault}; it is written anew from the last checkpoint")
+    return fault is None
 
 
 def require_same_training(cfg: RunConfig, folder: Path) -> str | None:
