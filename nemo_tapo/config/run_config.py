@@ -102,9 +102,9 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     filter: FilterConfig = FilterConfig()
     judge: JudgeConfig = JudgeConfig()
-    local: LocalConfig = LocalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     logger: LoggerConfig = LoggerConfig()
+    local: LocalConfig = LocalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()  # the last one: a config.yaml without it was cut short
 
     @field_validator("algorithm")
     @classmethod

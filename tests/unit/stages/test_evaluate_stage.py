@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nemo_tapo.checkpoint import make_manifest
 from nemo_tapo.evaluation import results
 from nemo_tapo.evaluation.model_files import hash_weights, locate_model, make_evaluation_name
 from nemo_tapo.runtime.scripted_runtime import arithmetic_script
@@ -60,7 +61,9 @@ def test_what_has_no_model_is_a_sentence(tmp_path: Path) -> None:
         locate_model(run, tmp_path / "w")
     with pytest.raises(ValueError, match=r"step-000005: manifest\.json is missing"):
         locate_model(step, tmp_path / "w")
-    (step / "manifest.json").write_text("{}")
+    (step / "state.json").write_text("{}")
+    state = make_manifest(step)
+    (step / "manifest.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match=r"model\.safetensors is missing; other layouts"):
         locate_model(step, tmp_path / "w")
     (step / "model.safetensors").write_bytes(b"x")
@@ -68,7 +71,7 @@ def test_what_has_no_model_is_a_sentence(tmp_path: Path) -> None:
         locate_model(step, tmp_path / "w")
     with pytest.raises(ValueError, match="step-000009: it is not there"):
         locate_model(step.with_name("step-000009"), tmp_path / "w")
-    (step / "manifest.json").write_text('{"model.safetensors": {"bytes": 2, "sha256": ""}}')
+    (step / "manifest.json").write_text(json.dumps({**state, "model.safetensors": {"bytes": 2, "sha256": ""}}))
     with pytest.raises(ValueError, match="has 1 bytes instead of 2"):
         locate_model(step, tmp_path / "w")
     with pytest.raises(ValueError, match=r"no \*\.safetensors"):

@@ -63,6 +63,12 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("zpd-1-5-3", {"tapo.n_pos": 1, "tapo.n_neg": 5, "tapo.m_max": 3}),
     ],
     "conditions": [("coldstart", {}), ("grpo", GRPO), ("tapo", {})],
+    "countdown": [
+        ("grpo", GRPO), ("tapo", {}), ("baseline-with-originals", {"tapo.reflection_baseline": "with_originals"}),
+        ("uniform-reward", {"tapo.uniform_group": "reward"}), ("term-weights", {"loss.weighting": "terms"}),
+        ("lambda-quarter", {"tapo.lambda": 0.25}), ("reflective-sft", {"algorithm": "reflective_sft"}),
+        ("opsd", OPSD), ("coldstart", {}),
+    ],
     "figure3": [("tapo", {}), ("grpo", GRPO), ("opsd", OPSD), ("base-tapo", {})],
     "open-questions": [
         ("tapo", {}), ("no-prefix-loss", {"tapo.prefix_loss": "none"}),
