@@ -127,6 +127,25 @@ def test_the_barrier_samples_and_learns_the_same(whole: Path, tmp_path: Path) ->
     assert digest(tmp_path / "run") == digest(whole)
 
 
+def test_deferred_and_prefilled_resume_to_the_same_weights(tmp_path: Path) -> None:
+    """The pairs that wait are in the checkpoint; a prefilled prefix is asked for in two requests, ended by a text."""
+    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=5")
+    run(tmp_path / "whole", *settings)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(killed, *settings), stderr=subprocess.PIPE, text=True)
+    wait_for_steps(killed, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(killed, *settings)
+    assert digest(killed) == digest(tmp_path / "whole")
+    steps = metrics(killed)
+    assert [s["tapo/waiting"] for s in steps[:-1]] == [s["tapo/pairs"] for s in steps[1:-1]] + [
+        steps[-1]["tapo/pairs"] - steps[-1]["tapo/dropped/run_ended"]
+    ]
+    assert sum(s["tapo/parsed"] for s in steps) > 0
+    assert sum(s["tapo/dropped/error_not_kept"] for s in steps) < sum(s["tapo/pairs"] for s in steps) / 4
+
+
 @pytest.mark.parametrize("layout", ["local.tp=2", "local.pp=2", "local.dp=2"])
 def test_layouts_run_and_begin_alike(whole: Path, tmp_path: Path, layout: str) -> None:
     run(tmp_path / "run", layout, "steps=2")
