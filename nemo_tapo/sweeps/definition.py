@@ -96,8 +96,14 @@ class Sweep(Section):
 
 
 def find_configs_folder() -> Path:
-    """Return examples/configs of the current folder where that is this repository, else those of this package."""
-    own = find_resource(str(CONFIGS))
+    """Return examples/configs of this package; as a relative path where the current folder is its repository.
+
+    A copy of the code alone, as a queued job runs it, has none: then those of the current folder, if it has any.
+    """
+    try:
+        own = find_resource(str(CONFIGS))
+    except ValueError:
+        return CONFIGS
     return CONFIGS if CONFIGS.resolve() == own else own
 
 

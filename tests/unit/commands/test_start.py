@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import nemo_tapo as nemo_tapo_package
 from nemo_tapo.tasks.arithmetic import LARGEST_TOTAL, SMALLEST_TOTAL, parse_question
 from nemo_tapo.utils.user_code import load_object
 from tests.helpers.command import nemo_tapo
 
+PACKAGE = Path(nemo_tapo_package.__file__).parent
 ON_THE_SCRIPTED_RUNTIME = (
     "runtime=scripted", "steps=2", "model.max_length=3000", "rollout.max_tokens=300", "tapo.max_tokens=700",
     "evaluation.max_tokens=300", "evaluation.problems=4", "evaluation.runs=1", "checkpoint.min_free_gib=0",
@@ -66,3 +72,12 @@ def test_the_demo_needs_no_checkout_as_working_folder(tmp_path: Path, monkeypatc
     assert "output: runs/demo" in done.stdout and "tapo: 3 steps of 32 queries" in done.stdout
     assert "Qwen3ForCausalLM, 853,376 parameters" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_copy_of_the_code_alone_runs(tmp_path: Path) -> None:
+    """As a queued job has it, beside neither configs nor models."""
+    shutil.copytree(PACKAGE, tmp_path / "code" / "nemo_tapo", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "nemo_tapo.cli", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
