@@ -143,7 +143,6 @@ def test_deferred_and_prefilled_resume_to_the_same_weights(tmp_path: Path) -> No
         steps[-1]["tapo/pairs"] - steps[-1]["tapo/dropped/run_ended"]
     ]
     assert sum(s["tapo/parsed"] for s in steps) > 0
-    assert sum(s["tapo/dropped/error_not_kept"] for s in steps) < sum(s["tapo/pairs"] for s in steps) / 4
 
 
 @pytest.mark.parametrize("layout", ["local.tp=2", "local.pp=2", "local.dp=2"])
