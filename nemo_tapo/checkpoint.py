@@ -121,8 +121,11 @@ def find_latest(folder: Path, warn: Warn) -> Checkpoint | None:
     return None
 
 
-def find_fault(path: Path) -> str | None:
-    """Say in words what is wrong with a checkpoint folder; None if every file is as the manifest says."""
+def find_fault(path: Path, state: str = STATE) -> str | None:
+    """Say in words what is wrong with a checkpoint folder; None if every file is as the manifest says.
+
+    `state`: the file that the manifest has to list in any case.
+    """
     try:
         listed = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
@@ -130,7 +133,7 @@ def find_fault(path: Path) -> str | None:
     except ValueError:
         return f"{MANIFEST} does not parse"
     try:
-        return find_file_fault(path, listed) if STATE in listed else f"{MANIFEST} does not list {STATE}"
+        return find_file_fault(path, listed) if state in listed else f"{MANIFEST} does not list {state}"
     except (AttributeError, KeyError, TypeError):
         return f"{MANIFEST} is no manifest"
 

@@ -59,9 +59,12 @@ def start(cpus: int = 1) -> RayCluster:
         os.environ.setdefault(name, value)
     # A password for this process only; Ray would store one in the home directory. Ray reads it once per process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    imported_before = "ray" in sys.modules  # by code of a user: then Ray has read the mode already
     os.environ["RAY_AUTH_MODE"] = "token"  # whatever the environment says: any user can reach a port of this machine
     import ray
 
+    if imported_before and not _expects_token():
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # else its processes would refuse this one
     if ray.is_initialized():
         raise ValueError("Ray already runs in this process; close the other runtime first.")
     before = set(psutil.Process().children(recursive=True))
@@ -148,6 +151,13 @@ def _start_watchdog(folder: Path, processes: tuple[psutil.Process, ...]) -> subp
     dog.stdin.writelines(f"{line}\n" for line in (folder, *(f"{p.pid} {p.create_time()}" for p in processes)))
     dog.stdin.flush()
     return dog
+
+
+def _expects_token() -> bool:
+    """Return whether Ray in this process uses the token; it decides when it is imported."""
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
 
 
 def stop(cluster: RayCluster) -> None:

@@ -150,7 +150,7 @@ def choose_checkpoint(folder: Path, warn: Warn) -> Checkpoint | None:
     damaged: list[tuple[Path, str]] = []
     for path in _list_steps(folder):
         _require_own(path)
-        fault = find_fault(path)
+        fault = find_fault(path, STATE_FILE)
         if fault is None:
             _set_aside(damaged, path, warn)
             return _read(path)
