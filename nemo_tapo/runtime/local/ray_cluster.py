@@ -155,7 +155,7 @@ def _start_watchdog(folder: Path, processes: tuple[psutil.Process, ...]) -> subp
 
 def _expects_token() -> bool:
     """Return whether Ray in this process uses the token; it decides when it is imported."""
-    from ray._raylet import AuthenticationMode, get_authentication_mode
+    from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
 
     return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
 
