@@ -161,7 +161,7 @@ def test_the_manifest_covers_what_was_written_in_the_background(tmp_path: Path) 
     save(here, 0.5)
     listed = json.loads((tmp_path / "step_1" / "manifest.json").read_text())
     assert listed["policy/late"]["bytes"] == 1 and "tapo.json" in listed and "train_dataloader.pt" in listed
-    assert find_fault(tmp_path / "step_1") is None
+    assert find_fault(tmp_path / "step_1", "tapo.json") is None
 
 
 @nemo_rl
