@@ -42,20 +42,11 @@ def table(title: str, rows: Sequence[Row]) -> None:
 def kernel_once(which: str, tokens: int, vocab: int, dtype: str, repeats: int, gradient: bool) -> dict[str, float]:
     """Measure median seconds and extra peak memory (share of the logits' bytes) of one implementation here."""
     import torch
-
-    from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
+    from bench_gpu import one_pass, plain
 
     torch.manual_seed(0)
     logits = torch.empty(1, tokens, vocab, dtype=getattr(torch, dtype)).normal_().requires_grad_(gradient)
     targets = torch.randint(vocab, (1, tokens))
-
-    def one_pass() -> torch.Tensor:
-        return token_logprobs_and_entropy(logits, targets, VocabShard(0, vocab))[0]
-
-    def plain() -> torch.Tensor:
-        logp = torch.log_softmax(logits.float(), -1)
-        _entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
-        return logp.gather(-1, targets[..., None])[..., 0]
 
     run = {"one_pass": one_pass, "plain": plain}[which]
     size = logits.numel() * logits.element_size()
@@ -64,7 +55,7 @@ def kernel_once(which: str, tokens: int, vocab: int, dtype: str, repeats: int, g
     for _ in range(repeats):
         logits.grad = None
         begin = time.perf_counter()
-        out = run()
+        out = run(logits, targets)
         if gradient:
             out.sum().backward()
         seconds.append(time.perf_counter() - begin)

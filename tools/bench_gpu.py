@@ -35,12 +35,12 @@ class Measured:
     extra: float  # peak memory beyond the logits, in multiples of their bytes
 
 
-def one_pass(logits: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def one_pass(logits: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
     """Return log p by this package's pass, which computes the entropy too."""
     return token_logprobs_and_entropy(logits, targets, VocabShard(0, logits.shape[-1], chunk))[0]
 
 
-def plain(logits: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def plain(logits: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
     """Return log p by log_softmax + gather, and compute the entropy as well."""
     logp = torch.log_softmax(logits.float(), -1)
     _entropy = -(logp.detach().exp() * logp.detach()).sum(-1)

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from nemo_tapo.algorithms.reasoning_steps import find_quoted_step, read_quote
-from nemo_tapo.algorithms.reflection import count_tokens_within, parse_answer
+from nemo_tapo.algorithms.reasoning_steps import find_named_step
+from nemo_tapo.algorithms.reflection import encode_as_sampled, parse_answer
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Completion, Request, Rollout
 
@@ -65,16 +65,15 @@ def open_reconstruction(first: Completion, wrong: Rollout, tokenizer: Tokenizer,
 
     Returns no ids if `first` has no whole analysis, or if that names no step of the wrong response.
     """
-    quote = read_quote(parse_answer(first.text, first.truncated, ()).analysis, error_quote)
-    error_end = None if quote is None else find_quoted_step(quote, wrong.text)
+    analysis = parse_answer(first.text, first.truncated, ()).analysis
+    error_end = find_named_step(analysis, wrong.text, error_quote)
     if error_end is None:
         return ()
-    analysis = first.text[: first.text.rindex(END_OF_ANALYSIS) + len(END_OF_ANALYSIS)]
+    begun = first.text[: first.text.rindex(END_OF_ANALYSIS) + len(END_OF_ANALYSIS)]
     kept = wrong.text[: find_prefix_end(wrong.text, error_end)]
-    return (
-        *encode_as_sampled(analysis, first.token_ids, OPENING, tokenizer),
-        *encode_as_sampled(kept, wrong.completion.token_ids, "", tokenizer),
-    )
+    analysis_ids, *_ = encode_as_sampled(begun + OPENING, len(begun), first.token_ids, tokenizer)
+    prefix_ids, *_ = encode_as_sampled(kept, len(kept), wrong.completion.token_ids, tokenizer)
+    return (*analysis_ids, *prefix_ids)
 
 
 def find_prefix_end(wrong: str, error_end: int) -> int:
@@ -86,10 +85,3 @@ def find_prefix_end(wrong: str, error_end: int) -> int:
     rest = wrong[error_end:]
     space = rest[: len(rest) - len(rest.lstrip())]
     return error_end + (len(space) if "\n" in space else 0)
-
-
-def encode_as_sampled(text: str, ids: tuple[int, ...], more: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return ids of `text + more`: those of the sampled `ids` that lie wholly within `text`, and the rest encoded."""
-    own = [i for i in ids if i != tokenizer.eos_id]
-    own = own[: count_tokens_within(own, text, tokenizer)]
-    return (*own, *tokenizer.encode(text[len(tokenizer.decode(own)) :] + more))

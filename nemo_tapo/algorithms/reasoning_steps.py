@@ -91,3 +91,13 @@ def find_quoted_step(quote: str, wrong: str) -> int | None:
     if quote not in wrong:
         found = [match.end() for match in re.finditer(r"\s+".join(map(re.escape, quote.split())), wrong)]
     return next((end for end in find_step_ends(wrong) if end >= found[0]), None) if len(found) == 1 else None
+
+
+def find_named_step(analysis: str, wrong: str, error_quote: str) -> int | None:
+    r"""Return where in `wrong` the step ends that an analysis names; None if it names none that is there once.
+
+    >>> find_named_step("It says <error>47+38</error>.", "47+38=75\n75-19=56", r"(?s)<error>(.*?)</error>")
+    8
+    """
+    quote = read_quote(analysis, error_quote)
+    return None if quote is None else find_quoted_step(quote, wrong)

@@ -14,7 +14,7 @@ from typing import Literal
 from nemo_tapo.algorithms.reasoning_steps import (
     count_kept_steps,
     find_last_step,
-    find_quoted_step,
+    find_named_step,
     keeps_through,
     read_quote,
 )
@@ -188,12 +188,22 @@ def anchor_prefix(
     The common prefix is found on characters. As many of the wrong rollout's own token ids as lie wholly within it
     are kept, so the prefix is token-exact on policy; what follows is encoded anew.
     """
-    shared = reconstruction[: common_prefix_length(reconstruction, wrong_text)]
-    ids = [i for i in wrong_ids if i != tokenizer.eos_id]
-    kept = count_tokens_within(ids, shared, tokenizer)
-    kept_text = tokenizer.decode(ids[:kept])
-    rest = tokenizer.encode(reconstruction[len(kept_text) :])
-    return (*ids[:kept], *rest, tokenizer.eos_id), kept, len(kept_text)
+    shared = common_prefix_length(reconstruction, wrong_text)
+    ids, kept, chars = encode_as_sampled(reconstruction, shared, wrong_ids, tokenizer)
+    return (*ids, tokenizer.eos_id), kept, chars
+
+
+def encode_as_sampled(
+    text: str, shared: int, sampled: Sequence[int], tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], int, int]:
+    """Return (ids of `text`, how many of them are `sampled` ones, the characters of these).
+
+    The sampled ids that lie wholly within the first `shared` characters are kept, EOS left out; the rest is encoded.
+    """
+    own = [i for i in sampled if i != tokenizer.eos_id]
+    kept = count_tokens_within(own, text[:shared], tokenizer)
+    chars = len(tokenizer.decode(own[:kept]))
+    return (*own[:kept], *tokenizer.encode(text[chars:])), kept, chars
 
 
 def count_tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:
@@ -261,10 +271,9 @@ def find_quote_fault(analysis: str, wrong: str, error_quote: str) -> str | None:
     >>> find_quote_fault("<error>1+1=3</error>", "1+1=2", ERROR_QUOTE)
     'quote_not_found'
     """
-    quote = read_quote(analysis, error_quote)
-    if quote is None:
+    if read_quote(analysis, error_quote) is None:
         return "no_quote"
-    return "quote_not_found" if find_quoted_step(quote, wrong) is None else None
+    return "quote_not_found" if find_named_step(analysis, wrong, error_quote) is None else None
 
 
 def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, error_end: int | None) -> str | None:
@@ -274,8 +283,7 @@ def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, e
         if made.kept_share < rules.min_kept_share:
             return "too_little_kept"
         if error_end is None:
-            quote = read_quote(made.analysis, rules.error_quote)
-            error_end = None if quote is None else find_quoted_step(quote, wrong.text)
+            error_end = find_named_step(made.analysis, wrong.text, rules.error_quote)
         kept = error_end is None or keeps_through(made.reconstruction, shared, error_end)
         if rules.keep_error and not (kept and made.kept_steps):
             return "error_not_kept"

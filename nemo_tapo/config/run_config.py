@@ -153,6 +153,11 @@ class RunConfig(Section):
         return self.constructs and self.pipeline == "deferred"
 
     @property
+    def prefilled(self) -> bool:
+        """True if constructions begin with a prefix that is given to the policy, so that requests end at a text."""
+        return self.constructs and self.tapo.prefix == "prefilled"
+
+    @property
     def trains_rollouts(self) -> bool:
         """True if the algorithm's rows include rollouts, on which the KL to the reference is measured."""
         return ALGORITHMS[self.algorithm].trains_rollouts

@@ -7,24 +7,15 @@ data and not in the corpus of the tiny base model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from functools import partial
 from typing import Any
 
-from nemo_tapo.config.sections import CountdownConfig, ReasoningGymConfig
-from nemo_tapo.datasets.sets import TRAIN
+from nemo_tapo.config.sections import CountdownConfig
 from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.tasks import countdown
 from nemo_tapo.tasks.countdown_corpus import CountdownCorpus
 from nemo_tapo.tasks.prompts import ERROR_QUOTE
-from nemo_tapo.tasks.reasoning_gym_task import (
-    HELD_OUT_SEED,
-    LICENCE,
-    RANGES,
-    SEEDS_PER_RUN,
-    create_dataset,
-    key_of,
-    make_queries,
-)
+from nemo_tapo.tasks.reasoning_gym_task import HELD_OUT_SEED, DrawnSets, create_dataset
 from nemo_tapo.types import Grade, Provenance, Query
 
 NAME = "countdown"
@@ -41,20 +32,20 @@ class CountdownTask:
         """Check the settings. Raises ValueError with a sentence if reasoning-gym is not there or refuses them."""
         self.cfg, self.seed = cfg, seed
         draw_items(cfg, 0, 1)
-        self._sets: dict[str, tuple[list[Query], Provenance]] = {}
+        sizes = cfg.train_queries, cfg.held_out_queries
+        self._sets = DrawnSets(NAME, seed, sizes, "{question}", partial(draw_items, cfg))
 
     def train_queries(self) -> Sequence[Query]:
         """Return the training problems, which differ from each other and from the benchmark's."""
-        held_out = {key_of(query.question) for query in self._read(NAME)}
-        return self._read(TRAIN, held_out)
+        return self._sets.train_queries()
 
     def benchmarks(self) -> Mapping[str, Sequence[Query]]:
         """Return the held-out problems, the same for every seed."""
-        return {NAME: self._read(NAME)}
+        return self._sets.benchmarks()
 
     def provenance(self, name: str) -> Provenance:
         """Return the package's version, the seed, and the problems that are there twice."""
-        return self._sets[name][1]
+        return self._sets.provenance(name)
 
     def row(self, query: Query) -> Mapping[str, Any]:
         """Return seed and index of the item in reasoning-gym's data set."""
@@ -77,21 +68,6 @@ class CountdownTask:
 
     def close(self) -> None:
         """Do nothing: no process was started."""
-
-    def _read(self, name: str, held_out: frozenset[str] | set[str] = frozenset()) -> list[Query]:
-        if name not in self._sets:
-            training = name == TRAIN
-            seed, size = (
-                (self.seed % RANGES * SEEDS_PER_RUN, self.cfg.train_queries)
-                if training
-                else (HELD_OUT_SEED, self.cfg.held_out_queries)
-            )
-            items = draw_items(self.cfg, seed, size)
-            prefix = "train" if training else "test"
-            queries, aside = make_queries(items, seed, prefix, ReasoningGymConfig(prompt="{question}"), held_out)
-            source = f"reasoning-gym {version('reasoning-gym')}, {NAME} from seed {seed}"
-            self._sets[name] = queries, Provenance(source, size, tuple(aside), LICENCE)
-        return self._sets[name][0]
 
 
 def draw_items(cfg: CountdownConfig, seed: int, size: int) -> list[dict[str, str]]:

@@ -6,11 +6,11 @@ is drawn from HELD_OUT_SEED on, the same for every run. What both have in words 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from nemo_tapo.config.sections import ReasoningGymConfig, TaskConfig
+from nemo_tapo.config.sections import TaskConfig
 from nemo_tapo.datasets.sets import TRAIN
 from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.grading.calls import FunctionSpec
@@ -39,20 +39,20 @@ class ReasoningGymTask:
         create_dataset(self.cfg.dataset, self.cfg.settings, 0, 1)
         arguments = {"dataset": self.cfg.dataset, "settings": dict(self.cfg.settings)}
         self._grader = UserGrader(cfg.grading, [FunctionSpec(KEY, f"{__name__}:Scorer", True, arguments)])
-        self._sets: dict[str, tuple[list[Query], Provenance]] = {}
+        sizes = self.cfg.train_queries, self.cfg.held_out_queries
+        self._sets = DrawnSets(self.cfg.dataset, seed, sizes, self.cfg.prompt, self._draw)
 
     def train_queries(self) -> Sequence[Query]:
         """Return the training queries that differ from each other and from the benchmark's."""
-        held_out = {key_of(query.question) for query in self._read(self.cfg.dataset)}
-        return self._read(TRAIN, held_out)
+        return self._sets.train_queries()
 
     def benchmarks(self) -> Mapping[str, Sequence[Query]]:
         """Return the held-out queries under the data set's name."""
-        return {self.cfg.dataset: self._read(self.cfg.dataset)}
+        return self._sets.benchmarks()
 
     def provenance(self, name: str) -> Provenance:
         """Return the package's version, the data set, and the queries that are there twice."""
-        return self._sets[name][1]
+        return self._sets.provenance(name)
 
     def row(self, query: Query) -> Mapping[str, Any]:
         """Return what the data set says of an item."""
@@ -71,17 +71,46 @@ class ReasoningGymTask:
         """End the processes."""
         self._grader.close()
 
+    def _draw(self, seed: int, size: int) -> Any:
+        return create_dataset(self.cfg.dataset, self.cfg.settings, seed, size)
+
+
+class DrawnSets:
+    """The training set and the benchmark of a data set, each drawn when it is first asked for."""
+
+    def __init__(
+        self,
+        dataset: str,
+        seed: int,
+        sizes: tuple[int, int],
+        prompt: str,
+        draw: Callable[[int, int], Any],
+    ) -> None:
+        """Draw by `draw(seed, size)`, which returns items. `sizes`: of the training set and of the benchmark."""
+        self._dataset, self._seed, self._sizes, self._prompt, self._draw = dataset, seed, sizes, prompt, draw
+        self._sets: dict[str, tuple[list[Query], Provenance]] = {}
+
+    def train_queries(self) -> Sequence[Query]:
+        """Return the training queries that differ from each other and from the benchmark's."""
+        held_out = {key_of(query.question) for query in self._read(self._dataset)}
+        return self._read(TRAIN, held_out)
+
+    def benchmarks(self) -> Mapping[str, Sequence[Query]]:
+        """Return the held-out queries under the data set's name, the same for every seed."""
+        return {self._dataset: self._read(self._dataset)}
+
+    def provenance(self, name: str) -> Provenance:
+        """Return the package's version, the data set with its seed, and the queries that are there twice."""
+        return self._sets[name][1]
+
     def _read(self, name: str, held_out: frozenset[str] | set[str] = frozenset()) -> list[Query]:
         if name not in self._sets:
-            training = name == TRAIN
-            seed, size = (
-                (self.seed % RANGES * SEEDS_PER_RUN, self.cfg.train_queries)
-                if training
-                else (HELD_OUT_SEED, self.cfg.held_out_queries)
-            )
-            items = create_dataset(self.cfg.dataset, self.cfg.settings, seed, size)
-            queries, aside = make_queries(items, seed, "train" if training else "test", self.cfg, held_out)
-            source = f"reasoning-gym {version('reasoning-gym')}, {self.cfg.dataset} from seed {seed}"
+            training, (train_size, held_out_size) = name == TRAIN, self._sizes
+            seed = self._seed % RANGES * SEEDS_PER_RUN if training else HELD_OUT_SEED
+            size = train_size if training else held_out_size
+            items = self._draw(seed, size)
+            queries, aside = make_queries(items, seed, "train" if training else "test", self._prompt, held_out)
+            source = f"reasoning-gym {version('reasoning-gym')}, {self._dataset} from seed {seed}"
             self._sets[name] = queries, Provenance(source, size, tuple(aside), LICENCE)
         return self._sets[name][0]
 
@@ -115,7 +144,7 @@ def create_dataset(name: str, settings: Mapping[str, Any], seed: int, size: int)
 
 
 def make_queries(
-    items: Any, seed: int, prefix: str, cfg: ReasoningGymConfig, held_out: frozenset[str] | set[str]
+    items: Any, seed: int, prefix: str, prompt: str, held_out: frozenset[str] | set[str]
 ) -> tuple[list[Query], list[SetAside]]:
     """Return the queries of a data set's items, and those set aside because the same words were there before."""
     queries: list[Query] = []
@@ -133,7 +162,7 @@ def make_queries(
             seen[key] = uid
             answer = NO_GOLD if entry["answer"] is None else str(entry["answer"])
             row = {SEED: seed, INDEX: index}
-            queries.append(Query(uid, question, answer, prompt=fill_template(cfg.prompt, question), row=row))
+            queries.append(Query(uid, question, answer, prompt=fill_template(prompt, question), row=row))
     return queries, aside
 
 

@@ -59,11 +59,10 @@ def start(cpus: int = 1) -> RayCluster:
         os.environ.setdefault(name, value)
     # A password for this process only; Ray would store one in the home directory. Ray reads it once per process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    imported_before = "ray" in sys.modules  # by code of a user: then Ray has read the mode already
     os.environ["RAY_AUTH_MODE"] = "token"  # whatever the environment says: any user can reach a port of this machine
     import ray
 
-    if imported_before and not _expects_token():
+    if not _expects_token():  # code of a user imported Ray before, and Ray has read the mode then
         os.environ["RAY_AUTH_MODE"] = "disabled"  # else its processes would refuse this one
     if ray.is_initialized():
         raise ValueError("Ray already runs in this process; close the other runtime first.")

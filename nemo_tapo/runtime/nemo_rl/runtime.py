@@ -126,8 +126,7 @@ class NemoRLRuntime:
         join_ray()
         ship_by_value()
         tokenizer = compat.load("get_tokenizer")(master["policy"]["tokenizer"])
-        reads_text = cfg.constructs and cfg.tapo.prefix == "prefilled"
-        master["policy"]["generation"] = compat.configure_generation(master["policy"], tokenizer, reads_text)
+        master["policy"]["generation"] = compat.configure_generation(master["policy"], tokenizer, cfg.prefilled)
         status("starting NeMo-RL" + (f" from {checkpoint.path}" if checkpoint else ""))
         config = compat.load("MasterConfig")(**master)
         queries = PlaceholderDataset(master["grpo"]["num_prompts_per_step"] * cfg.steps)

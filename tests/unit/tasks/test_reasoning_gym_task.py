@@ -64,7 +64,7 @@ def test_the_data_sets_own_score_counts() -> None:
 def test_the_scorer_draws_the_same_item_again(dataset: str) -> None:
     """A query carries seed and index of its item: as JSON, an item would lose its tuples and whole-number keys."""
     items = create_dataset(dataset, {}, 7000, 4)
-    queries, _ = make_queries(items, 7000, "train", ReasoningGymConfig(dataset=dataset), frozenset())
+    queries, _ = make_queries(items, 7000, "train", ReasoningGymConfig(dataset=dataset).prompt, frozenset())
     for query in queries:
         assert redraw_item(dataset, {}, query) == dict(items[query.row["index"]])
     with pytest.raises(ValueError, match="draws another question"):
@@ -73,7 +73,7 @@ def test_the_scorer_draws_the_same_item_again(dataset: str) -> None:
 
 def test_equal_questions_are_one_query() -> None:
     items = [{"question": "a  b", "answer": None}, {"question": "a b", "answer": "x"}]
-    (query,), (aside,) = make_queries(items, 5, "train", ReasoningGymConfig(), frozenset())
+    (query,), (aside,) = make_queries(items, 5, "train", ReasoningGymConfig().prompt, frozenset())
     assert (query.answer, query.row) == ("(scored by the data set)", {"seed": 5, "index": 0})
     assert (aside.uid, aside.reason) == ("train-1", "duplicate")
 

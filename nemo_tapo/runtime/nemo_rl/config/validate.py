@@ -189,7 +189,7 @@ def check_algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
             f"tapo.ift_weight = {cfg.tapo.ift_weight:g} is not supported: its rows come on top of the rows of an "
             "update, whose number NeMo-RL fixes when it starts. Set it to 0, or use the local runtime."
         )
-    if cfg.constructs and cfg.tapo.prefix == "prefilled":
+    if cfg.prefilled:
         yield from _check_stop_strings(master)
     if cfg.teacher is not None:
         yield from _check_teacher(cfg.teacher)
