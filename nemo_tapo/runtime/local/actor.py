@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
@@ -63,8 +64,8 @@ class LocalActor:
         places = ray_cluster.place_ranks(world)
         init_method = f"file://{self._folder.name}/ranks"
         if places.host is not None:
-            port = ray.remote(find_free_port).options(num_cpus=0, **places.options[0]).remote(places.host)
-            init_method = f"tcp://{places.host}:{ray.get(port, timeout=local.start_timeout)}"
+            self._store = serve_store(places.host)  # served as long as this actor is there
+            init_method = f"tcp://{places.host}:{self._store.port}"
         remote = ray.remote(MegatronWorker)
         self._ranks = [
             remote.options(**options, **places.options[rank]).remote(rank, world, init_method, model_path, local)
@@ -265,11 +266,14 @@ def make_worker_environment(local: LocalConfig) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def find_free_port(host: str) -> int:
-    """Return a TCP port of this node that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def serve_store(host: str) -> TCPStore:
+    """Serve the store at which the ranks find each other, at a free port of `host`, one of this node's addresses.
+
+    Rank 0 would serve it at a port chosen for it beforehand, which another process may have taken when it starts.
+    """
+    listener = socket.create_server((host, 0))
+    port = int(listener.getsockname()[1])
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 async def _await_object(object_ref: Any) -> Any:

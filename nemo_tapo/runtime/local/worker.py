@@ -26,6 +26,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from nemo_tapo.batch import micro_batches
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
@@ -49,8 +50,9 @@ class MegatronWorker:
     ) -> None:
         """Join the other ranks and load the model.
 
-        `init_method` is tcp://<host of rank 0>:<port> or file://<new file>. Raises ValueError if the model is of an
-        architecture that `hf_checkpoint` does not read, or if TP and PP do not divide its sizes.
+        `init_method` is file://<new file>, or tcp://<host>:<port> of a store that another process serves. Raises
+        ValueError if the model is of an architecture that `hf_checkpoint` does not read, or if TP and PP do not divide
+        its sizes.
         """
         assert world_size == local.tp * local.pp * local.dp
         self.local, self.model_path = local, Path(model_path)
@@ -75,7 +77,8 @@ class MegatronWorker:
         from megatron.core import parallel_state as mpu
 
         timeout = datetime.timedelta(seconds=self.local.call_timeout)
-        dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=timeout)
+        store = open_store(init_method, world_size, timeout)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
         mpu.initialize_model_parallel(self.local.tp, self.local.pp, create_gloo_process_groups=False)
         self.mp_rank = ModelParallelRank(
             self.local.tp, self.local.pp, mpu.get_tensor_model_parallel_rank(), mpu.get_pipeline_model_parallel_rank()
@@ -391,6 +394,17 @@ class MegatronWorker:
         mpu.destroy_model_parallel()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def open_store(init_method: str, world_size: int, timeout: datetime.timedelta) -> Store:
+    """Open the store at which the ranks find each other; see `MegatronWorker` for `init_method`."""
+    place = urlsplit(init_method)
+    if place.scheme == "file":
+        store = FileStore(place.path, world_size)
+        store.set_timeout(timeout)
+        return store
+    assert place.hostname is not None and place.port is not None
+    return TCPStore(place.hostname, place.port, is_master=False, timeout=timeout)
 
 
 def find_network_interface(init_method: str) -> str:
