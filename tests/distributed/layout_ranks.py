@@ -73,6 +73,7 @@ class Ranks:
         worker = MegatronWorker(self.rank, tp * pp * dp, f"file://{where}", self.folder / model, local)
         yield worker
         worker.shutdown()
+        assert "torch._inductor.lowering" not in sys.modules, "a rank imports torch's compiler and does not use it"
 
 
 def own_share(worker: MegatronWorker, batch: Batch) -> dict[str, Tensor]:

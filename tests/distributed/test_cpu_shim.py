@@ -52,6 +52,17 @@ def test_nothing_is_touched_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch
     assert all(site(path) is value for path, value in before.items())
 
 
+def test_a_decorator_that_compiles_gives_the_function_back_until_megatron_is_imported() -> None:
+    def double(x: int) -> int:
+        return 2 * x
+
+    compiler = torch.compile
+    with cpu_shim.without_compiler():
+        assert torch.compile(double) is double
+        assert torch.compile(dynamic=True)(double) is double
+    assert torch.compile is compiler
+
+
 def test_megatron_still_has_these_sites() -> None:
     assert inspect.getsource(schedules).count('torch.zeros([], dtype=torch.int, device="cuda")') == 3
     assert "torch.cuda.current_device()" in inspect.getsource(p2p_communication)

@@ -25,6 +25,7 @@ rows:
 SMALLEST = [
     f"model.path={ROOT / 'assets' / 'tiny-coldstart'}", "steps=2", "rollout.queries_per_step=6", "optimizer.lr=3e-4",
     "evaluation.problems=16", "evaluation.runs=1", "checkpoint.every=1", "checkpoint.min_free_gib=0",
+    "local.dp=1",
 ]  # fmt: skip
 RUNS = ["coldstart/seed-0", "tapo/seed-0"]
 

@@ -109,14 +109,13 @@ def test_first_step_holds_what_it_must(whole: Path) -> None:
     assert any(m["tapo/parsed"] > 0 for m in metrics(whole))
 
 
-def test_sigkill_at_random_points_and_resume_give_the_same_weights(whole: Path, tmp_path: Path) -> None:
+def test_sigkill_at_a_random_point_and_resume_give_the_same_weights(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for steps_before_death in (2, 6):
-        process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
-        wait_for_steps(folder, steps_before_death, process)
-        time.sleep((time.time_ns() % 1000) / 1000)  # anywhere within a step or a save
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
+    wait_for_steps(folder, 1 + time.time_ns() % 7, process)
+    time.sleep((time.time_ns() % 1000) / 1000)  # anywhere within a step or a save
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     run(folder)
     assert digest(folder) == digest(whole)
     assert [m["step"] for m in metrics(folder)] == list(range(1, 11))
@@ -129,7 +128,7 @@ def test_the_barrier_samples_and_learns_the_same(whole: Path, tmp_path: Path) ->
 
 def test_deferred_and_prefilled_resume_to_the_same_weights(tmp_path: Path) -> None:
     """The pairs that wait are in the checkpoint; a prefilled prefix is asked for in two requests, ended by a text."""
-    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=5")
+    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=5", "local.dp=1")
     run(tmp_path / "whole", *settings)
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(killed, *settings), stderr=subprocess.PIPE, text=True)
@@ -145,9 +144,10 @@ def test_deferred_and_prefilled_resume_to_the_same_weights(tmp_path: Path) -> No
     assert sum(s["tapo/parsed"] for s in steps) > 0
 
 
-@pytest.mark.parametrize("layout", ["local.tp=2", "local.pp=2", "local.dp=2"])
+@pytest.mark.parametrize("layout", ["local.tp=2", "local.pp=2"])
 def test_layouts_run_and_begin_alike(whole: Path, tmp_path: Path, layout: str) -> None:
-    run(tmp_path / "run", layout, "steps=2")
+    """As `whole`, which has two data-parallel ranks."""
+    run(tmp_path / "run", layout, "local.dp=1", "steps=2")
     for name in ("loss", "grad_norm", "reward/mean", "entropy", "tapo/ots_weight_mean"):
         expected, found = metrics(whole)[0].get(name), metrics(tmp_path / "run")[0].get(name)
         assert (expected is None) == (found is None)
