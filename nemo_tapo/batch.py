@@ -80,7 +80,7 @@ def collate(
     token_mask = torch.zeros(shape)
     for i, row in enumerate(rows):
         input_ids[i, : row.length] = torch.tensor(row.prompt_ids + row.response_ids, dtype=torch.long)
-        token_mask[i, len(row.prompt_ids) + row.masked_tokens : row.length] = 1.0
+        token_mask[i, row.loss_columns] = 1.0
     kinds = {row.kind for row in rows}
     mixed = Kind.EXAMPLE in kinds and len(kinds) > 1
     coefficients = compute_loss_coefficients(rows, term_weights, token_mean, weighting)

@@ -292,6 +292,7 @@ class Construction:
     kept_chars: int = 0  # reconstruction[:kept_chars] is the wrong response's own text, token-exact
     kept_tokens: int = 0  # response_ids[:kept_tokens] are the wrong rollout's own token ids
     valid_tokens: int = 0  # of the kept ones, those before the last step, which holds the error
+    turn_tokens: int = 0  # after the kept ones, those of the first new step, which turns ("Wait, ...")
     kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
     response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
     request_ids: tuple[int, ...] = ()  # the synthesis prompt as the policy read it
@@ -363,6 +364,7 @@ class Row:
     # which the engine sampled in the synthesis prompt's context
     generation_logprobs: tuple[float, ...] | None = None
     masked_tokens: int = 0  # the first so many response tokens carry no loss (tapo.prefix_loss)
+    masked_end: int = 0  # nor do the last so many
     teacher_prompt_ids: tuple[int, ...] | None = None  # the teacher reads the response after these (OPSD)
 
     def __post_init__(self) -> None:
@@ -373,6 +375,16 @@ class Row:
     def length(self) -> int:
         """Prompt and response, tokens."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def loss_columns(self) -> slice:
+        """Of prompt and response, the tokens with loss."""
+        return slice(len(self.prompt_ids) + self.masked_tokens, self.length - self.masked_end)
+
+    @property
+    def loss_tokens(self) -> int:
+        """How many tokens carry loss."""
+        return self.loss_columns.stop - self.loss_columns.start
 
     @property
     def query_uid(self) -> str:

@@ -9,15 +9,16 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from nemo_tapo.algorithms.reasoning_steps import (
     count_kept_steps,
     find_last_step,
     find_named_step,
+    find_step_ends,
     keeps_through,
     read_quote,
 )
+from nemo_tapo.config.sections import PrefixLoss
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.tasks.prompts import ERROR_QUOTE
 from nemo_tapo.types import Completion, Construction, Pair
@@ -27,6 +28,7 @@ DROP_REASONS = (
     "prompt_too_long",  # the synthesis prompt and its answer do not fit the context; never truncated
     "truncated",  # the answer was cut off by the length limit
     "no_analysis",  # no well-formed <analysis>
+    "error_unknown",  # tapo.construct: continue_from_prefix, and the task does not tell where the wrong step is
     "no_quote",  # tapo.prefix: prefilled, and the analysis names no wrong step, or several
     "quote_not_found",  # the step that it names is not in the wrong response exactly once
     "no_reconstruction",  # no well-formed <reconstruction>
@@ -259,6 +261,7 @@ def make_construction(
         kept_tokens=kept,
         kept_steps=count_kept_steps(text, wrong, shared),
         valid_tokens=count_tokens_before_last_step(text[:chars], ids[:kept], tokenizer),
+        turn_tokens=count_turn_tokens(text[chars:], ids[kept:], tokenizer),
         kept_share=chars / max(len(wrong), 1),
         response_ids=ids,
     )
@@ -297,12 +300,20 @@ def count_tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Toke
     return count_tokens_within(ids, kept[: find_last_step(kept)], tokenizer)
 
 
-def count_tokens_without_loss(
-    construction: Construction, prefix_loss: Literal["all", "none", "error_step_only"]
-) -> int:
-    """Count the first tokens of a construction that carry no loss, under `tapo.prefix_loss`.
+def count_turn_tokens(added: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Count the `ids`, whose text is `added` and an EOS, that make up its first step: at least one."""
+    ends = find_step_ends(added)
+    return max(1, count_tokens_within(ids, added[: ends[0]] if ends else "", tokenizer))
 
-    The paper's Eq. 8 sums over every token, the kept wrong prefix among them (`all`: 0). `none` leaves the kept prefix
-    out; `error_step_only` leaves out what stands before its last step, which holds the error.
+
+def count_tokens_without_loss(construction: Construction, prefix_loss: PrefixLoss) -> tuple[int, int]:
+    """Count the first and the last tokens of a construction that carry no loss, under `tapo.prefix_loss`.
+
+    The paper's Eq. 8 sums over every token, the kept wrong prefix among them (`all`). `none` leaves the kept prefix
+    out; `error_step_only` leaves out what stands before its last step, which holds the error; `turn_only` leaves out
+    all but the step that turns, the first one after the prefix (arXiv 2505.24726).
     """
-    return {"all": 0, "none": construction.kept_tokens, "error_step_only": construction.valid_tokens}[prefix_loss]
+    kept = construction.kept_tokens
+    if prefix_loss == "turn_only":
+        return kept, len(construction.response_ids) - kept - construction.turn_tokens
+    return {"all": 0, "none": kept, "error_step_only": construction.valid_tokens}[prefix_loss], 0

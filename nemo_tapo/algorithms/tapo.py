@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from nemo_tapo.algorithms import reflection
+from nemo_tapo.algorithms.continuation import Continuation
 from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.synthesis import Synthesis, count_constructions
 from nemo_tapo.algorithms.tools import Tools
@@ -64,7 +65,8 @@ class TAPO(GRPO):
             uniform_group=cfg.tapo.uniform_group,
             baseline=cfg.tapo.reflection_baseline,
         )
-        self.synthesis = Synthesis(cfg, tools)
+        continues = cfg.tapo.construction == "continue_from_prefix"
+        self.constructor = Continuation(cfg, tools) if continues else Synthesis(cfg, tools)
         self.waiting: tuple[Pair, ...] = ()  # chosen in the step before, not yet constructed (pipeline: deferred)
 
     async def collect(self, step: int, queries: Sequence[Query]) -> Experience:
@@ -99,8 +101,8 @@ class TAPO(GRPO):
         return select_pairs(group, settings.n_pos, settings.n_neg, settings.m_max, self.cfg.seed, step)
 
     async def construct(self, pairs: Sequence[Pair], step: int) -> tuple[Construction, ...]:
-        """Synthesise and grade for each pair."""
-        return tuple(await run_concurrently(self.synthesis.construct(pair, step) for pair in pairs))
+        """Make and grade a construction of each pair."""
+        return tuple(await run_concurrently(self.constructor.construct(pair, step) for pair in pairs))
 
     def state(self) -> dict[str, Any]:
         """Add to GRPO's state the pairs that wait; nothing where none can."""
@@ -132,6 +134,7 @@ class TAPO(GRPO):
     def make_constructed_row(self, construction: Construction, advantage: float) -> Row:
         """Make a row of a reconstruction, as an answer to the query itself: its context is not the synthesis prompt."""
         query = construction.pair.wrong.query
+        first, last = reflection.count_tokens_without_loss(construction, self.cfg.tapo.prefix_loss)
         return Row(
             uid=construction.pair.uid,
             group=query.uid + REFLECTED_SUFFIX if self.cfg.tapo.decoupled else query.uid,
@@ -140,7 +143,8 @@ class TAPO(GRPO):
             response_ids=construction.response_ids,
             reward=construction.reward,
             advantage=advantage,
-            masked_tokens=reflection.count_tokens_without_loss(construction, self.cfg.tapo.prefix_loss),
+            masked_tokens=first,
+            masked_end=last,
         )
 
     def make_ift_rows(self, experience: Experience) -> list[Row]:

@@ -93,6 +93,27 @@ def check_construction(cfg: Settings) -> None:
             "tapo.decoupled = false leaves no reflection group: tapo.uniform_group and tapo.reflection_baseline "
             "would change nothing; leave them out."
         )
+    if t.construction == "continue_from_prefix":
+        if t.prefix_loss != "none":
+            raise ValueError(
+                "tapo.construct = continue_from_prefix samples from a wrong prefix, which is context and no target: "
+                "set tapo.prefix_loss to none."
+            )
+        idle = {
+            "tapo.prefix": t.prefix != "copied",
+            "tapo.full_reconstruction": t.full_reconstruction,
+            "tapo.prompt": t.prompt is not None,
+            "tapo.min_kept_share": t.min_kept_share > 0,
+            "tapo.ift_weight": t.ift_weight > 0,
+            "tapo.keep_error": not t.keep_error,
+        }
+        if asked := [name for name, is_set in idle.items() if is_set]:
+            raise ValueError(
+                f"tapo.construct = continue_from_prefix asks for no synthesis: {asked[0]} would change nothing; leave "
+                "it out."
+            )
+    elif t.continue_at != "error":
+        raise ValueError("tapo.continue_at is where tapo.construct = continue_from_prefix cuts: set that, or neither.")
     if t.full_reconstruction and (t.prefix_loss != "all" or t.min_kept_share > 0 or t.prefix != "copied"):
         raise ValueError(
             "tapo.full_reconstruction keeps no prefix: tapo.prefix, tapo.prefix_loss and tapo.min_kept_share would "

@@ -273,6 +273,9 @@ class RolloutConfig(Section):
     )
 
 
+PrefixLoss = Literal["all", "none", "error_step_only", "turn_only"]
+
+
 class TapoConfig(Section):
     """The method's own settings (section 3) and the ablation switches (Tables 3, 4, 5)."""
 
@@ -288,10 +291,11 @@ class TapoConfig(Section):
     suppression: bool = Field(True, description="Table 4: OOD token suppression, Eq. 7")
     w_min: float = Field(0.01, ge=0, description="Eq. 7: smallest token weight")
     w_max: float = Field(10.0, gt=0, description="Eq. 7: largest token weight")
-    prefix_loss: Literal["all", "none", "error_step_only"] = Field(
+    prefix_loss: PrefixLoss = Field(
         "all",
         description="which tokens of the kept wrong prefix carry loss: all as Eq. 8, none, or those of its last step, "
-        "where the error is; the other tokens keep their weight",
+        "where the error is; turn_only: none, and after it the step that turns alone; the other tokens keep their "
+        "weight",
     )
     ift_weight: float = Field(
         0.0,
@@ -319,6 +323,17 @@ class TapoConfig(Section):
         "copied",
         description="copied: the policy writes the wrong response again up to the error (the paper); prefilled: it "
         "names the wrong step, and the reconstruction begins with the wrong rollout's own tokens",
+    )
+    construction: Literal["synthesis", "continue_from_prefix"] = Field(
+        "synthesis",
+        alias="construct",
+        description="synthesis: the policy corrects a wrong response when asked to (the paper); continue_from_prefix: "
+        "it goes on from a prefix of its wrong response, which is context without loss (needs prefix_loss: none)",
+    )
+    continue_at: Literal["error", "half"] = Field(
+        "error",
+        description="where continue_from_prefix cuts: error: behind the first wrong step, as the task tells it; half: "
+        "behind the last step from which half of four continuations are right",
     )
     keep_error: bool = Field(
         True,

@@ -272,11 +272,11 @@ def _compare_weights(step: _Step, rows: Sequence[Row], sums: Mapping[str, float]
     low, high = (t.w_min, t.w_max) if t.suppression else (1.0, 1.0)
     differences = []
     for row in rows:
-        tokens = len(row.response_ids) - row.masked_tokens
+        tokens = row.loss_tokens
         slack = WEIGHT_TOLERANCE * tokens
         if not low * tokens - slack <= sums[row.uid] <= high * tokens + slack:
             differences.append(f"{row.uid}: weights of {tokens} tokens add up to {sums[row.uid]:g}, outside the bounds")
-    tokens = sum(len(row.response_ids) - row.masked_tokens for row in rows)
+    tokens = sum(row.loss_tokens for row in rows)
     if tokens:
         mean, recorded = sum(sums[row.uid] for row in rows) / tokens, step.recorded.metrics.get(OTS_WEIGHT_MEAN)
         if not is_same(recorded, mean, WEIGHT_TOLERANCE):
@@ -294,7 +294,7 @@ def _compare_terms(step: _Step, sums: Mapping[str, float], subject: str) -> Chec
     computed: dict[str, float] = dict.fromkeys((LOSS, LOSS_ORIGINAL, LOSS_REFLECTION), 0.0)
     size = 0.0
     for row, coefficient in zip(step.rows, coefficients, strict=True):
-        weight = sums[row.uid] if row.kind is Kind.CONSTRUCTED else len(row.response_ids) - row.masked_tokens
+        weight = sums[row.uid] if row.kind is Kind.CONSTRUCTED else row.loss_tokens
         added = -row.advantage * coefficient * weight
         size += abs(added)
         for key in (LOSS, terms[row.kind]):

@@ -115,6 +115,7 @@ def _describe_construction(
         "tokens": len(construction.response_ids),
         "kept_tokens": construction.kept_tokens,
         "valid_tokens": construction.valid_tokens,
+        "turn_tokens": construction.turn_tokens,
         "kept_share": construction.kept_share,
         "kept_steps": construction.kept_steps,
         "request": len(construction.request_ids),
@@ -136,10 +137,7 @@ def _sum_weights(record: StepRecord) -> dict[str, float]:
     if len(record.results) != 1 or record.results[0].token_weights is None:
         return {}
     weights = record.results[0].token_weights
-    return {
-        row.uid: float(weights[i, len(row.prompt_ids) + row.masked_tokens : row.length].double().sum())
-        for i, row in enumerate(record.rows)
-    }
+    return {row.uid: float(weights[i, row.loss_columns].double().sum()) for i, row in enumerate(record.rows)}
 
 
 def read_experience(lines: Iterable[Record], tell_fault: Callable[[str], None]) -> Experience:
@@ -190,6 +188,7 @@ def _read_construction(line: Record, groups: Mapping[str, Group]) -> Constructio
         line["dropped"],
         kept_tokens=line["kept_tokens"],
         valid_tokens=line["valid_tokens"],
+        turn_tokens=line.get("turn_tokens", 0),  # records of earlier versions have none
         kept_share=line["kept_share"],
         kept_steps=line["kept_steps"],
         response_ids=_blank(line["tokens"]),

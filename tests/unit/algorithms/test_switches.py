@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_tapo.algorithms.reflection import count_tokens_before_last_step
+from nemo_tapo.algorithms.reflection import count_tokens_before_last_step, count_turn_tokens
 from nemo_tapo.algorithms.registry import make_algorithm
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.batch import collate
@@ -174,6 +174,32 @@ def test_prefix_loss_changes_the_mask_of_the_kept_prefix(paper: Any, part: str) 
             assert "\n" not in TOKENIZER.decode(rest).rstrip("\n"), "one line, the one with the error, is left"
             several_lines += before != ""
     assert several_lines or part == "none"
+
+
+def test_turn_only_leaves_loss_on_the_first_step_after_the_prefix(paper: Any) -> None:
+    algorithm, experience, rows, batch = made(configured(prefix_loss="turn_only"))
+    assert algorithm.loss == paper[0].loss
+    assert differing(batch, paper[3]) == {"token_mask"}
+    constructions = {c.pair.uid: c for c in experience.constructions}
+    turns = []
+    for row, mask, full in zip(rows, batch.token_mask, paper[3].token_mask, strict=True):
+        if row.kind is Kind.ORIGINAL:
+            assert torch.equal(mask, full)
+            continue
+        made_of = constructions[row.uid]
+        trained = mask.nonzero()[:, 0].tolist()
+        begin = len(row.prompt_ids) + made_of.kept_tokens
+        assert trained == list(range(begin, begin + row.loss_tokens))
+        turns.append(TOKENIZER.decode(row.response_ids[made_of.kept_tokens :][: row.loss_tokens]))
+    assert turns
+    assert all("\n" not in turn.strip("\n") for turn in turns), "one line"
+    assert sum("Wait" in turn for turn in turns) > 0.6 * len(turns)
+
+
+def test_the_turn_by_hand() -> None:
+    added = "Wait, 47+38=85\n85-19=66\n"
+    for text, tokens in ((added, 14), ("\n" + added, 15), ("", 1), ("Wait, 47+38=85", 14)):
+        assert count_turn_tokens(text, (*TOKENIZER.encode(text), TOKENIZER.eos_id), TOKENIZER) == tokens, text
 
 
 def test_the_last_step_of_a_kept_prefix_by_hand() -> None:

@@ -73,6 +73,8 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "open-questions": [
         ("tapo", {}), ("no-prefix-loss", {"tapo.prefix_loss": "none"}),
         ("error-step-loss", {"tapo.prefix_loss": "error_step_only"}),
+        ("turn-loss", {"tapo.prefix_loss": "turn_only"}),
+        ("continue-prefix", {"tapo.construct": "continue_from_prefix", "tapo.prefix_loss": "none"}),
         ("uniform-reward", {"tapo.uniform_group": "reward"}),
         ("baseline-with-originals", {"tapo.reflection_baseline": "with_originals"}),
         ("ift-loss", {"tapo.ift_weight": 0.1}), ("lambda-quarter", {"tapo.lambda": 0.25}),
