@@ -60,6 +60,12 @@ def add_filter_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", help="task.mathematics.train.path: a JSONL or Parquet file")
 
 
+def add_diagnose_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `diagnose`."""
+    add_dry_run(sub)
+    sub.add_argument("--model", help="model.path")
+
+
 def add_judge_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `judge`."""
     add_dry_run(sub)
@@ -195,11 +201,12 @@ def overrides_from_options(arguments: argparse.Namespace) -> list[str]:
     >>> overrides_from_options(options)
     ['model.path="runs/a b"']
     """
-    if arguments.command != "filter":
+    if arguments.command not in ("filter", "diagnose"):
         return []
-    given = {"model.path": arguments.model, "task.mathematics.train.path": arguments.data}
+    data = getattr(arguments, "data", None)
+    given = {"model.path": arguments.model, "task.mathematics.train.path": data}
     overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
-    if arguments.data:  # replaces a data set that the config may name
+    if data:  # replaces a data set that the config may name
         overrides += ["task.name=mathematics", "task.mathematics.train.hub=null", "task.mathematics.train.rows=null"]
     return overrides
 
@@ -254,6 +261,10 @@ COMMANDS = {
     "filter": Command(
         "sample the training queries and keep those of middling difficulty, into <output>/kept.jsonl",
         add_options=add_filter_options,
+    ),
+    "diagnose": Command(
+        "whether TAPO is likely to help a model, and why: one step without its update, into <output>/diagnosis.json",
+        add_options=add_diagnose_options,
     ),
     "evaluate": Command(
         "pass@k of a model, a checkpoint or an endpoint on the benchmarks, into <output>/evaluation.json"

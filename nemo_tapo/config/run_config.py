@@ -19,6 +19,7 @@ from nemo_tapo.config.algorithms import ALGORITHMS, Teacher, check_policy_gradie
 from nemo_tapo.config.sections import (
     CheckpointConfig,
     ColdStartConfig,
+    DiagnoseConfig,
     EvaluationConfig,
     FilterConfig,
     JudgeConfig,
@@ -43,6 +44,8 @@ _OFF: dict[str, Any] = {
     "loss.surrogate": "clipped",
     "rollout.overlong": "keep",
     "tapo.prefix": "copied",
+    "tapo.construct": "synthesis",
+    "tapo.continue_at": "error",
     "rollout.dynamic_sampling": None,
 }
 # how a judge is reached, where its answers are kept, how many processes grade: these may change under a run
@@ -101,6 +104,7 @@ class RunConfig(Section):
     coldstart: ColdStartConfig = ColdStartConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     filter: FilterConfig = FilterConfig()
+    diagnose: DiagnoseConfig = DiagnoseConfig()
     judge: JudgeConfig = JudgeConfig()
     logger: LoggerConfig = LoggerConfig()
     local: LocalConfig = LocalConfig()

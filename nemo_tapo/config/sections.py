@@ -490,6 +490,13 @@ class EvaluationConfig(Section):
     )
 
 
+class DiagnoseConfig(Section):
+    """`nemo-tapo diagnose`: whether TAPO is likely to help a model."""
+
+    queries: int = Field(64, gt=0, description="training queries, the first so many; rollout.samples_per_query each")
+    turn: str = Field("Wait", min_length=1, description="what a step that takes something back begins with")
+
+
 class FilterConfig(Section):
     """`nemo-tapo filter`: which queries are neither too easy nor too hard for the model."""
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemo_tapo.algorithms.grpo import GRPO
 from nemo_tapo.algorithms.synthesis import count_constructions
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.algorithms.tools import Tools
@@ -16,7 +15,7 @@ from nemo_tapo.evaluation.sample_store import Sample, SampleStore, get_evaluatio
 from nemo_tapo.evaluation.samplers import ResponseSampler, Verify, list_missing_jobs, take_samples
 from nemo_tapo.metrics import BEYOND, ELIGIBLE, MASTERED, MIXED_REFLECTION_GROUPS, REFLECTION_GROUPS
 from nemo_tapo.tracking.progress import Progress
-from nemo_tapo.types import Query
+from nemo_tapo.types import Experience, Query
 from nemo_tapo.utils.files import hash_json
 from nemo_tapo.utils.signals import Stop
 
@@ -114,6 +113,13 @@ def make_settings_entry(cfg: RunConfig) -> dict[str, Any]:
     }
 
 
+async def collect_once(cfg: RunConfig, tools: Tools, queries: Sequence[Query]) -> tuple[TAPO, Experience]:
+    """Sample and construct as a step of TAPO does; return its algorithm too. No pair waits for a step to come."""
+    rollout = cfg.rollout.model_copy(update={"logprobs": "never", "dynamic_sampling": None})
+    algorithm = TAPO(cfg.model_copy(update={"rollout": rollout, "pipeline": "overlapped"}), tools)
+    return algorithm, await algorithm.collect(0, queries)
+
+
 async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks, queries: int) -> dict[str, float]:
     """Run one TAPO step without its update and count how many pairs parse, are correct, and give mixed groups.
 
@@ -123,9 +129,7 @@ async def measure_synthesis(cfg: RunConfig, tools: Tools, benchmarks: Benchmarks
     held_out = [
         replace(q, uid=f"{name}/{q.uid}") if several else q for name, one_set in benchmarks.items() for q in one_set
     ]
-    rollout = cfg.rollout.model_copy(update={"logprobs": "never", "dynamic_sampling": None})
-    algorithm: GRPO = TAPO(cfg.model_copy(update={"rollout": rollout}), tools)
-    experience = await algorithm.collect(0, held_out[:queries])
+    algorithm, experience = await collect_once(cfg, tools, held_out[:queries])
     metrics = algorithm.compute_metrics(experience, algorithm.make_rows(experience))
     counts = count_constructions(experience.constructions)
     names = (ELIGIBLE, MASTERED, BEYOND, REFLECTION_GROUPS, MIXED_REFLECTION_GROUPS)

@@ -12,6 +12,8 @@ from nemo_tapo.config.run_config import RunConfig
 if TYPE_CHECKING:
     from nemo_tapo.interfaces import Runtime
 
+SAMPLING_COMMANDS = ("evaluate", "filter", "diagnose")  # commands that change no weights, and so need no actor
+
 
 def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a config file in either format: this package's own, or NeMo-RL's with a `tapo:` block.
@@ -53,5 +55,5 @@ async def start_runtime(
         return ScriptedRuntime(script, cfg.model.max_length)
     from nemo_tapo.runtime.local.runtime import LocalRuntime
 
-    samples_only = command in ("evaluate", "filter")
+    samples_only = command in SAMPLING_COMMANDS
     return await LocalRuntime.start(cfg, status, with_engine=command != "pretrain", with_actor=not samples_only)

@@ -29,6 +29,7 @@ from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 SCRIPTED_MARKER = "scripted"  # this file in an exported folder says that the weights are of this module's small model
 Script = Callable[[str, Request], str]  # (prompt text, request) -> response text
+BEGUN_PATTERN = re.compile(r"a: [0-9]+[+-]")  # the first step of a solution, behind its question
 SYNTHESIS_PATTERN = re.compile(  # the last group is an answer that has been begun
     r"Question:\n(.*)\nWrong answer:\n(.*)\nRight answer:\n(.*)\nFind the first[^.]*\.(.*)", re.DOTALL
 )
@@ -222,10 +223,13 @@ class ScriptedRuntime(RuntimeDefaults):
 def arithmetic_script(prompt: str, request: Request) -> str:
     """Answer a prompt of the generated arithmetic as a policy would; the request's seed decides how well.
 
-    A question gets a solution with or without mistakes. A synthesis prompt gets a good correction, one with a wrong
-    final answer, or a malformed one.
+    A question gets a solution with or without mistakes, a begun solution an end, right or wrong. A synthesis prompt
+    gets a good correction, one with a wrong final answer, or a malformed one.
     """
     draw = random.Random(request.seed)
+    if (begun := BEGUN_PATTERN.search(prompt)) and "Wrong answer:" not in prompt:
+        answer = arithmetic.parse_question(prompt[: begun.start()]).answer
+        return f"{draw.choice(('Wait, ', ''))}{arithmetic.format_box(draw.choice((answer, '0')))}"
     if "Wrong answer:" not in prompt:
         return arithmetic.write_solution(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
     question, wrong, reference, begun = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from nemo_tapo.datasets.screening import drop_duplicates
 from nemo_tapo.datasets.sets import TRAIN, get_benchmark_sets, get_config_key, get_train_set
 from nemo_tapo.types import Query
 
-TRAINING_COMMANDS = ("run", "train", "coldstart", "filter")  # commands that read the training set
+TRAINING_COMMANDS = ("run", "train", "coldstart", "filter", "diagnose")  # commands that read the training set
 EVALUATION_COMMANDS = ("run", "evaluate")  # commands that read the benchmarks
 DRAWN_TASKS = ("custom", "countdown", "reasoning_gym")  # their queries are asked of the task itself
 MAX_PREVIEW_BYTES = 256 * 2**20  # --dry-run does not read a larger file

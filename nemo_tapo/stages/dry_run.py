@@ -17,6 +17,7 @@ def describe_command(cfg: RunConfig, command: str) -> str:
 
 def plan_command(cfg: RunConfig, command: str) -> list[str]:
     """Return the plan of a command, one sentence per line."""
+    from nemo_tapo.runtime.registry import SAMPLING_COMMANDS
     from nemo_tapo.stages.branch import find_branch
     from nemo_tapo.stages.data_preview import preview_data
 
@@ -28,9 +29,9 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
     lines += [branch.sentence] if branch else []
     served = cfg.evaluation.endpoint.url if command == "evaluate" else None
     ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "
-    ranks = ranks if command not in ("evaluate", "filter") else ""
+    ranks = ranks if command not in SAMPLING_COMMANDS else ""
     lines.append(f"endpoint: {served}" if served else f"runtime: {cfg.runtime}; {ranks}one engine")
-    if command in ("run", "train", "coldstart", "evaluate", "filter") and not served:
+    if command in ("run", "train", "coldstart", *SAMPLING_COMMANDS) and not served:
         architecture = find_architecture(cfg) if command in ("run", "train", "coldstart") else ""
         lines.append(f"model: {cfg.model.path}: {architecture}{describe_model_size(cfg.model.path)}")
     if command in ("run", "coldstart"):
@@ -66,6 +67,11 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
     if command == "pretrain":
         p = cfg.pretrain
         lines.append(f"base: {p.layers} layers x {p.hidden_size}, {p.steps} steps of {p.examples_per_step} examples")
+    if command == "diagnose":
+        lines.append(
+            f"diagnosis: {cfg.diagnose.queries} training queries x {r.samples_per_query} rollouts, a construction of "
+            "each pair, and what follows the first error of each wrong rollout"
+        )
     if command == "filter":
         f = cfg.filter
         lines.append(

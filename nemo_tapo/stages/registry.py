@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from nemo_tapo.stages.coldstart.stage import coldstart_only
+from nemo_tapo.stages.diagnose import diagnose
 from nemo_tapo.stages.evaluate import evaluate_only
 from nemo_tapo.stages.filter_queries import filter_queries
 from nemo_tapo.stages.main_job import main_job, train_only
@@ -24,11 +25,13 @@ STAGES: dict[str, Callable[[Session], Awaitable[str | None]]] = {
     "train": train_only,
     "filter": filter_queries,
     "evaluate": evaluate_only,
+    "diagnose": diagnose,
 }
 
 # The stages by their names in the progress display, with rough weights (seconds of the demo on two cores).
 STAGE_WEIGHTS: dict[str, Sequence[tuple[str, float]]] = {
     "filter": (("starting engines", 20), ("filtering", 300)),
+    "diagnose": (("starting engines", 20), ("sampling and constructing", 30), ("probing", 10)),
     "run": (
         ("starting engines", 20),
         ("sampling from the base", 30),

@@ -48,7 +48,7 @@ from mounts import (
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CODE = ("nemo_tapo", "tools", "examples")  # what a run needs of this repository
-COMMANDS = ("run", "pretrain", "coldstart", "train", "filter", "evaluate")
+COMMANDS = ("run", "pretrain", "coldstart", "train", "filter", "evaluate", "diagnose")
 OUTPUTS = ("output", "tapo.output")  # the local runtime's setting, and the same in a file of NeMo-RL's
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 THEIRS = {"checkpointing.checkpoint_dir": "checkpoints", "logger.log_dir": "logs"}  # NeMo-RL's settings, and our places

@@ -41,7 +41,7 @@ from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop
 
 Status = Callable[[str], None]
-COMMANDS = ("train", "evaluate", "coldstart")
+COMMANDS = ("train", "evaluate", "coldstart", "diagnose")
 ANSWER_TIMEOUT = "NRL_VLLM_ASYNC_TIMEOUT_SECONDS"  # NeMo-RL's own deadline of one response, 900 s unless it is set
 
 
@@ -216,7 +216,7 @@ def prepare_master_config(master: Mapping[str, Any], cfg: RunConfig, command: st
     if command not in COMMANDS:
         raise ValueError(
             f"`nemo-tapo {command}` does not run on NeMo-RL, which builds one optimizer a job; "
-            "train, evaluate and coldstart do."
+            "train, evaluate, coldstart and diagnose do."
         )
     adapted = copy.deepcopy(dict(master))
     generation = adapted["policy"]["generation"]
@@ -237,7 +237,7 @@ def prepare_master_config(master: Mapping[str, Any], cfg: RunConfig, command: st
         }
     else:
         generation["max_new_tokens"] = cfg.rollout.max_tokens
-        if cfg.constructs if command == "train" else cfg.coldstart.writer == "model":
+        if cfg.coldstart.writer == "model" if command == "coldstart" else cfg.constructs:
             require_one_temperature(cfg)
             generation["max_new_tokens"] = max(cfg.rollout.max_tokens, cfg.tapo.max_tokens)
     write_checkpoints_at_once(adapted)

@@ -26,14 +26,6 @@ def configured(**tapo: object) -> RunConfig:
     return validate({"tapo": {"n_neg": 2, **SETTINGS, **tapo}, "rollout": {"queries_per_step": 12, "max_tokens": 300}})
 
 
-def script(prompt: str, request: Request) -> str:
-    """Solve a question; behind a begun solution, turn, and box one of two answers by the request's seed."""
-    try:
-        return arithmetic_script(prompt, request)
-    except ValueError:  # a question with a begun solution is no question
-        return f"Wait, that is wrong.\n\\boxed{{{request.seed % 2}}}"
-
-
 def pair(wrong: str = WRONG) -> Pair:
     query = Query("q", QUESTION, "15", TOKENIZER.chat(QUESTION))
     made = [
@@ -93,7 +85,7 @@ def test_what_cannot_be_continued_is_counted_by_its_reason() -> None:
 
 def test_continuations_are_the_reflection_group_and_their_prefix_has_no_loss() -> None:
     cfg = configured()
-    runtime = ScriptedRuntime(script)
+    runtime = ScriptedRuntime(arithmetic_script)
     task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
     queries, _ = add_prompts(task.train_queries()[:12], runtime.tokenizer, 1000)
     algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))

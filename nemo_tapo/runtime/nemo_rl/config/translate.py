@@ -20,6 +20,7 @@ SECTIONS = (
     "evaluation",
     "coldstart",
     "filter",
+    "diagnose",
     "judge",
 )  # RunConfig's sections, unchanged under `tapo`
 SCALARS = (
