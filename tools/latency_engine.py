@@ -41,8 +41,10 @@ MOST_AT_ONCE = 1024  # rows in flight, over all engines
 MEDIAN, SIGMA, LONGEST = 2200.0, 0.75, 8192  # tokens: mean 2,850; about 4% of the responses are cut off
 TRAIN_SECONDS = 4.0 / (256 * 2850)  # `nemo-tapo plan`: 4 s for the update of 256 rollouts on 32 H100
 OTHER_SECONDS = 8.0
+LAG = {"lag": 1, "logprobs": "always"}
 PIPELINES = ("barrier", "overlapped", "deferred")
 POLICY_SHARE = 0.25  # with a lag: one node of four
+LONG_UPDATE, HALF = 12.0, 0.5  # an update 12 times as long, 48 s on all GPUs; on half of them about as long as rollouts
 YIELDS = 20  # turns of the event loop after which everything that could react to a completion has
 
 
@@ -102,12 +104,12 @@ class TimedActor(ScriptedActor):
     """Trains as ScriptedActor does and advances the engine's clock."""
 
     engine: LatencyEngine
-    share = 1.0  # of the GPUs
+    slowness = 1.0  # how many times TRAIN_SECONDS an update takes
 
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         """Make one optimizer step."""
         mean = MEDIAN * math.exp(SIGMA**2 / 2)
-        await self.engine.wait(batch.rows * mean * TRAIN_SECONDS / self.share)
+        await self.engine.wait(batch.rows * mean * TRAIN_SECONDS * self.slowness)
         return await super().train(batch, loss)
 
     async def weights(self) -> dict[str, Tensor]:
@@ -141,12 +143,19 @@ def measure_pipelines(steps: int = 12, queries: int = 32) -> dict[str, float]:
 
 def measure_lag(steps: int = 12, queries: int = 32) -> dict[str, float]:
     """Return the same of GRPO and of deferred TAPO with `rollout.lag: 1`."""
-    lag = {"lag": 1, "logprobs": "always"}
-    settings = {"grpo": {"algorithm": "grpo", "rollout": lag}, "deferred": {"pipeline": "deferred", "rollout": lag}}
-    return {name: asyncio.run(mean_step_seconds(changes, steps, queries)) for name, changes in settings.items()}
+    settings = {"grpo": {"algorithm": "grpo", "rollout": LAG}, "deferred": {"pipeline": "deferred", "rollout": LAG}}
+    slowness = 1 / POLICY_SHARE
+    return {name: asyncio.run(mean_step_seconds(each, steps, queries, slowness)) for name, each in settings.items()}
 
 
-async def mean_step_seconds(changes: Mapping[str, Any], steps: int, queries: int) -> float:
+def measure_balanced_lag(steps: int = 12, queries: int = 32) -> float:
+    """Return a GRPO step's seconds with a lag over those without, where an update takes LONG_UPDATE times as long."""
+    before = asyncio.run(mean_step_seconds({"algorithm": "grpo"}, steps, queries, LONG_UPDATE))
+    changes = {"algorithm": "grpo", "rollout": LAG}
+    return asyncio.run(mean_step_seconds(changes, steps, queries, LONG_UPDATE / HALF)) / before
+
+
+async def mean_step_seconds(changes: Mapping[str, Any], steps: int, queries: int, slowness: float = 1.0) -> float:
     """Run the loop with these settings; return the mean seconds of a step by the engine's clock."""
     cfg = validate(
         {
@@ -162,7 +171,7 @@ async def mean_step_seconds(changes: Mapping[str, Any], steps: int, queries: int
     runtime.generator = engine = LatencyEngine(arithmetic_script, runtime.tokenizer, 4096)
     actor = TimedActor(runtime.tokenizer.vocab_size)
     actor.engine, runtime.actor = engine, actor
-    actor.share = POLICY_SHARE if cfg.rollout.lag else 1.0
+    actor.slowness = slowness
     recorder = StepSeconds(engine)
     await run_loop(cfg, runtime, recorder, queries=steps * queries)
     ends = recorder.ends[1 : -1 if cfg.rollout.lag else None]  # with a lag, the last step has no next one to sample

@@ -29,6 +29,7 @@ from nemo_tapo.runtime.scripted_runtime import (
     arithmetic_script,
 )
 from nemo_tapo.scoring import PolicyComparison
+from nemo_tapo.stages.branch import describe_learning_rate
 from nemo_tapo.stages.reinforce import make_query_source
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
@@ -436,6 +437,15 @@ def test_an_update_between_engine_and_actor_is_no_stale_engine(tmp_path: Path) -
 def test_what_does_not_go_with_a_lag_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         settings(**changes)
+
+
+def test_a_branch_says_that_its_first_step_is_sampled_by_other_weights() -> None:
+    def describe(**changes: Any) -> str:
+        return describe_learning_rate(settings(optimizer__schedule="constant", steps=200, **changes), done=100)
+
+    assert "step 101 is sampled by the weights after step 100" in describe()
+    assert describe().endswith("the result is not that of one run of 200 steps.")
+    assert describe(rollout__lag=0).endswith("so the result is that of one run of 200 steps.")
 
 
 def test_a_lag_is_part_of_the_settings_and_none_is_not() -> None:
