@@ -179,9 +179,14 @@ TIME_STEP = _key(
     "time/step", "s", "from the first request until the engine has the weights; records and checkpoint come after"
 )
 TIME_COLLECT = _key(
-    "time/collect", "s", "rollouts and constructions, until the last grade (supervised: reading the examples)"
+    "time/collect",
+    "s",
+    "rollouts and constructions, until the last grade (supervised: reading the examples); with `rollout.lag: 1` those "
+    "of the next step, as far as the update does not hide them",
 )
-TIME_ROLLOUTS = _key("time/rollouts", "s", "until the last rollout is graded")
+TIME_ROLLOUTS = _key(
+    "time/rollouts", "s", "until the last rollout is graded; with `rollout.lag: 1` beside the update of the step before"
+)
 TIME_SYNTHESIS = _key("time/synthesis", "s", "synthesis that the rollouts do not hide")
 TIME_GRADING = _key("time/grading", "s", "waiting for grades, added up over all that wait at once")
 TIME_TEACHER = _key("time/teacher", "s", "log-probabilities of the teacher (opsd.divergence: sampled)")
