@@ -249,7 +249,7 @@ class Recorder(Protocol):
 
 
 class Runtime(Protocol):
-    """One policy with its engine."""
+    """One policy with its engine. With `rollout.lag: 1` the two are at work at the same time."""
 
     @property
     def tokenizer(self) -> Tokenizer:
