@@ -55,7 +55,10 @@ class Algorithm(Protocol):
         """The weight of each kind of rows in the loss (lambda of Eq. 6)."""
 
     async def collect(self, step: int, queries: Sequence[Query]) -> Experience:
-        """Sample and grade everything that a step needs, in query order."""
+        """Sample and grade everything that a step needs, in query order. Called once a step, in order.
+
+        With `rollout.lag: 1` it runs while the step before is trained on, beside `make_rows` and `compute_metrics`.
+        """
 
     def make_rows(self, experience: Experience) -> list[Row]:
         """Return the training rows, advantages included. Pure."""
@@ -246,7 +249,7 @@ class Recorder(Protocol):
 
 
 class Runtime(Protocol):
-    """One policy with its engine."""
+    """One policy with its engine. With `rollout.lag: 1` the two are at work at the same time."""
 
     @property
     def tokenizer(self) -> Tokenizer:

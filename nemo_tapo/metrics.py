@@ -67,6 +67,12 @@ UNIFORM_KEPT = _key("queries/uniform_kept", "queries", "queries of equal rewards
 MASKED_ROLLOUTS = _key(
     "rollouts/masked", "rollouts", "truncated rollouts that give no training row (`rollout.overlong: mask`)"
 )
+ROLLOUT_LAG = _key(
+    "rollouts/lag",
+    "steps",
+    "updates of a step between the weights that sampled the rollouts and those that are trained on them; only with "
+    "`rollout.lag: 1`",
+)
 UNIFORM_GROUPS_SHARE = _key("groups/uniform", "share", "queries whose rollouts all have the same reward: no signal")
 GRADE_PREFIX = _family("grade/", "outcome", "rollouts", "rollouts with this verdict of the task")
 ROWS = _key("rows", "rows", "training rows of the step")
@@ -139,7 +145,14 @@ KL_REF = _key(
 ENGINE_GAP = _key(
     "engine_gap",
     "nats a token",
-    "mean |log p of the actor - log p of the engine|, on the rollouts that are compared (rollout.logprobs)",
+    "mean |log p of the actor - log p of the engine|, on the rollouts that are compared (rollout.logprobs); with "
+    "`rollout.lag: 1` an update lies between the two",
+)
+IMPORTANCE_WEIGHT = _key(
+    "sampling_importance_ratio",
+    "ratio",
+    "mean weight of the rollouts' tokens for what the engine sampled with other probabilities, pi_old / pi_engine "
+    "(`rollout.lag: 1`; NeMo-RL: use_importance_sampling_correction)",
 )
 TOKEN_MULT_PROB_ERROR = _key(
     "token_mult_prob_error", "ratio", "NeMo-RL's measure of the same: mean exp of the difference"
@@ -166,9 +179,14 @@ TIME_STEP = _key(
     "time/step", "s", "from the first request until the engine has the weights; records and checkpoint come after"
 )
 TIME_COLLECT = _key(
-    "time/collect", "s", "rollouts and constructions, until the last grade (supervised: reading the examples)"
+    "time/collect",
+    "s",
+    "rollouts and constructions, until the last grade (supervised: reading the examples); with `rollout.lag: 1` those "
+    "of the next step, as far as the update does not hide them",
 )
-TIME_ROLLOUTS = _key("time/rollouts", "s", "until the last rollout is graded")
+TIME_ROLLOUTS = _key(
+    "time/rollouts", "s", "until the last rollout is graded; with `rollout.lag: 1` beside the update of the step before"
+)
 TIME_SYNTHESIS = _key("time/synthesis", "s", "synthesis that the rollouts do not hide")
 TIME_GRADING = _key("time/grading", "s", "waiting for grades, added up over all that wait at once")
 TIME_TEACHER = _key("time/teacher", "s", "log-probabilities of the teacher (opsd.divergence: sampled)")

@@ -87,6 +87,9 @@ class PolicyComparison:
     fresh run's first step raises: the run was set up wrongly. Afterwards a difference may be a spike that passes, so it
     is told and the run goes on. One update moves a policy by less than the bound; so what was measured at the process's
     first step, when engine and actor had the same weights, is a bound too: STALE_FACTOR times that is told.
+
+    With `rollout.lag: 1` an update lies between the weights that are compared, but for a fresh run's first step. The
+    bound holds there too, the smaller one from the first step does not.
     """
 
     def __init__(self, cfg: LoopConfig, warn: Warn) -> None:
@@ -100,13 +103,17 @@ class PolicyComparison:
         """
         faults = list(self._find_setup_faults(step, measured)) if first else []
         gap = measured.get(metrics.ENGINE_GAP, 0.0)
-        faults += self._find_stale_engine(gap, first and metrics.ENGINE_GAP in measured)
+        lagged = measured.get(metrics.ROLLOUT_LAG, 0) > 0
+        if not lagged:
+            faults += self._find_stale_engine(gap, first and metrics.ENGINE_GAP in measured)
         if not gap <= self._warned_at:  # written so that nan is a fault
             self._warned_at = max(self._warned_at, 2 * gap)
+            cause = "the engine does not run the actor's weights, or computes with them otherwise."
+            if lagged:
+                cause = "the update between the two (rollout.lag) moved the policy far, or the engine's are older."
             faults.append(
                 f"log-probabilities of engine and actor differ by {gap:.3g} nats a token on average, more than "
-                f"engine_gap_bound = {self._cfg.engine_gap_bound:g}: the engine does not run the actor's weights, or "
-                "computes with them otherwise."
+                f"engine_gap_bound = {self._cfg.engine_gap_bound:g}: {cause}"
             )
         if faults and step == 0:
             raise ValueError("\n".join(f"first step: {fault}" for fault in faults))

@@ -8,7 +8,8 @@
                   ^                                                                      |
                   +------------------- generator.update_weights <------------------------+
 ```
-It knows an Algorithm, a Runtime and a Recorder (interfaces.py), and nothing of what they are.
+It knows an Algorithm, a Runtime and a Recorder (interfaces.py), and nothing of what they are. With `rollout.lag: 1`
+the next step is collected beside the update (algorithms/collector.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from nemo_tapo import metrics
+from nemo_tapo.algorithms.collector import Collector
 from nemo_tapo.batch import collate, split_into_updates
 from nemo_tapo.checkpoint import require_same_run
 from nemo_tapo.config.loop import LoopConfig
@@ -44,15 +46,15 @@ async def train(
     Raises Stopped after saving when `stop` was requested, RuntimeFailure when an engine or actor is lost, DiskFull
     when a checkpoint has no room, ValueError when the checkpoint is of another experiment.
     """
-    async with open_checkpoints(cfg, runtime) as store:
-        first = await resume(cfg, algorithm, runtime, recorder, store, validation)
+    async with open_checkpoints(cfg, runtime) as store, Collector(cfg, algorithm, queries) as collector:
+        first = await resume(cfg, algorithm, runtime, recorder, store, collector, validation)
         comparison = PolicyComparison(cfg, recorder.warn)
         for step in range(first, cfg.steps):
             timer = StepTimer(recorder)
 
             # Collect: rollouts, pairs, constructions, all graded; then rows with their advantages.
             with timer.measure(metrics.TIME_COLLECT, "sampling" if algorithm.samples else "reading examples"):
-                experience = await algorithm.collect(step, queries(step))
+                experience = await collector.collect(step)
             rows = algorithm.make_rows(experience)
 
             # Update: every batch is scored before the first update changes the policy.
@@ -66,6 +68,9 @@ async def train(
                 batches.append(batch)
             with timer.measure(metrics.TIME_UPDATE, "updating"):
                 results = [await runtime.actor.train(batch, algorithm.loss) for batch in batches]
+            if cfg.lag:
+                with timer.measure(metrics.TIME_COLLECT, "sampling the next step"):
+                    await collector.finish()
             if algorithm.samples:
                 with timer.measure(metrics.TIME_WEIGHTS, "handing weights over"):
                     await hand_over_weights(runtime)
@@ -91,6 +96,7 @@ async def train(
                     "fingerprint": cfg.fingerprint,
                     "algorithm": algorithm.state(),
                     "history": recorder.history(),
+                    **collector.state(),
                 }
                 if validation is not None:
                     state |= {"validation": validation.state(), "keep_best": cfg.keep_best}
@@ -105,6 +111,7 @@ async def resume(
     runtime: Runtime,
     recorder: Recorder,
     store: CheckpointStore,
+    collector: Collector,
     validation: Validation | None = None,
 ) -> int:
     """Set optimizer and weights to the newest good checkpoint; return the first step to do (0 without one)."""
@@ -113,6 +120,7 @@ async def resume(
     if found is not None:
         require_same_run(found, cfg.fingerprint)
         algorithm.restore(found.state.get("algorithm", {}))
+        collector.restore(found.state)
         if validation is not None:
             validation.restore(found.state.get("validation", {}))
         await runtime.actor.load(found.path)

@@ -177,10 +177,13 @@ def shares(steps: list[dict[str, float]]) -> list[Row]:
 
 
 def pipelines() -> None:
-    from latency_engine import measure_pipelines
+    from latency_engine import measure_balanced_lag, measure_lag, measure_pipelines
 
-    seconds = measure_pipelines()
+    seconds, lagged = measure_pipelines(), measure_lag()
     rows = [(f"TAPO over GRPO, {name}", f"{value / seconds['grpo']:.2f}") for name, value in seconds.items()][1:]
+    names = {"grpo": "GRPO", "deferred": "TAPO, deferred"}
+    rows += [(f"{names[name]}: lag 1 over lag 0", f"{value / seconds[name]:.2f}") for name, value in lagged.items()]
+    rows.append(("GRPO, an update 12 times as long: lag 1 over lag 0", f"{measure_balanced_lag():.2f}"))
     table("step times on an engine bound by latency, as ratios", [*rows, ("GRPO step, s", f"{seconds['grpo']:.0f}")])
 
 

@@ -44,6 +44,6 @@ async def run_loop(cfg: RunConfig, runtime: Any, recorder: Memory, queries: int)
     order = QueryOrder(usable, cfg.rollout.queries_per_step, cfg.seed)
     await runtime.actor.set_reference()
     with tempfile.TemporaryDirectory() as folder:
-        loop = LoopConfig(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, checkpoint_every=10**6)
+        loop = LoopConfig(Path(folder), cfg.steps, cfg.optimizer, cfg.loss, checkpoint_every=10**6, lag=cfg.rollout.lag)
         algorithm = make_algorithm(cfg, Tools(runtime.generator, runtime.tokenizer, task))
         await train(loop, algorithm, runtime, order.queries, recorder, Stop())

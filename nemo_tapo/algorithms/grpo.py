@@ -14,6 +14,7 @@ from typing import Any
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.equations.advantage import AdvantageRules, group_advantages, is_uniform
+from nemo_tapo.equations.importance import ImportanceRules
 from nemo_tapo.losses.base import Loss
 from nemo_tapo.losses.policy import PolicyLoss
 from nemo_tapo.metrics import (
@@ -64,6 +65,7 @@ class GRPO:
             dual_clip=cfg.loss.dual_clip,
             ratio=cfg.loss.ratio,
             surrogate=cfg.loss.surrogate,
+            importance=ImportanceRules(sequence=cfg.loss.ratio == "sequence") if cfg.rollout.lag else None,
         )
 
     @property

@@ -155,6 +155,27 @@ def check_policy_gradient(algorithm: str, rollout: RolloutConfig, loss: LossConf
         raise ValueError("CISPO (loss.surrogate) is a mean over tokens: set loss.token_mean to true.")
 
 
+def check_lag(algorithm: str, rollout: RolloutConfig) -> None:
+    """Refuse a lag where nothing corrects for the weights that sampled (equations/importance.py)."""
+    if not rollout.lag:
+        return
+    if own := ALGORITHMS[algorithm].loss_without_ratio:
+        raise ValueError(
+            f"rollout.lag trains on rollouts of the weights before, and {own} has no ratio to correct for that: leave "
+            "it out."
+        )
+    if rollout.top_p < 1:
+        raise ValueError(
+            "rollout.lag corrects by the engine's log-probabilities, which with rollout.top_p below 1 are of another "
+            "distribution: set rollout.top_p to 1."
+        )
+    if rollout.logprobs != "always":
+        raise ValueError(
+            "rollout.lag corrects by the log-probabilities that the engine reports of every rollout: set "
+            f"rollout.logprobs to always (it is {rollout.logprobs})."
+        )
+
+
 def check_opsd(cfg: Settings) -> None:
     """Refuse settings of a policy gradient, and a teacher that has nothing to tell."""
     if cfg.loss.kl_coef > 0:

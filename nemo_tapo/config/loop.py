@@ -26,3 +26,4 @@ class LoopConfig:
     keep_best: bool = False  # also save and keep the best validated checkpoint
     fingerprint: dict[str, Any] = field(default_factory=dict)  # settings that decide the numbers
     engine_gap_bound: float = 0.01  # nats a token, checked at the first step
+    lag: int = 0  # rollout.lag: 1 samples a step beside the update of the step before

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from nemo_tapo.config.algorithms import ALGORITHMS, Teacher, check_policy_gradient
+from nemo_tapo.config.algorithms import ALGORITHMS, Teacher, check_lag, check_policy_gradient
 from nemo_tapo.config.sections import (
     CheckpointConfig,
     ColdStartConfig,
@@ -47,6 +47,7 @@ _OFF: dict[str, Any] = {
     "tapo.construct": "synthesis",
     "tapo.continue_at": "error",
     "rollout.dynamic_sampling": None,
+    "rollout.lag": 0,
 }
 # how a judge is reached, where its answers are kept, how many processes grade: these may change under a run
 _ACCESS = re.compile(
@@ -134,6 +135,7 @@ class RunConfig(Section):
             )
         ALGORITHMS[self.algorithm].check(self)
         check_policy_gradient(self.algorithm, self.rollout, self.loss)
+        check_lag(self.algorithm, self.rollout)
         if self.checkpoint.keep_best and self.evaluation.every is None:
             raise ValueError("checkpoint.keep_best needs validations to be the best of: set evaluation.every.")
         if self.filter.min_accuracy > self.filter.max_accuracy:

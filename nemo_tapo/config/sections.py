@@ -263,6 +263,13 @@ class RolloutConfig(Section):
         description="a query whose rewards are all equal is replaced by the next one of the order, as long as the step "
         "has sampled no more than this times queries_per_step; null: it stays",
     )
+    lag: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="1: a step is sampled while the policy trains on the step before, by the weights that it begins "
+        "with (docs/method.md); 0: once the policy has been updated",
+    )
     overlong: Literal["keep", "mask"] = Field(
         "keep", description="mask: a truncated rollout gives no training row; its reward stays in its group's mean"
     )

@@ -53,7 +53,8 @@ class PolicyLoss(TokenLoss):
         weights = self._weights(logp, entropy, batch)
         previous = logp.detach() if batch.prev_logprobs is None else _within(batch.prev_logprobs, mask, logp)
         surrogate, ratio, clipped = self._surrogate(logp, previous, batch.advantages[:, None], mask)
-        token_loss = weights * self._importance(previous, batch, mask) * surrogate
+        importance, corrected = self._importance(previous, batch, mask)
+        token_loss = weights * importance * surrogate
         if self.kl_coef > 0:
             assert batch.reference_policy_logprobs is not None, "a penalised KL needs the reference"
             known = batch.reference_mask
@@ -70,6 +71,8 @@ class PolicyLoss(TokenLoss):
                 **_constructed_metrics(batch, mask, weights, logp),
                 **rollout_metrics(batch, mask * _is_rollout(batch)[:, None].float(), logp, entropy),
             }
+            if corrected is not None:
+                parts[metrics.IMPORTANCE_WEIGHT] = masked_mean(importance, corrected)
             if batch.supervised is not None:
                 parts[metrics.NLL_IFT] = masked_mean(-logp, mask * batch.supervised[:, None].float())
         return LossOutput(contributions.sum(), parts, weights.detach())
@@ -90,13 +93,16 @@ class PolicyLoss(TokenLoss):
         weights = suppression_weights(logp, entropy, self.w_min, self.w_max)
         return torch.where(batch.constructed[:, None], weights, ones)
 
-    def _importance(self, previous: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-        """Return weights [b, S] of the importance correction: 1 without one, and on rows the engine did not sample."""
+    def _importance(self, previous: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return weights [b, S] of the importance correction, and a mask of the tokens that it concerns.
+
+        The weights are 1 without a correction (the mask is then None), and on rows the engine did not sample.
+        """
         if self.importance is None or batch.generation_logprobs is None or batch.generation_mask is None:
-            return torch.ones_like(previous)
+            return torch.ones_like(previous), None
         known = mask * batch.generation_mask[:, None] * (1 - batch.constructed[:, None].float())
         weights, _ = importance_weights(previous, batch.generation_logprobs, known, self.importance)
-        return torch.where(known > 0, weights, torch.ones_like(weights))
+        return torch.where(known > 0, weights, torch.ones_like(weights)), known
 
 
 def _is_rollout(batch: Batch) -> Tensor:

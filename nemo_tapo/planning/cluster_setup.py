@@ -79,6 +79,7 @@ class ClusterSetup:
     samples: int  # K
     most_constructed: int  # rows a step
     deferred: bool  # they are synthesised beside the next step's rollouts
+    lag: int  # 1: a step is sampled beside the update of the step before
     update_rows: int  # rows of one update, fixed: filled up with masked rows
     updates: int  # a step
     max_response: int  # tokens

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from nemo_tapo.planning import memory
 from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, ClusterSetup, GiB
 from nemo_tapo.planning.model_shape import ModelShape
-from nemo_tapo.planning.step_time import step_seconds
+from nemo_tapo.planning.step_time import step_seconds, total_seconds
 
 
 def find_faults(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
@@ -98,12 +98,17 @@ def describe_memory(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions
 def describe_time(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
     """Yield lines on the seconds of a step and the hours of the run, with the assumptions behind them."""
     parts = step_seconds(shape, setup, assumed)
-    total = sum(parts.values())
+    total = total_seconds(parts, setup.lag)
     yield (
         f"time a step: about {total:.0f} s ("
         + ", ".join(f"{name} {seconds:.0f}" for name, seconds in parts.items())
         + f"); {setup.steps:,} steps {total * setup.steps / 3600:.1f} h"
     )
+    if setup.lag:
+        yield (
+            "  the next step is sampled beside the update: the longer of the two counts, rollouts with synthesis or "
+            "update with scores"
+        )
     yield (
         f"  assumed (tapo.plan): mean response {assumed.response_share:g} of the longest, "
         f"{assumed.constructed_share:g} of the constructed rows, MFU {assumed.mfu:g}, decoding at "

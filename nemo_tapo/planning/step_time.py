@@ -7,6 +7,7 @@ Training takes 6 N FLOPs per token plus attention (8 N with full recomputation),
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, ClusterSetup
@@ -75,6 +76,25 @@ def step_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -
         seconds["weights moved"] = BF16 * shape.parameters / (assumed.transfer_gb_s * 1e9)
     seconds["other"] = assumed.other_seconds
     return seconds
+
+
+SAMPLING, TRAINING = ("rollouts", "synthesis"), ("reference", "old log-probabilities", "update")
+
+
+def total_seconds(parts: Mapping[str, float], lag: int) -> float:
+    """Return the seconds of a step from those of its parts (`step_seconds`).
+
+    With a lag of 1 the engines sample while the policy trains, so that of the two the longer counts.
+
+    >>> parts = {"rollouts": 90.0, "synthesis": 10.0, "update": 30.0, "weights moved": 1.0, "other": 5.0}
+    >>> total_seconds(parts, lag=0), total_seconds(parts, lag=1)
+    (136.0, 106.0)
+    """
+    total = sum(parts.values())
+    if not lag:
+        return total
+    sampling, training = (sum(parts.get(name, 0.0) for name in names) for names in (SAMPLING, TRAINING))
+    return total - min(sampling, training)
 
 
 def forward_seconds(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions, rows: int, length: float) -> float:

@@ -255,6 +255,8 @@ def _explain_missing_loss(step: _Step) -> str:
         return f"the loss of {cfg.algorithm} needs log-probabilities, which no run keeps"
     if cfg.loss.updates_per_batch > 1:
         return "with several updates a batch the ratios decide it, and no run keeps log-probabilities"
+    if cfg.rollout.lag:
+        return "with rollout.lag importance weights decide it, and no run keeps the actor's log-probabilities"
     if cfg.runtime == "nemo_rl":
         return "NeMo-RL's workers do not return the weights of single tokens"
     if cfg.loss.surrogate == "cispo":

@@ -95,6 +95,11 @@ def describe_learning_rate(cfg: RunConfig, done: int) -> str:
     from nemo_tapo.runtime.local.lr_schedule import compute_learning_rate
 
     optimizer, updates = cfg.optimizer, cfg.loss.updates_per_batch
+    if optimizer.schedule == "constant" and cfg.rollout.lag:
+        return (
+            f"The learning rate is constant, but step {done + 1} is sampled by the weights after step {done} and in "
+            f"one run by those before it (rollout.lag): so the result is not that of one run of {cfg.steps} steps."
+        )
     if optimizer.schedule == "constant":
         return f"The learning rate is constant, so the result is that of one run of {cfg.steps} steps."
     last = compute_learning_rate(optimizer, done * updates, done * updates)

@@ -47,6 +47,8 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
             f"{rollouts} rows, and at most {max_constructed} constructed rows; "
             f"{cfg.loss.updates_per_batch} update(s) a step"
         )
+        if r.lag:
+            lines.append("one step off: a step is sampled while the policy trains on the step before (rollout.lag)")
         if cfg.teacher is not None:
             lines.append(f"teacher: {cfg.teacher.description}")
         lines.append(

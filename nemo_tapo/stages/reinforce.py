@@ -41,6 +41,7 @@ async def reinforce(session: Session, model: Path) -> None:
         keep_best=cfg.checkpoint.keep_best,
         fingerprint=rl_fingerprint(cfg),
         engine_gap_bound=cfg.engine_gap_bound,
+        lag=cfg.rollout.lag,
     )
     samples = SampleRecording(
         session.runtime.tokenizer,

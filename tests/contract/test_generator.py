@@ -23,11 +23,13 @@ from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.runtime.nemo_rl.actor import BatchShape, NemoActor, PolicyAdapters, PolicyOrigin, WeightsHandle
 from nemo_tapo.runtime.nemo_rl.colocation import ColocationScheduler
 from nemo_tapo.runtime.nemo_rl.generator import EngineSettings, NemoGenerator
+from nemo_tapo.runtime.nemo_rl.separation import SeparateScheduler
 from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer, ScriptedGenerator, arithmetic_script
 from nemo_tapo.tasks.arithmetic_task import ArithmeticTask
 from nemo_tapo.train import train
 from nemo_tapo.types import Experience, Kind, Request, Row
 from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.seeding import seed_from
 from nemo_tapo.utils.signals import Stop
 from tests.helpers import reference
 
@@ -52,12 +54,16 @@ BATCHES = [
 
 
 def generator(
-    engine: StubEngine, colocated: bool = True, batch: Callable[[Any], Any] = dict, **changes: Any
+    engine: StubEngine,
+    colocated: bool = True,
+    batch: Callable[[Any], Any] = dict,
+    kind: type[ColocationScheduler] = ColocationScheduler,
+    **changes: Any,
 ) -> NemoGenerator:
     def refit(policy: Any, engine: Any, colocated: bool) -> None:
         engine.calls.append("refit")
 
-    scheduler = ColocationScheduler(NotingPolicy(engine.calls), engine, colocated, refit)
+    scheduler = kind(NotingPolicy(engine.calls), engine, colocated, refit)
     return NemoGenerator(engine, scheduler, replace(SETTINGS, **changes), CharacterTokenizer(), batch)
 
 
@@ -318,10 +324,10 @@ def test_nemo_rl_cancels_no_request_that_was_answered(monkeypatch: pytest.Monkey
 class Noted(RuntimeDefaults):
     """The real actor, generator and phases over stand-ins that note what NeMo-RL would be told."""
 
-    def __init__(self, colocated: bool) -> None:
+    def __init__(self, colocated: bool, **changes: Any) -> None:
         self.calls: list[str] = []
         self.engine, self.tokenizer = StubEngine(calls=self.calls), CharacterTokenizer()
-        self.generator = generator(self.engine, colocated)
+        self.generator = generator(self.engine, colocated, **changes)
         scheduler = self.generator._scheduler
         self.policy = scheduler.policy
         shape = BatchShape(train_rows=80, row_multiple=8, width_multiple=8, data_parallel=2, pad_id=0, temperature=1.0)
@@ -357,6 +363,67 @@ def test_synthesis_comes_before_sleep_and_one_refit_follows_a_steps_updates(tmp_
     ]  # fmt: skip
     assert runtime.calls == step * 2
     assert len(runtime.engine.sizes) >= 4  # rollouts and syntheses, twice
+
+
+@pytest.mark.parametrize("pipeline", ["overlapped", "deferred"])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_with_a_lag_the_policy_trains_while_the_engine_samples(
+    tmp_path: Path, asynchronous: bool, pipeline: str
+) -> None:
+    """Every update but the last waits until a rollout of the next step is there; weights move between the two."""
+    rollout = {"queries_per_step": 6, "max_tokens": 300, "logprobs": "always", "lag": 1}
+    cfg = settings(rollout=rollout, pipeline=pipeline, steps=3)
+    runtime = Noted(colocated=False, kind=SeparateScheduler, asynchronous=asynchronous)
+    task = ArithmeticTask(cfg.task.arithmetic, cfg.seed)
+    queries, _ = add_prompts(task.train_queries()[:6], runtime.tokenizer, 1000)
+    algorithm = TAPO(cfg, Tools(runtime.generator, runtime.tokenizer, task))
+    steps = {
+        seed_from(cfg.seed, "rollout", step, query.uid, k): step
+        for step in range(3)
+        for query in queries
+        for k in range(8)
+    }
+    arrived = [threading.Event() for _ in range(4)]
+    refits: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}  # by step, those before its rollouts
+    sample, update = runtime.engine.sample, runtime.policy.train
+
+    def note_weights(prompt: tuple[int, ...], seed: int, stops: Any) -> Any:
+        if seed in steps:
+            refits[steps[seed]].add(runtime.calls.count("refit"))
+            arrived[steps[seed]].set()
+        return sample(prompt, seed, stops)
+
+    def wait_and_train(data: Any, loss: Any, gbs: int) -> Any:
+        step = runtime.calls.count("train")
+        assert step == 2 or arrived[step + 1].wait(20), "the engine waits for the policy"
+        return update(data, loss, gbs)
+
+    runtime.engine.sample, runtime.policy.train = note_weights, wait_and_train  # type: ignore[method-assign]
+    loop = LoopConfig(tmp_path, 3, cfg.optimizer, cfg.loss, checkpoint_every=2, lag=1)
+    asyncio.run(train(loop, algorithm, runtime, lambda step: queries, Silent(), Stop()))
+    assert refits == {0: {1}, 1: {1}, 2: {2}}
+    scored = ["prepare_for_lp_inference", "reference", "prepare_for_training", "train"]
+    hand_over, save = ["sleep", "refit"], ["prepare_for_training", "save"]  # asleep: cached prefixes are dropped
+    assert [call for call in runtime.calls if call != "generate"] == [
+        "refit", *scored, *hand_over, *scored, *hand_over, *save, *scored, *hand_over, *save,
+    ]  # fmt: skip
+
+
+def test_an_engine_of_its_own_takes_weights_once_before_it_is_asked_and_then_when_told(tmp_path: Path) -> None:
+    runtime = Noted(colocated=False, kind=SeparateScheduler)
+    requests = [Request(str(i), runtime.tokenizer.chat(QUESTION), seed=i, max_tokens=300) for i in range(4)]
+
+    async def ask() -> None:
+        await asyncio.gather(*map(runtime.generator.generate, requests))
+        await runtime.actor.save(tmp_path)
+        await runtime.generator.generate(requests[0])
+        await runtime.generator.update_weights(WeightsHandle(1))
+
+    asyncio.run(ask())
+    assert runtime.calls == ["refit", "generate", "prepare_for_training", "save", "generate", "sleep", "refit"]
+    runtime.engine.finish_generation = lambda: False  # type: ignore[assignment,method-assign]
+    with pytest.raises(RuntimeFailure, match="the generation engine did not drop its cached prefixes"):
+        asyncio.run(runtime.generator.update_weights(WeightsHandle(2)))
 
 
 def test_every_update_has_the_same_rows_whatever_was_constructed(tmp_path: Path) -> None:
@@ -401,8 +468,9 @@ def test_the_engine_is_never_put_to_sleep_under_a_request(tmp_path: Path) -> Non
     assert "sleep" not in runtime.calls
 
 
-def test_weights_are_not_handed_over_under_a_request() -> None:
-    here = generator(StubEngine())
+@pytest.mark.parametrize("kind", [ColocationScheduler, SeparateScheduler])
+def test_weights_are_not_handed_over_under_a_request(kind: type[ColocationScheduler]) -> None:
+    here = generator(StubEngine(), kind=kind)
     here._scheduler.in_flight = 1
     with pytest.raises(AssertionError, match="in flight"):
         asyncio.run(here.update_weights(WeightsHandle(1)))

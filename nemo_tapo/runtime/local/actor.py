@@ -58,7 +58,7 @@ class LocalActor:
         world = local.tp * local.pp * local.dp
         self._folder = tempfile.TemporaryDirectory(prefix="nemo-tapo-actor-")
         options: dict[str, Any] = {
-            "num_cpus": 0,  # sampling and updates alternate on the same cores, so there is nothing to reserve
+            "num_cpus": 0,  # sampling and updates take turns on the same cores, or share them: nothing is reserved
             "runtime_env": {"env_vars": make_worker_environment(local)},
         }
         places = ray_cluster.place_ranks(world)

@@ -77,6 +77,13 @@ class ColocationScheduler:
         """Return `call()`, run while the policy is ready for an update or a checkpoint; `what` as in `scoring`."""
         return await self._run_in_phase("training", call, what)
 
+    async def hand_over(self) -> None:
+        """Note that the engine is to have the policy's weights. It takes them later, before its next request.
+
+        It cannot take them now: a checkpoint may be written first, and for that the policy needs the GPUs.
+        """
+        assert not self.in_flight, "weights may not change while requests are in flight"
+
     def take_times(self) -> dict[str, float]:
         """Return the seconds spent in phase changes since the last call, keyed by NeMo-RL's timer names."""
         times, self.seconds = self.seconds, {}
@@ -85,9 +92,7 @@ class ColocationScheduler:
     async def _run_in_phase(self, phase: Literal["scoring", "training"], call: Callable[[], Any], what: str) -> Any:
         async with self._lock:
             if self.phase != phase:
-                assert not self.in_flight, f"{self.in_flight} requests in flight: the engine must not be put to sleep"
-                if self.phase == "generating":
-                    await self._run_timed("finish_generation", self._sleep, f"{ENGINE} (going to sleep)")
+                await self._make_room()
                 who = f"{POLICY} (preparing for {phase})"
                 if phase == "scoring":
                     await self._run_timed("logprob_inference_prep", self.policy.prepare_for_lp_inference, who)
@@ -95,6 +100,12 @@ class ColocationScheduler:
                     await self._run_timed("training_prep", self.policy.prepare_for_training, who)
                 self.phase = phase
             return await run_blocking(call, f"{POLICY} ({what})", self.timeout)
+
+    async def _make_room(self) -> None:
+        """Put the engine to sleep, so that the policy has the GPUs."""
+        assert not self.in_flight, f"{self.in_flight} requests in flight: the engine must not be put to sleep"
+        if self.phase == "generating":
+            await self._run_timed("finish_generation", self._sleep, f"{ENGINE} (going to sleep)")
 
     async def _wake(self) -> None:
         assert not (self.stale and self.in_flight), "weights may not change while requests are in flight"

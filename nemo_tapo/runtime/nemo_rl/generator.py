@@ -75,11 +75,8 @@ class NemoGenerator:
             return await self._generate_in_batch(request)
 
     async def update_weights(self, weights: WeightsHandle) -> None:
-        """Check that no request is in flight. The engine takes the policy's weights later, before its next request.
-
-        It cannot take them now: a checkpoint may be written first, and for that the policy needs the GPUs.
-        """
-        assert not self._scheduler.in_flight, "weights may not change while requests are in flight"
+        """Let the scheduler hand the policy's weights over: at once, or before the next request."""
+        await self._scheduler.hand_over()
 
     def _check_request(self, request: Request) -> None:
         settings = self._settings

@@ -5,7 +5,8 @@
                    --> NemoGenerator --> VllmGeneration  (sync or async engines)
                    --> NemoCheckpoints -> CheckpointManager;  NemoRecorder -> Logger, TimeoutChecker
 ```
-ColocationScheduler decides whether policy or engine uses the GPUs. NeMo-RL's `setup` divides the cluster, starts
+ColocationScheduler decides whether policy or engine uses the GPUs; with `rollout.lag: 1` each has its own and
+SeparateScheduler lets both work at once. NeMo-RL's `setup` divides the cluster, starts
 engines and workers in an order that fits into memory, and connects them for refitting; how it does so differs between
 releases. Its dataloader and its loss are not used for training.
 """
@@ -36,6 +37,7 @@ from nemo_tapo.runtime.nemo_rl.hf_export import HFConverter
 from nemo_tapo.runtime.nemo_rl.loss_setup import make_logit_loss, ship_by_value
 from nemo_tapo.runtime.nemo_rl.nemo_calls import CLOSE_TIMEOUT, run_blocking, run_in_time
 from nemo_tapo.runtime.nemo_rl.nemo_logger import NemoRecorder
+from nemo_tapo.runtime.nemo_rl.separation import SeparateScheduler
 from nemo_tapo.tasks.registry import add_rewards, make_task
 from nemo_tapo.utils.errors import RuntimeFailure
 from nemo_tapo.utils.signals import Stop
@@ -72,7 +74,8 @@ class NemoRLRuntime:
         buffer = policy.get("refit_buffer_size_gb")
         refit = partial(compat.load("refit_policy_generation"), _refit_buffer_size_gb=buffer)
         colocated, timeout = bool(generation["colocated"]["enabled"]), self._limits.call_timeout
-        scheduler = ColocationScheduler(parts.policy, parts.engine, colocated, refit, timeout=timeout)
+        kind = SeparateScheduler if cfg.rollout.lag else ColocationScheduler
+        scheduler = kind(parts.policy, parts.engine, colocated, refit, timeout=timeout)
         self._scheduler = scheduler
         self.actor = NemoActor(
             policy=parts.policy,

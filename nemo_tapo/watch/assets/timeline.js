@@ -5,11 +5,12 @@ import { duration, el, format, showTip, svg } from "./dom.js";
 import { getSamples, getSeries, visibleRuns } from "./data.js";
 import { go } from "./state.js";
 
-// [name, class, its seconds of step i]; they follow each other within a step, so they may be stacked
+// [name, class, its seconds of step i]; they follow each other within a step, so they may be stacked. With a lag the
+// rollouts run beside updates: of them only what the step waited for follows.
 const PARTS = [
-  ["rollouts", "p0", (t) => t("time/rollouts")],
-  ["synthesis, not hidden", "p1", (t) => t("time/synthesis")],
-  ["reading examples, other collecting", "p2", (t) => t("time/collect") - t("time/rollouts") - t("time/synthesis")],
+  ["rollouts", "p0", (t, lagged) => t(lagged ? "time/collect" : "time/rollouts")],
+  ["synthesis, not hidden", "p1", (t, lagged) => (lagged ? 0 : t("time/synthesis"))],
+  ["reading examples, other collecting", "p2", (t, lagged) => (lagged ? 0 : t("time/collect") - t("time/rollouts") - t("time/synthesis"))],
   ["scoring", "p3", (t) => t("time/reference") + t("time/teacher") + t("time/old_logprobs")],
   ["update", "p4", (t) => t("time/update")],
   ["weights", "p5", (t) => t("time/weights")],
@@ -24,7 +25,8 @@ let picked = new Map(); // run name -> index of the step that is shown as a line
 function partsOf(run, i) {
   const { columns, steps } = getSeries(run.name), { times } = getSamples(run.name);
   const t = (key) => (columns[key] ? columns[key][i] || 0 : 0);
-  const parts = PARTS.map(([name, className, seconds]) => ({ name, className, seconds: Math.max(seconds(t), 0) }));
+  const lagged = Number.isFinite(columns["rollouts/lag"]?.[i]);
+  const parts = PARTS.map(([name, className, seconds]) => ({ name, className, seconds: Math.max(seconds(t, lagged), 0) }));
   parts.push({ name: VALIDATION[0], className: VALIDATION[1], seconds: t("time/validation") });
   const now = times[steps[i]], before = times[steps[i] - 1], next = columns["time/step"]?.[i];
   const between = now && before && next ? now - before - next - t("time/validation") : 0;

@@ -60,6 +60,7 @@ def test_cluster_recipes(path: Path) -> None:
     assert run.cfg.algorithm == algorithm
     assert size in str(run.cfg.model.path).lower().replace("-", "")
     assert place == f"{run.setup.nodes}n{run.setup.gpus_per_node}g"
+    assert path.stem.endswith("-async") == bool(run.cfg.rollout.lag) == (not run.setup.colocated)
     assert path.stem in run.master["checkpointing"]["checkpoint_dir"] == str(run.cfg.output)
     assert path.stem in run.master["logger"]["log_dir"]
     if model in HYBRID:

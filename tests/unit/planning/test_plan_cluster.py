@@ -121,6 +121,16 @@ def test_the_dtensor_workers_schedule_is_read(tmp_path: Path) -> None:
     assert "policy.scheduler has StepLR, which the settings above do not show" in other.notes
 
 
+def test_one_step_off_is_nemo_rls_async_grpo(tmp_path: Path) -> None:
+    own = "{enabled: false, resources: {gpus_per_node: 4, num_nodes: 1}}"
+    goes_with = ("loss_fn.use_importance_sampling_correction=true", "policy.generation.vllm_cfg.async_engine=true")
+    run = load(tmp_path, LAG, *(f"++{each}" for each in goes_with), f"++policy.generation.colocated={own}")
+    assert (run.cfg.rollout.lag, run.setup.lag, run.setup.colocated) == (1, 1, False)
+    assert run.cfg.rollout.logprobs == "always"
+    idle = load(tmp_path, "+grpo.async_grpo={enabled: false, in_flight_weight_updates: true}")
+    assert (idle.cfg.rollout.lag, idle.setup.lag) == (0, 0)
+
+
 def test_a_recipe_of_sft_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     path = cluster_file(tmp_path / "deep", "tapo: {coldstart: {sft_recipe: sft.yaml}}\n")
@@ -140,9 +150,18 @@ def test_nemo_rls_own_keys_are_kept(tmp_path: Path) -> None:
     assert master == raw
 
 
+LAG = "+grpo.async_grpo.enabled=true"
 REFUSED = [
     # the loop and the loss
-    ("+grpo.async_grpo.enabled=true", "grpo.async_grpo.enabled = true is not supported"),
+    (f"{LAG}", "with policy.generation.colocated.enabled = true is not supported: engines sample while the policy tr"),
+    (f"{LAG} policy.generation.vllm_cfg.async_engine=false", "NeMo-RL trains this way with the async engine alone"),
+    (f"{LAG}", "use_importance_sampling_correction = .* is not supported: it corrects for the update between"),
+    (f"{LAG} +grpo.async_grpo.max_trajectory_age_steps=2", "rollouts are one step old, never more. Set it to 1"),
+    (f"{LAG} +grpo.async_grpo.in_flight_weight_updates=true", "sampled by one set of weights from end to end"),
+    (f"{LAG} +grpo.async_grpo.max_generation_failures=3", "every rollout of a step is trained on, so none may fail"),
+    (f"{LAG} +tapo.rollout.logprobs=first_step", "reports of every rollout: set tapo.rollout.logprobs to always"),
+    (f"{LAG} tapo.algorithm=reflective_sft", "grpo.async_grpo.enabled trains on rollouts of the weights before"),
+    ("+tapo.rollout.lag=1", "tapo.rollout.lag is derived: set grpo.async_grpo.enabled instead"),
     ("+grpo.use_dynamic_sampling=true +grpo.dynamic_sampling_max_gen_batches=1", "batches: Input should be greater"),
     ("+grpo.batch_multiplier=2", "grpo.batch_multiplier = 2 is not supported"),
     ("+grpo.reward_shaping.enabled=true", "grpo.reward_shaping.enabled"),

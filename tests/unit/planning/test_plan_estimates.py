@@ -18,7 +18,7 @@ SETUP = ClusterSetup(
     sequence_parallel=True, recompute=frozenset(), micro_batch_tokens=1000, logit_chunk=100, fp32_logits=False,
     fp32_gradients=False, distributed_optimizer=True, precision_aware=True, offloaded_optimizer=0.0, colocated=True,
     engine_tp=1, engine_pp=1, engine_memory=0.6, reference=False, queries=32, samples=8, most_constructed=128,
-    deferred=False, update_rows=384, updates=1, max_response=8192, max_synthesis=8192, max_row=10240,
+    deferred=False, lag=0, update_rows=384, updates=1, max_response=8192, max_synthesis=8192, max_row=10240,
     max_model_len=27136, steps=500, save_every=25, kept=2, saves_optimizer=True,
 )  # fmt: skip
 
@@ -210,11 +210,12 @@ BENCHMARK = replace(
     SETUP, queries=64, samples=32, most_constructed=0, max_response=4096, max_row=4096, micro_batch_tokens=4096,
     reference=True, updates=4,
 )  # fmt: skip
+SEPARATE = replace(BENCHMARK, colocated=False, engine_memory=0.8, lag=1)  # as their recipes have it
 
 
 @pytest.mark.parametrize(
     ("shape", "setup", "mean", "seconds"),
-    [  # NeMo-RL's published GRPO steps on H100 (docs/about/performance-summary.md): on policy, 2,048 rollouts
+    [  # NeMo-RL's published GRPO steps on H100 (docs/about/performance-summary.md of v0.5 and v0.6), 2,048 rollouts
         (LLAMA_8B, replace(BENCHMARK, nodes=2, train_gpus=16, engine_gpus=16, tp=1, pp=2), 1060, 92.8),
         (
             KNOWN_SHAPES["Qwen3-30B-A3B"],
@@ -222,11 +223,20 @@ BENCHMARK = replace(
             3203,
             192,
         ),
+        # one step off: half of the GPUs for the policy, half for the engines
+        (LLAMA_8B, replace(SEPARATE, nodes=2, train_gpus=8, engine_gpus=8, tp=1), 1123, 64.8),
+        (
+            KNOWN_SHAPES["Qwen3-30B-A3B"],
+            replace(SEPARATE, nodes=4, train_gpus=16, engine_gpus=16, tp=1, pp=2, ep=8, engine_tp=2),
+            3201,
+            152,
+        ),
     ],
-    ids=["Llama-3.1-8B", "Qwen3-30B-A3B"],
+    ids=["Llama-3.1-8B", "Qwen3-30B-A3B", "Llama-3.1-8B one step off", "Qwen3-30B-A3B one step off"],
 )
 def test_times_are_of_the_published_size(shape: ModelShape, setup: ClusterSetup, mean: int, seconds: float) -> None:
-    estimate = sum(step_time.step_seconds(shape, setup, Assumptions(response_share=mean / 4096)).values())
+    parts = step_time.step_seconds(shape, setup, Assumptions(response_share=mean / 4096))
+    estimate = step_time.total_seconds(parts, setup.lag)
     assert seconds / 1.5 < estimate < seconds * 1.5
 
 
@@ -234,6 +244,23 @@ def test_synthesis_costs_time_only_when_something_is_constructed() -> None:
     shape = KNOWN_SHAPES["Qwen3-8B"]
     assert "synthesis" in step_time.step_seconds(shape, SETUP, ASSUMED)
     assert "synthesis" not in step_time.step_seconds(shape, replace(SETUP, most_constructed=0), ASSUMED)
+
+
+def test_with_a_lag_the_longer_of_sampling_and_training_counts() -> None:
+    """8B: the update of a node hides behind the rollouts; the update of a single GPU is what is waited for."""
+    own = {"colocated": False, "train_gpus": 8, "engine_gpus": 24}
+    shape, nodes = KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, **own, deferred=True, updates=2, lag=1)
+    single = replace(nodes, train_gpus=1, tp=1)
+    for setup, hidden in (
+        (nodes, {"update", "old log-probabilities"}),
+        (single, {"rollouts", "synthesis"}),
+    ):
+        parts = step_time.step_seconds(shape, setup, ASSUMED)
+        total = sum(seconds for name, seconds in parts.items() if name not in hidden)
+        assert step_time.total_seconds(parts, setup.lag) == pytest.approx(total)
+        lines = "\n".join(plan_text.describe_time(shape, setup, ASSUMED))
+        assert f"about {total:.0f} s" in lines and "is sampled beside the update" in lines
+    assert "beside the update" not in "\n".join(plan_text.describe_time(shape, replace(nodes, lag=0), ASSUMED))
 
 
 def test_deferred_synthesis_hides_behind_the_rollouts() -> None:

@@ -60,6 +60,7 @@ def test_a_run_agrees_with_itself(run: Path) -> None:
     [
         ["algorithm=grpo"],
         ["pipeline=deferred", "steps=3"],
+        ["pipeline=deferred", "steps=3", "rollout.lag=1", "rollout.logprobs=always"],
         ["algorithm=opsd"],
         ["algorithm=reflective_sft"],
         ["tapo.decoupled=false", "loss.token_mean=true"],

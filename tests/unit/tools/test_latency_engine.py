@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,37 @@ def test_the_clock_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == pytest.approx({1: 100.0, 2: 300.0, 3: 300.0})
 
 
-def test_deferred_costs_next_to_nothing() -> None:
-    seconds = tool.measure_pipelines(steps=4, queries=8)
+def test_an_update_takes_its_seconds_beside_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "draw_length", {1: 100, 2: 300}.__getitem__)
+    engine = tool.LatencyEngine(arithmetic_script, CharacterTokenizer(), 4096)
+    ends: list[tuple[str, float]] = []
+
+    async def note(name: str, work: Any) -> None:
+        await work
+        ends.append((name, round(engine.clock / tool.STEP_SECONDS, 6)))
+
+    async def both() -> None:
+        ask = (engine.generate(Request(str(seed), (2, *b"1\na: +2", 3), seed, 96)) for seed in (1, 2))
+        await asyncio.gather(note("1", next(ask)), note("2", next(ask)), note("update", engine.wait(2.6)))
+        await note("weights", engine.wait(1.3))
+
+    asyncio.run(both())
+    assert ends == [("1", 100.0), ("update", 200.0), ("2", 300.0), ("weights", 400.0)]
+
+
+@pytest.fixture(scope="module")
+def seconds() -> dict[str, float]:
+    return dict(tool.measure_pipelines(steps=4, queries=8))
+
+
+def test_with_a_lag_an_update_costs_nothing_where_rollouts_take_longer(seconds: dict[str, float]) -> None:
+    """The policy has a quarter of the GPUs, so that its update takes four times as long, still less than rollouts."""
+    for name, lagged in tool.measure_lag(steps=4, queries=8).items():
+        assert 0.9 < lagged / seconds[name] < 1.0
+    assert 0.6 < tool.measure_balanced_lag(steps=3, queries=4) < 0.95
+
+
+def test_deferred_costs_next_to_nothing(seconds: dict[str, float]) -> None:
     ratios = {name: value / seconds["grpo"] for name, value in seconds.items()}
     assert ratios["deferred"] < 1.10
     assert ratios["barrier"] > 1.4 and ratios["barrier"] >= ratios["overlapped"] > 1.2

@@ -108,6 +108,7 @@ def load_cluster_run(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     _raise_faults(
         [
             *validate.check_settings(master),
+            *validate.check_lag(master),
             *validate.check_division(master, setup),
             *validate.check_lengths(setup, cfg.constructs, TEMPLATE_TOKENS),
             *validate.check_container(block.get("container")),

@@ -45,6 +45,10 @@ class Fate:
 _WORKERS, _ENGINE = "the policy's workers", "the engines"
 HAND_WRITTEN: tuple[Fate, ...] = (
     Fate("grpo.use_dynamic_sampling", "served", "rollout.dynamic_sampling"),
+    Fate("grpo.async_grpo.max_trajectory_age_steps", "served", "1; others are refused where async_grpo is enabled"),
+    Fate("grpo.async_grpo.in_flight_weight_updates", "served", "false; true is refused where async_grpo is enabled"),
+    Fate("grpo.async_grpo.max_generation_failures", "served", "0; others are refused where async_grpo is enabled"),
+    Fate("grpo.async_grpo.recompute_kv_cache_after_weight_updates", "unused", "the caches are always dropped"),
     Fate("grpo.skip_reference_policy_logprobs_calculation", "served", "refused beside a KL penalty"),
     Fate("loss_fn.force_on_policy_ratio", "served", "with one update a batch the ratio is 1; refused with more"),
     Fate("loss_fn.reference_policy_kl_type", "served", "k3; others are refused beside a KL penalty"),
@@ -111,7 +115,7 @@ HAND_WRITTEN: tuple[Fate, ...] = (
     Fate("grpo.debug_payload_metrics", "unused", "of the data plane"),
     *(
         Fate(f"{section}.*", "unused", f"with {section}.enabled alone, which is refused")
-        for section in ("grpo.async_grpo", "grpo.reward_scaling", "grpo.reward_shaping", "data_plane")
+        for section in ("grpo.reward_scaling", "grpo.reward_shaping", "data_plane")
     ),
     *(
         Fate(section, "unused", "null: nothing is enabled")

@@ -42,6 +42,7 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
     "rollout.max_tokens": "policy.generation.max_new_tokens",
     "rollout.dynamic_sampling": "grpo.dynamic_sampling_max_gen_batches",
     "rollout.overlong": "grpo.overlong_filtering",
+    "rollout.lag": "grpo.async_grpo.enabled",
     "model.path": "policy.model_name",
     "model.max_length": "policy.max_total_sequence_length",
     "loss.clip_low": "loss_fn.ratio_clip_min",
@@ -53,9 +54,10 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
     "loss.kl_coef": "loss_fn.reference_policy_kl_penalty",
     "checkpoint.every": "checkpointing.save_period",
 }
-SWITCHES = {  # NeMo-RL's key of DERIVED that is true or false -> what these are here
+SWITCHES: Mapping[str, Mapping[Any, Any]] = {  # NeMo-RL's key of DERIVED that is true or false -> what these are here
     "loss_fn.sequence_level_importance_ratios": {True: "sequence", False: "token"},
     "grpo.overlong_filtering": {True: "mask", False: "keep"},
+    "grpo.async_grpo.enabled": {True: 1, False: 0},
     "loss_fn.use_cispo": {True: "cispo", False: "clipped"},
 }
 
@@ -104,9 +106,12 @@ def _set_at_path(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _name_nemo_keys(sentence: str) -> str:
-    """Replace derived keys in an error message by the NeMo-RL keys that the user wrote."""
+    """Replace keys in an error message by those that the user wrote: NeMo-RL's, or with `tapo` before them."""
     for key, nemo_key in DERIVED.items():
         sentence = sentence.replace(key, nemo_key)
+    for section, keys in PARTIAL_SECTIONS.items():
+        for key in keys:
+            sentence = sentence.replace(f"{section}.{key}", f"tapo.{section}.{key}")
     tapo_keys = tuple(f"{name}{end}" for name in SECTIONS + SCALARS for end in ".:")
     return "\n".join(f"tapo.{line}" if line.startswith(tapo_keys) else line for line in sentence.splitlines())
 
@@ -279,6 +284,7 @@ def make_setup(master: Master, cfg: RunConfig) -> ClusterSetup:
         samples=K,
         most_constructed=P * most,
         deferred=cfg.deferred,
+        lag=cfg.rollout.lag,
         update_rows=update_rows(P, K, most, updates, dp * (1 if packed else micro)),
         updates=updates,
         max_response=cfg.rollout.max_tokens,

@@ -22,7 +22,6 @@ ADAPTERS = "export, refit and the plan's memory are those of a whole model, not 
 
 # path, allowed values (None: the key may be missing), reason
 ALLOWED_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("grpo.async_grpo.enabled", OFF, "TAPO is on policy: pairs are made of the present policy's rollouts"),
     ("grpo.zero_variance_prompt_filtering", OFF, "grpo.use_dynamic_sampling replaces such queries instead"),
     ("grpo.batch_multiplier", (None, 1), "dynamic sampling takes a further query only where it replaces one"),
     ("grpo.reward_shaping.enabled", OFF, "the reward is the task's alone (tapo.task.rewards adds others)"),
@@ -144,7 +143,7 @@ def check_settings(master: Master) -> Iterable[str]:
     """
     for path, allowed, why in ALLOWED_SETTINGS:
         value = get_at_path(master, path)
-        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
+        if not _is_one_of(value, allowed):
             given = json.dumps(value, default=str)
             yield f"{path} = {given} is not supported: {why}. Set it to {json.dumps(allowed[-1])}."
     metric = get_at_path(master, "checkpointing.metric_name", "")
@@ -156,6 +155,11 @@ def check_settings(master: Master) -> Iterable[str]:
             "newest are kept) or to a train: metric."
         )
     yield from _check_backend(master)
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Return True if a value is among the allowed ones, true and 1 told apart."""
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed)
 
 
 def _check_backend(master: Master) -> Iterable[str]:
@@ -180,6 +184,31 @@ def _check_backend(master: Master) -> Iterable[str]:
             "policy.megatron_cfg.scheduler.lr_warmup_init = 0 gives the first update a learning rate of 0, so that its "
             f"step changes nothing: set it to the optimizer's lr / {iterations + 1}."
         )
+
+
+LAG = "grpo.async_grpo.enabled"
+LAG_SETTINGS: tuple[tuple[str, tuple[Any, ...], str], ...] = (  # as ALLOWED_SETTINGS, where LAG is true
+    ("grpo.async_grpo.max_trajectory_age_steps", (None, 1), "rollouts are one step old, never more"),
+    ("grpo.async_grpo.in_flight_weight_updates", OFF, "a response is sampled by one set of weights from end to end"),
+    ("grpo.async_grpo.max_generation_failures", (None, 0), "every rollout of a step is trained on, so none may fail"),
+    ("policy.generation.colocated.enabled", (False,), "engines sample while the policy trains, on GPUs of their own"),
+    ("policy.generation.vllm_cfg.async_engine", (True,), "NeMo-RL trains this way with the async engine alone"),
+    ("loss_fn.use_importance_sampling_correction", (True,), "it corrects for the update between sampling and training"),
+)
+
+
+def check_lag(master: Master) -> Iterable[str]:
+    """Yield what does not go with rollouts that are sampled beside the update of the step before.
+
+    >>> list(check_lag({"grpo": {"async_grpo": {"enabled": False, "in_flight_weight_updates": True}}}))
+    []
+    """
+    for path, allowed, why in LAG_SETTINGS if get_at_path(master, LAG) else ():
+        if not _is_one_of(value := get_at_path(master, path), allowed):
+            yield (
+                f"{LAG} = true with {path} = {json.dumps(value, default=str)} is not supported: {why}. Set it to "
+                f"{json.dumps(allowed[-1])}."
+            )
 
 
 def check_algorithm(master: Master, cfg: RunConfig) -> Iterable[str]:
