@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run, validate
+from nemo_tapo.runtime.nemo_rl.config import checkout, cluster_run, describe_run, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl_config
 from nemo_tapo.runtime.nemo_rl.config.key_fates import get_fate, list_fates
@@ -396,15 +399,37 @@ def test_files_inherit_with_nemo_rls_rules(tmp_path: Path) -> None:
 def test_a_parent_that_is_nowhere_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "child.yaml"
     path.write_text("defaults: grpo_math_8B_megatron.yaml\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if find_source() is None:
-        with pytest.raises(ValueError, match=r"inherits grpo_math_8B_megatron.yaml.* set NEMO_RL_SRC"):
+        fetch = f"fetch its files once with `{checkout.get_fetch_command()}`"
+        with pytest.raises(ValueError, match=re.escape(fetch)) as told:
             compose_config(path)
+        assert "inherits grpo_math_8B_megatron.yaml" in str(told.value) and "set NEMO_RL_SRC" in str(told.value)
     monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path))
     with pytest.raises(ValueError, match="is no NeMo-RL checkout"):
         compose_config(path)
     (tmp_path / "examples" / "configs").mkdir(parents=True)
     (tmp_path / "examples" / "configs" / "grpo_math_8B_megatron.yaml").write_text("a: 1\n")
     assert compose_config(path) == {"a": 1}
+
+
+def test_the_command_that_is_named_fetches_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as it is written, with a repository in the place of NeMo-RL's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if find_source() is not None:
+        pytest.skip("NeMo-RL is installed here and would be found first")
+    there = tmp_path / "RL"
+    (there / "examples" / "configs").mkdir(parents=True)
+    (there / "examples" / "configs" / "grpo_math_8B_megatron.yaml").write_text("a: 1\n")
+    git = ["git", "-C", str(there), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", checkout.RELEASE]):
+        subprocess.run([*git, *command], check=True)
+    fetch = checkout.get_fetch_command().replace("https://github.com/NVIDIA-NeMo/RL", f"file://{there}")
+    subprocess.run(shlex.split(fetch), check=True, capture_output=True)
+    child = tmp_path / "child.yaml"
+    child.write_text("defaults: grpo_math_8B_megatron.yaml\n")
+    assert find_source() == checkout.get_fetched_source()
+    assert compose_config(child) == {"a": 1}
 
 
 def test_keys_that_no_class_and_no_example_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

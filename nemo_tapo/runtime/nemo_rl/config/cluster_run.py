@@ -25,7 +25,7 @@ import yaml
 from nemo_tapo.config.run_config import RunConfig, list_known_keys
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup
 from nemo_tapo.runtime.nemo_rl.config import validate
-from nemo_tapo.runtime.nemo_rl.config.checkout import SOURCE_HINT, compose_config, find_source
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source, get_source_hint
 from nemo_tapo.runtime.nemo_rl.config.key_fates import find_unexplained
 from nemo_tapo.runtime.nemo_rl.config.known_keys import find_unknown_paths, list_paths, read_known_keys
 from nemo_tapo.runtime.nemo_rl.config.translate import (
@@ -262,7 +262,7 @@ def _find_loss_faults(master: Master) -> Iterable[str]:
 def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: Path | None) -> Iterable[str]:
     """Yield one note for each setting that means something else than in NeMo-RL's own trainer, or is not used."""
     if source is None:
-        yield f"NeMo-RL's keys were not checked for misspellings: {SOURCE_HINT}"
+        yield f"NeMo-RL's keys were not checked for misspellings: {get_source_hint()}"
     if unexplained := find_unexplained(master):
         yield f"{', '.join(unexplained)}: this loop does not know what reads them; docs/cluster.md lists what it knows"
     if get_at_path(master, "grpo.use_leave_one_out_baseline"):
