@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nemo_tapo.runtime.nemo_rl.config import checkout, cluster_run, describe_run, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source
@@ -465,24 +466,63 @@ def test_the_plan_command(tmp_path: Path) -> None:
     done = nemo_tapo("plan", "--config", str(path), "cluster.num_nodes=2")
     assert done.returncode == 0, done.stderr
     for line in (
-        "lambda: 1.0",
+        "plan      it can run, as far as this can tell",
+        "a step    32 queries x 8 rollouts, 1 update(s), at most 128 constructed rows",
+        "policy    16 of 2 x 8 GPUs = TP 2 x DP 8",
+        "engines   16 of TP 1 x PP 1 on the same GPUs",
+        "memory, GiB of 79.1 a GPU (H100), estimated",
+        "disk, GiB: checkpoint 106.8 every 25 steps, 2 kept and one being written: 320.4",
+    ):
+        assert line in done.stdout.splitlines()
+    assert "lambda: 1.0" not in done.stdout
+    full = nemo_tapo("plan", "--full", "--config", str(path), "cluster.num_nodes=2").stdout
+    assert [line.removeprefix("# ") for line in full.splitlines()][
+        : done.stdout.count("\n")
+    ] == done.stdout.splitlines()
+    for line in (
         "500 steps of 32 queries x 8 rollouts, 1 update(s) each",
         "rows of an update: 384, always: 256 rollouts, at most 128 constructed, the rest masked",
-        "policy: 16 of 2 x 8 GPUs = TP 2 x PP 1 x CP 1 x DP 8, sequence parallel",
-        "engines: 16 of TP 1 x PP 1 on the same GPUs",
+        "policy: 16 of 2 x 8 GPUs = TP 2 x PP 1 x CP 1 x DP 8, sequence parallel, in bf16",
         "checkpoint: 106.8 GiB every 25 steps, 2 kept: 213.6 GiB",
+        "lambda: 1.0",
+        "adam_beta2: 0.95",
+        "note: grpo.max_num_epochs is not used",
     ):
-        assert line in done.stdout
-    assert "adam_beta2" not in done.stdout
-    assert "adam_beta2: 0.95" in nemo_tapo("plan", "--full", "--config", str(path)).stdout
+        assert line in full
+    assert "tapo" in yaml.safe_load(full)
     dry = nemo_tapo("train", "--dry-run", "--config", str(path), "cluster.num_nodes=2")
     assert dry.stdout == done.stdout
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "",
+        "policy.model_name=acme/Big",
+        "policy.model_name=deepseek-ai/DeepSeek-V3 policy.generation.vllm_cfg.tensor_parallel_size=32 "
+        "cluster.num_nodes=64 policy.megatron_cfg.pipeline_model_parallel_size=8 "
+        "+policy.megatron_cfg.num_layers_in_last_pipeline_stage=5 tapo.pipeline=overlapped "
+        "tapo.loss.updates_per_batch=4 "
+        "loss_fn.reference_policy_kl_penalty=0.1 tapo.evaluation.every=5 +grpo.use_dynamic_sampling=true",
+        "policy.megatron_cfg.enabled=false policy.dtensor_cfg.enabled=true +policy.optimizer.kwargs.lr=1e-6",
+        f"checkpointing.checkpoint_dir=results/{'a-long-name/' * 9}x checkpointing.keep_top_k=null",
+    ],
+)
+def test_the_summary_fits_a_screen(tmp_path: Path, overrides: str) -> None:
+    """80 x 24 characters, the last row for the shell's prompt."""
+    run = cluster_run.load_cluster_run(cluster_file(tmp_path), overrides.split())
+    lines = describe_run.describe(run, faults=describe_run.find_faults(run)).splitlines()
+    assert len(lines) <= 23 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("plan ") and lines[-1].startswith("--full shows")
+
+
 def test_the_plan_command_refuses_with_exit_code_2(tmp_path: Path) -> None:
+    """The summary says which phase does not fit, and the sentences below what to do about it."""
     done = nemo_tapo("plan", "--config", str(cluster_file(tmp_path)), "policy.model_name=Qwen/Qwen3-32B")
     assert done.returncode == 2
     assert "the largest part is" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.startswith("plan      it cannot run: 3 reason(s), below\n")
+    assert "DOES NOT FIT, largest: " in done.stdout
     assert nemo_tapo("plan", "--config", "nothing.yaml").returncode == 2
 
 
@@ -496,6 +536,41 @@ def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
 
 def test_local_plan_is_what_dry_run_prints() -> None:
     tiny = str(Path(__file__).parents[3] / "examples" / "configs" / "tapo-tiny-1n0g.yaml")
-    plan, dry = nemo_tapo("plan", "--config", tiny), nemo_tapo("run", "--dry-run", "--config", tiny)
-    assert plan.returncode == 0, plan.stderr
-    assert plan.stdout == dry.stdout
+    full, dry = nemo_tapo("plan", "--full", "--config", tiny), nemo_tapo("run", "--dry-run", "--config", tiny)
+    assert full.returncode == 0, full.stderr
+    assert dry.stdout.startswith("# plan of `nemo-tapo run`\n#  output: ") and "n_pos" not in dry.stdout
+    assert full.stdout.startswith(dry.stdout) and yaml.safe_load(full.stdout)["tapo"]["n_pos"] == 2
+
+
+def test_a_precision_reaches_the_plan(tmp_path: Path) -> None:
+    """Its memory, and its name: fp32 is not called bf16."""
+    plain, full, mixed = (
+        load(tmp_path, *overrides)
+        for overrides in (
+            [],
+            ["+policy.precision=float32"],
+            ["+policy.precision=bfloat16", "+policy.generation.vllm_cfg.precision=fp8"],
+        )
+    )
+    sizes = [(r.setup.policy_bytes, r.setup.engine_bytes, r.setup.cache_bytes) for r in (plain, full, mixed)]
+    assert sizes == [(2, 2, 2), (4, 4, 4), (2, 1, 2)]
+    text = describe_run.describe(full, full=True)
+    assert "weights (fp32)" in text and "in fp32" in text and "bf16" not in text
+
+
+def test_what_a_plan_has_to_know_of_a_step(tmp_path: Path) -> None:
+    """Pipelines, the prefilled prefix, dynamic sampling and validation, as the settings say."""
+    setup = load(tmp_path).setup
+    assert (setup.deferred, setup.barrier, setup.prefilled, setup.sampled_at_most) == (False, False, False, 1.0)
+    assert (setup.validate_every, setup.packed, setup.fp8_training) == (None, True, False)
+    assert load(tmp_path, "tapo.pipeline=barrier").setup.barrier
+    assert load(tmp_path, "policy.generation.vllm_cfg.async_engine=false").setup.barrier  # it answers a whole batch
+    assert load(tmp_path, "tapo.prefix=prefilled").setup.prefilled
+    sampled = load(tmp_path, "+grpo.use_dynamic_sampling=true", "+grpo.dynamic_sampling_max_gen_batches=3").setup
+    assert sampled.sampled_at_most == 3
+    sets = "tapo.task={name:mathematics,mathematics:{benchmarks:{a:{path:a.jsonl},b:{path:b.jsonl}}}}"
+    validated = load(tmp_path, sets, "tapo.evaluation={every:5,validation_problems:30,validation_samples:4}").setup
+    assert (validated.validated, validated.validate_every) == (2 * 30 * 4, 5)
+    unpacked = load(tmp_path, "policy.sequence_packing.enabled=false", "policy.logprob_batch_size=2").setup
+    assert (unpacked.packed, unpacked.score_batch_tokens) == (False, 2 * 10240)
+    assert load(tmp_path, "+policy.megatron_cfg.fp8_cfg.enabled=true").setup.fp8_training

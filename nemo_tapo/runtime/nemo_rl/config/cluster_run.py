@@ -271,8 +271,8 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
         yield "grpo.val_* are not used: tapo.evaluation.every validates between steps"
     if cfg.rollout.dynamic_sampling is not None:
         yield (
-            f"the plan counts {setup.queries} queries a step; dynamic sampling samples up to "
-            f"{cfg.rollout.dynamic_sampling:g} times as many"
+            f"dynamic sampling samples up to {cfg.rollout.dynamic_sampling:g} times as many queries as a step has; the "
+            "plan's time is for tapo.plan.uniform_share of equal rewards"
         )
     for key in ("async_save", "ckpt_assume_constant_structure"):
         if get_at_path(master, f"policy.megatron_cfg.checkpoint.{key}"):

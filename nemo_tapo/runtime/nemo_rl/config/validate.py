@@ -319,12 +319,12 @@ def check_lengths(setup: ClusterSetup, synthesises: bool, template_tokens: int) 
 
 def check_model(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
     """Yield one sentence for each setting that this model's shape does not allow."""
-    if shape.layers % setup.pp:
+    if shape.layers % setup.pp and not setup.uneven_stages:
         yield f"PP {setup.pp} does not divide the model's {shape.layers} layers."
     for name, tp in (("TP", setup.tp), ("the engine's TP", setup.engine_tp)):
         if shape.heads % tp:
             yield f"{name} {tp} does not divide the model's {shape.heads} attention heads."
-    if shape.kv_heads % setup.tp:
+    if shape.kv_heads % setup.tp and not shape.latent:
         yield f"TP {setup.tp} does not divide the model's {shape.kv_heads} key-value heads."
     if setup.ep > 1 and shape.experts % setup.ep:
         yield f"expert parallel {setup.ep} does not divide the model's {shape.experts} experts."
