@@ -6,11 +6,12 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from nemo_tapo.runtime.nemo_rl.config import checkout, cluster_run, describe_run, validate
+from nemo_tapo.runtime.nemo_rl.config import checkout, cluster_run, describe_run, node_checks, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl_config
 from nemo_tapo.runtime.nemo_rl.config.key_fates import get_fate, list_fates
@@ -199,7 +200,26 @@ REFUSED = [
     ("checkpointing.metric_name=val:accuracy", "set tapo.evaluation.every to a divisor of checkpointing.save_period"),
     ("+loss_fn.use_cispo=true", "loss_fn.use_cispo"),
     # divisions
-    ("cluster.num_nodes=0", "do not both fit 0 x 8 GPUs"),
+    ("cluster.num_nodes=0", "cluster.num_nodes = 0 is not a whole number from 1 on"),
+    ("policy.megatron_cfg.tensor_model_parallel_size=0", "tensor_model_parallel_size = 0 is not a whole number from 1"),
+    ("policy.megatron_cfg.tensor_model_parallel_size=two", "tensor_model_parallel_size = 'two' is not a whole number"),
+    ("policy.generation.vllm_cfg.tensor_parallel_size=0.5", "tensor_parallel_size = 0.5 is not a whole number from 1"),
+    ("policy.train_micro_batch_size=0", "policy.train_micro_batch_size = 0 is not a whole number from 1 on"),
+    ("policy.sequence_packing.train_mb_tokens=many", "train_mb_tokens = 'many' is not a whole number from 1 on"),
+    (
+        "policy.sequence_packing.train_mb_tokens=8192",
+        "= 8192 has no room for the longest row, .* 10240.",
+    ),
+    ("policy.max_total_sequence_length=10241", "the longest row, .* = 10241, filled up to 10242"),
+    (
+        "policy.generation.vllm_cfg.gpu_memory_utilization=1.5",
+        "gpu_memory_utilization = 1.5 is no share of a GPU's mem",
+    ),
+    ("+policy.precision=float8", "policy.precision = 'float8' is not one of float32, bfloat16, float16"),
+    (
+        "policy.generation.vllm_cfg.tensor_parallel_size=4 cluster.gpus_per_node=6 cluster.num_nodes=2",
+        "an engine of TP 4 x PP 1 = 4 GPUs neither divides a node's 6 GPUs nor is a multiple of them",
+    ),
     ("policy.megatron_cfg.tensor_model_parallel_size=3", "TP 3 x PP 1 x CP 1 = 3 ranks do not divide the policy's 8"),
     ("policy.generation.vllm_cfg.tensor_parallel_size=3", "an engine of TP 3 x PP 1 does not divide 8 GPUs"),
     ("policy.megatron_cfg.expert_model_parallel_size=3", "expert parallel 3"),
@@ -326,6 +346,20 @@ def test_a_model_that_does_not_allow_the_division(tmp_path: Path) -> None:
         (["policy.megatron_cfg.pipeline_model_parallel_size=8", "cluster.num_nodes=2"], "PP 8 does not divide .* 36 l"),
         (["policy.megatron_cfg.expert_model_parallel_size=2"], "for a model without experts"),
         (["policy.generation.vllm_cfg.max_model_len=65536"], "more than the model's 40960 positions"),
+        (
+            ["policy.generation.vllm_cfg.tensor_parallel_size=3", "cluster.gpus_per_node=6"],
+            "TP 3 and 8 key-value",
+        ),
+        (
+            [
+                "policy.model_name=Qwen/Qwen2.5-0.5B",
+                "policy.megatron_cfg.tensor_model_parallel_size=2",
+                "policy.generation.vllm_cfg.tensor_parallel_size=14",
+                "cluster.gpus_per_node=14",
+                "policy.generation.vllm_cfg.max_model_len=32768",
+            ],
+            "the engine's TP 14 does not divide the model's feed-forward size, 4864",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             describe_run.load_checked_run(path, overrides)
@@ -349,11 +383,53 @@ def test_a_model_of_unknown_shape_is_planned_without_estimate(tmp_path: Path) ->
 
 def test_environment_is_asked_for_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(node_checks, "NVIDIA", tmp_path / "no GPUs here")
     run = describe_run.load_checked_run(cluster_file(tmp_path))
     with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST is not set"):
         describe_run.require_environment(run)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     describe_run.require_environment(run)
+    monkeypatch.setattr(node_checks, "NVIDIA", tmp_path)
+    monkeypatch.setattr(node_checks, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(node_checks, "SHARED_GIB", 1e9)
+    with pytest.raises(ValueError, match=r"GiB free, and 8 GPUs need about 1e\+09 GiB for NCCL"):
+        describe_run.require_environment(run)
+
+
+def test_a_node_without_room_in_shared_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's default is 64 MiB; 8 GPUs need 1 + 8 x 0.5 GiB."""
+    room = {"free": 64 * 2**20}
+    monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: SimpleNamespace(**room))
+    (told,) = node_checks.check_shared_memory(8, tmp_path)
+    assert told.startswith(f"{tmp_path} has 0.1 GiB free, and 8 GPUs need about 5 GiB") and "--shm-size=64g" in told
+    room["free"] = 5 * 2**30
+    assert not list(node_checks.check_shared_memory(8, tmp_path))
+    assert list(node_checks.check_shared_memory(8, tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", node_checks.CACHES)
+def test_a_cache_in_a_place_that_is_not_mounted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for other in node_checks.CACHES:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "lustre" / "cache"))
+    (told,) = node_checks.check_caches()
+    assert told.startswith(f"{name} = {tmp_path}/lustre/cache, and {tmp_path}/lustre is not on this node: mount it")
+    monkeypatch.setenv(name, str(tmp_path / "new"))
+    assert not list(node_checks.check_caches())
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_nemo_rl_before_0_7_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
+    """By what its `setup` takes, for its version number does not tell; it is not imported."""
+    (tmp_path / "nemo_rl" / "algorithms").mkdir(parents=True)
+    (tmp_path / "nemo_rl" / "__init__.py").write_text("raise RuntimeError('imported')")
+    more = "" if old else ", policy_factory=None"
+    (tmp_path / "nemo_rl" / "algorithms" / "grpo.py").write_text(f"def setup(master_config, tokenizer{more}): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = list(node_checks.check_release())
+    assert len(told) == old and all("is older than v0.7.0" in sentence for sentence in told)
 
 
 def test_notes_say_what_is_read_otherwise(tmp_path: Path) -> None:

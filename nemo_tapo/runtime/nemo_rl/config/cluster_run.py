@@ -99,7 +99,7 @@ def load_cluster_run(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     )
     source = find_source()
     _raise_faults(find_unknown_keys(master, source))
-    _raise_faults(_find_missing(master))
+    _raise_faults([*_find_missing(master), *validate.check_numbers(master)])
     block = master.get("tapo") or {}
     cfg = make_run_config(master, block)
     assumed = read_assumptions(block)

@@ -9,7 +9,7 @@ import yaml
 
 from nemo_tapo.planning import plan_text
 from nemo_tapo.planning.model_shape import ModelShape, get_model_shape
-from nemo_tapo.runtime.nemo_rl.config import cluster_run, validate
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, node_checks, validate
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun
 from nemo_tapo.runtime.nemo_rl.config.validate import get_at_path
 
@@ -41,7 +41,7 @@ def raise_faults(faults: Sequence[str]) -> None:
 
 def require_environment(run: ClusterRun) -> None:
     """Raise ValueError for what the driver's node lacks; called when a run starts, not for a plan."""
-    raise_faults(list(validate.check_environment(run.setup)))
+    raise_faults(list(node_checks.check_environment(run.setup)))
 
 
 def describe(run: ClusterRun, full: bool = False, faults: Sequence[str] = ()) -> str:
