@@ -198,17 +198,8 @@ def describe_time(setup: ClusterSetup, assumed: Assumptions, step: StepTime) -> 
         + ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in step.parts.items())
         + f"); {setup.steps:,} steps {step.total * setup.steps / 3600:.1f} h"
     )
-    yield (
-        f"  assumed (tapo.plan): lengths lognormal with sigma {assumed.length_sigma:g}, cut at the longest allowed, "
-        f"their mean {assumed.response_share:g} of it; {assumed.constructed_share:g} of the constructed rows"
-        + (f", {assumed.prefilled_share:g} of an answer given" if setup.prefilled else "")
-        + (f", {assumed.uniform_share:g} of the queries replaced" if setup.sampled_at_most > 1 else "")
-    )
-    yield (
-        f"  and MFU {assumed.mfu:g}, decoding at {assumed.decode_efficiency:g} of the bandwidth + "
-        f"{assumed.decode_overhead_ms:g} ms, {assumed.transfer_gb_s:g} GB/s to the host; docs/cluster.md has "
-        "NeMo-RL's published times beside the plan's"
-    )
+    yield "  assumed (tapo.plan): " + ", ".join(f"{name} {value}" for name, value in assumed.model_dump().items())
+    yield "  docs/cluster.md says where these are from, and has NeMo-RL's published times beside the plan's"
 
 
 def describe_storage(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:

@@ -560,6 +560,7 @@ def test_the_plan_command(tmp_path: Path) -> None:
         "rows of an update: 384, always: 256 rollouts, at most 128 constructed, the rest masked",
         "policy: 16 of 2 x 8 GPUs = TP 2 x PP 1 x CP 1 x DP 8, sequence parallel, in bf16",
         "checkpoint: 106.8 GiB every 25 steps, 2 kept: 213.6 GiB",
+        "decode_overhead_ms 4",
         "lambda: 1.0",
         "adam_beta2: 0.95",
         "note: grpo.max_num_epochs is not used",
