@@ -50,12 +50,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_dry_run(sub: argparse.ArgumentParser) -> None:
     """Add --dry-run."""
-    sub.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    sub.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
+
+
+def add_run_options(sub: argparse.ArgumentParser) -> None:
+    """Add --dry-run, and --full for it."""
+    add_dry_run(sub)
+    add_plan_options(sub)
 
 
 def add_filter_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `filter`."""
-    add_dry_run(sub)
+    add_run_options(sub)
     sub.add_argument("--model", help="model.path")
     sub.add_argument("--data", help="task.mathematics.train.path: a JSONL or Parquet file")
 
@@ -73,8 +79,10 @@ def add_judge_options(sub: argparse.ArgumentParser) -> None:
 
 
 def add_plan_options(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `plan`."""
-    sub.add_argument("--full", action="store_true", help="show every setting, NeMo-RL's too")
+    """Add --full."""
+    sub.add_argument(
+        "--full", action="store_true", help="show with the plan every setting; of a cluster all assumptions and notes"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +147,7 @@ def run_with_config(arguments: argparse.Namespace) -> int:
         return run_on_nemo_rl(arguments)
     cfg = load_config(arguments.config, [*overrides_from_options(arguments), *arguments.overrides])
     if arguments.command == "plan" or arguments.dry_run:
-        print(describe_command(cfg, "run" if arguments.command == "plan" else arguments.command))
+        print(describe_command(cfg, "run" if arguments.command == "plan" else arguments.command, arguments.full))
         return DONE
     check_data(cfg, arguments.command)
     check_coldstart(cfg, arguments.command)
@@ -164,16 +172,20 @@ def run_with_config(arguments: argparse.Namespace) -> int:
 
 def run_on_nemo_rl(arguments: argparse.Namespace) -> int:
     """Run a command with a NeMo-RL config file. Everything is checked before a GPU is touched."""
-    from nemo_tapo.runtime.nemo_rl.config import describe_run as describe_run
+    from nemo_tapo.runtime.nemo_rl.config import describe_run
+    from nemo_tapo.runtime.nemo_rl.config.cluster_run import load_cluster_run
     from nemo_tapo.runtime.nemo_rl.runtime import prepare_master_config
     from nemo_tapo.stages.data_preview import check_data
     from nemo_tapo.utils.code_version import record_code
     from nemo_tapo.utils.run_folder import claim_run_folder
 
-    run = describe_run.load_checked_run(arguments.config, arguments.overrides)
+    run = load_cluster_run(arguments.config, arguments.overrides)
+    faults = describe_run.find_faults(run)
     if arguments.command == "plan" or arguments.dry_run:
-        print(describe_run.describe(run, full=getattr(arguments, "full", False)))
+        print(describe_run.describe(run, arguments.full, faults), flush=True)
+        describe_run.raise_faults(faults)
         return DONE
+    describe_run.raise_faults(faults)
     prepare_master_config(run.master, run.cfg, arguments.command)  # raises ValueError for what it cannot run
     describe_run.require_environment(run)
     check_data(run.cfg, arguments.command)
@@ -217,7 +229,7 @@ class Command:
 
     text: str
     run: Callable[[argparse.Namespace], int] = run_with_config  # returns the exit code of a run without an exception
-    add_options: Callable[[argparse.ArgumentParser], None] = add_dry_run
+    add_options: Callable[[argparse.ArgumentParser], None] = add_run_options
     takes_config: bool = True  # a config file before its options, settings after them
 
 
@@ -231,7 +243,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def add_demo_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `demo`, which has its config file."""
-    add_dry_run(sub)
+    add_run_options(sub)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, in Hydra's override grammar")
 
 

@@ -53,6 +53,17 @@ def faults(gpus: int) -> Iterator[str]:
 
         if torch.cuda.device_count() < gpus:
             yield f"{torch.cuda.device_count()} GPUs are visible, {gpus} were asked for."
+    if "nemo_tapo" not in missing:
+        yield from of_node(gpus)
+
+
+def of_node(gpus: int) -> Iterator[str]:
+    """Check the caches' folders, and the room in /dev/shm if GPUs were asked for."""
+    from nemo_tapo.runtime.nemo_rl.config import node_checks
+
+    yield from node_checks.check_caches()
+    if gpus:
+        yield from node_checks.check_shared_memory(gpus)
 
 
 def imports(name: str) -> bool:

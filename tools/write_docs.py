@@ -1,6 +1,6 @@
-"""Write what documentation has of the code: tables of metrics and of NeMo-RL's keys, the picture of the pipeline.
+"""Write what documentation has of the code: tables of metrics and of NeMo-RL's keys and steps, the picture of a step.
 
-python tools/write_docs.py            write docs/metrics.md, a table of docs/cluster.md, and docs/pipeline.svg
+python tools/write_docs.py            write docs/metrics.md, two tables of docs/cluster.md, and docs/pipeline.svg
 python tools/write_docs.py --check    exit 1 if one of them is not what this would write (CI runs it)
 """
 
@@ -13,6 +13,7 @@ from nemo_tapo.metrics import DESCRIPTIONS
 from nemo_tapo.runtime.nemo_rl.config.key_fates import make_table
 
 sys.path.insert(0, str(Path(__file__).parent))
+import published_steps
 from pipeline_picture import draw_pipeline
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,14 +37,18 @@ def write_metrics_table() -> str:
     return METRICS_HEAD + "\n".join(rows) + "\n"
 
 
-BEGIN, END = "<!-- written by tools/write_docs.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- {name}: written by tools/write_docs.py -->\n", "<!-- end -->\n"
 
 
 def write_cluster_page() -> str:
-    """Return docs/cluster.md with the table of NeMo-RL's keys between its two marks."""
-    before, _, rest = (DOCS / "cluster.md").read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}{make_table()}{END}{after}"
+    """Return docs/cluster.md with the tables of NeMo-RL's keys and of its published steps, each between two marks."""
+    page = (DOCS / "cluster.md").read_text(encoding="utf-8")
+    for name, table in (("steps", published_steps.make_table()), ("keys", make_table())):
+        begin = BEGIN.format(name=name)
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(END)
+        page = f"{before}{begin}{table}{END}{after}"
+    return page
 
 
 def main(arguments: list[str]) -> int:

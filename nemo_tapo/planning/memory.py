@@ -1,10 +1,10 @@
 """Estimate the bytes a GPU needs, by class, for Megatron actors and vLLM engines, colocated or on separate GPUs.
 
-The estimate assumes mixed precision with Adam: bf16 weights and gradients, fp32 master weights and two moments (12
-bytes per parameter, divided among the data parallel ranks by the distributed optimizer). Activations are counted per
-saved tensor of a layer with flash attention, following Korthikanti et al., arXiv 2205.05198, adapted to grouped queries
-and SwiGLU. TP shards the matrices (with sequence parallelism also the rest of a layer), PP the layers, CP the tokens,
-EP the experts.
+The estimate assumes Adam: bf16 weights and gradients, fp32 master weights and two moments (12 bytes per parameter,
+divided among the data parallel ranks by the distributed optimizer); in fp32 the weights are their own master.
+Activations are counted per saved tensor of a layer with flash attention, following Korthikanti et al., arXiv
+2205.05198, adapted to grouped queries and SwiGLU. TP shards the matrices (with sequence parallelism also the rest of a
+layer), PP the layers, CP the tokens, EP the experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,20 @@ from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, ClusterSetup, Gi
 from nemo_tapo.planning.model_shape import ModelShape
 
 BF16, FP32 = 2, 4
-OPTIMIZER_BYTES = 3 * FP32  # master weight and two moments
+
+
+def optimizer_bytes(setup: ClusterSetup) -> int:
+    """Return the bytes of a parameter's optimizer state: two moments, and a master weight unless weights are fp32."""
+    return (2 if setup.policy_bytes == FP32 else 3) * FP32
+
+
+def name_precision(size: int) -> str:
+    """Name a number format by its bytes.
+
+    >>> name_precision(2), name_precision(4), name_precision(1)
+    ('bf16', 'fp32', 'fp8')
+    """
+    return {1: "fp8", 2: "bf16", 4: "fp32"}[size]
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,8 @@ def count_rank_parameters(shape: ModelShape, setup: ClusterSetup, stage: int) ->
     The first stage holds the input embedding, the last one the output embedding.
     """
     layers = shape.layers / setup.pp
-    experts = layers * shape.ffn_parameters if shape.experts else 0.0
-    matrices = shape.attention_parameters + (0 if shape.experts else shape.ffn_parameters)
+    experts = shape.expert_parameters / setup.pp
+    matrices = shape.attention_parameters + shape.dense_ffn_parameters
     first, last = stage == 0, stage == setup.pp - 1
     embeddings = shape.embedding_parameters * (1 if first and last and shape.tied else first + last)
     dense = (layers * matrices + embeddings) / setup.tp + layers * shape.norm_parameters
@@ -92,10 +105,11 @@ def layer_activation_bytes(shape: ModelShape, setup: ClusterSetup) -> float:
     """Return the bytes per token that one layer saves for its backward pass, on one rank."""
     tp = setup.tp
     hidden_shards = tp if setup.sequence_parallel else 1  # tensors of the full hidden size
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    q, kv = shape.heads * shape.head_dim, (shape.heads if shape.latent else shape.kv_heads) * shape.head_dim
     norms = 4 * shape.hidden / hidden_shards  # input and output of both norms
     attention = (q + 2 * kv + 2 * (q + kv) * shape.qk_norm + q) / tp  # q k v, normed and rotated q k, output
-    width = shape.ffn * max(1, shape.experts_per_token)
+    attention += (2 * shape.heads * shape.rotary + shape.latent + shape.query_rank) / tp
+    width = shape.ffn * max(1, shape.experts_per_token + shape.shared_experts)
     ffn = 3 * width / (setup.etp if shape.experts else tp)  # gate, up, their product
     if shape.experts:
         ffn += 2 * shape.hidden * shape.experts_per_token / hidden_shards  # tokens sent to experts and back
@@ -103,7 +117,7 @@ def layer_activation_bytes(shape: ModelShape, setup: ClusterSetup) -> float:
         ffn = 0
     elif "moe_act" in setup.recompute:
         ffn *= 2 / 3
-    return BF16 * (norms + attention + ffn)
+    return setup.policy_bytes * (norms + attention + ffn)
 
 
 def activation_bytes(shape: ModelShape, setup: ClusterSetup) -> float:
@@ -116,19 +130,31 @@ def activation_bytes(shape: ModelShape, setup: ClusterSetup) -> float:
     one = layer_activation_bytes(shape, setup)
     if "full" not in setup.recompute:
         return tokens * setup.pp * layers * one
-    inputs = BF16 * shape.hidden / (setup.tp if setup.sequence_parallel else 1)
+    inputs = setup.policy_bytes * shape.hidden / (setup.tp if setup.sequence_parallel else 1)
     return tokens * (setup.pp * layers * inputs + one)
 
 
 def logits_bytes(shape: ModelShape, setup: ClusterSetup) -> dict[str, float]:
-    """Return the bytes of the last stage's logits and their gradient, and of one fp32 chunk of log-probabilities."""
+    """Return the bytes of the last stage's logits and their gradient, and of one fp32 chunk of log-probabilities.
+
+    With packed rows the loss takes each row's logits out of the micro-batch's, and the gradient of that is as large as
+    all of them: it is added to what the rows before it left.
+    """
     columns = shape.vocab / setup.tp
     tokens = setup.micro_batch_tokens / setup.cp
-    bytes_each = FP32 + FP32 + BF16 if setup.fp32_logits else BF16 + BF16
+    cast = setup.fp32_logits and setup.policy_bytes != FP32
+    size = FP32 if setup.fp32_logits else setup.policy_bytes
+    second = {"second gradient of packed logits": tokens * columns * size} if setup.packed else {}
     return {
-        "logits and their gradient": tokens * columns * bytes_each,
+        "logits and their gradient": tokens * columns * (2 * size + (setup.policy_bytes if cast else 0)),
+        **second,
         "log-probability and entropy chunk": min(setup.logit_chunk, tokens) * columns * FP32 * 3,
     }
+
+
+def name_optimizer(setup: ClusterSetup) -> str:
+    """Name the optimizer's state."""
+    return "optimizer (two fp32 moments)" if setup.policy_bytes == FP32 else "optimizer (fp32 master, two moments)"
 
 
 def training_phase(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Phase:
@@ -142,27 +168,30 @@ def stage_training_phase(shape: ModelShape, setup: ClusterSetup, assumed: Assump
     """Return the memory of the update on a rank of pipeline stage `stage`."""
     rank = count_rank_parameters(shape, setup, stage)
     classes = {
-        "weights (bf16)": BF16 * rank.total,
-        "gradients": (FP32 if setup.fp32_gradients else BF16) * rank.total,
-        "optimizer (fp32 master, two moments)": OPTIMIZER_BYTES
-        * rank.optimizer_share
-        * (1 - setup.offloaded_optimizer),
+        f"weights ({name_precision(setup.policy_bytes)})": setup.policy_bytes * rank.total,
+        "gradients": (FP32 if setup.fp32_gradients else setup.policy_bytes) * rank.total,
+        name_optimizer(setup): optimizer_bytes(setup) * rank.optimizer_share * (1 - setup.offloaded_optimizer),
     }
-    if not setup.precision_aware:
+    if not setup.precision_aware and setup.policy_bytes != FP32:
         classes["gradients' fp32 copy"] = FP32 * rank.optimizer_share
     in_flight = 1 if setup.pp == 1 or stage == 0 else 1 / setup.pp
     classes["activations"] = activation_bytes(shape, setup) * in_flight
     if stage == setup.pp - 1:
         classes |= logits_bytes(shape, setup)
     if setup.colocated:
-        classes["sleeping engine"] = assumed.asleep_gib * GiB
+        classes["sleeping engine"] = asleep_bytes(setup, assumed)
     classes["reserved"] = assumed.reserved_gib * GiB
     return Phase("training", classes, GPUS[assumed.gpu].memory)
 
 
+def asleep_bytes(setup: ClusterSetup, assumed: Assumptions) -> float:
+    """Return the bytes that a sleeping engine keeps on one GPU."""
+    return assumed.choose_asleep_gib(setup.engine_tp * setup.engine_pp) * GiB
+
+
 def engine_weight_bytes(shape: ModelShape, setup: ClusterSetup) -> float:
     """Return the bytes of the policy's weights on one GPU of an engine."""
-    return BF16 * shape.parameters / (setup.engine_tp * setup.engine_pp)
+    return setup.engine_bytes * shape.parameters / (setup.engine_tp * setup.engine_pp)
 
 
 def generation_phase(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Phase:
@@ -179,9 +208,10 @@ def generation_phase(shape: ModelShape, setup: ClusterSetup, assumed: Assumption
 def handover_phase(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Phase:
     """Return the memory while weights are copied to colocated engines: both copies are on the GPU."""
     classes = {
-        "weights (bf16)": BF16 * max(count_rank_parameters(shape, setup, s).total for s in {0, setup.pp - 1}),
+        f"weights ({name_precision(setup.policy_bytes)})": setup.policy_bytes
+        * max(count_rank_parameters(shape, setup, s).total for s in {0, setup.pp - 1}),
         "engine's weights": engine_weight_bytes(shape, setup),
-        "sleeping engine": assumed.asleep_gib * GiB,
+        "sleeping engine": asleep_bytes(setup, assumed),
         "reserved": assumed.reserved_gib * GiB,
     }
     return Phase("handing weights over", classes, GPUS[assumed.gpu].memory)
@@ -194,27 +224,53 @@ def phases(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> list
 
 
 def kv_cache_tokens(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> int:
-    """Return the number of tokens whose keys and values fit into one engine's KV cache."""
-    cache = generation_phase(shape, setup, assumed).classes["KV cache"] * setup.engine_tp * setup.engine_pp
-    return int(cache / shape.kv_bytes_per_token)
+    """Return the number of tokens whose keys and values fit into one engine's KV cache.
+
+    TP divides the key-value heads; beyond their number it repeats them.
+    """
+    cache = generation_phase(shape, setup, assumed).classes["KV cache"] * setup.engine_pp
+    return int(cache * min(setup.engine_tp, shape.kv_heads) / (setup.cache_bytes * shape.kv_values_per_token))
 
 
 def host_bytes(shape: ModelShape, setup: ClusterSetup) -> dict[str, float]:
     """Return the peak bytes on a node's host: what is offloaded for the engines, and the frozen reference."""
     rank = count_rank_parameters(shape, setup, 0)
     gpus, classes = setup.gpus_per_node, dict[str, float]()
+    state = optimizer_bytes(setup) * rank.optimizer_share
     if setup.colocated:
-        classes["policy's weights and optimizer, put aside"] = gpus * (
-            BF16 * rank.total + OPTIMIZER_BYTES * rank.optimizer_share
-        )
+        classes["policy's weights and optimizer, put aside"] = gpus * (setup.policy_bytes * rank.total + state)
         classes["engine's weights, put aside"] = gpus * engine_weight_bytes(shape, setup)
     elif setup.offloaded_optimizer:
-        classes["optimizer"] = gpus * OPTIMIZER_BYTES * rank.optimizer_share * setup.offloaded_optimizer
+        classes["optimizer"] = gpus * state * setup.offloaded_optimizer
     if setup.reference:
-        classes["reference, and the policy while it scores"] = 2 * gpus * BF16 * rank.total
+        classes["reference, and the policy while it scores"] = 2 * gpus * setup.policy_bytes * rank.total
     return classes
 
 
+def conversion_host_bytes(shape: ModelShape, setup: ClusterSetup) -> dict[str, float]:
+    """Return the bytes on a node's host while NeMo-RL converts the Hugging Face model, once, before the first step.
+
+    Every process has the tensors of its own ranks copied to be written, and reads the files, which stay in the page
+    cache as far as there is room. Engines that share the GPUs sleep meanwhile, with their weights on the host.
+    """
+    rank = count_rank_parameters(shape, setup, 0)
+    classes = {
+        "converted weights, to be written": setup.gpus_per_node * setup.policy_bytes * rank.total,
+        "the model's files": BF16 * float(shape.parameters),
+    }
+    if setup.colocated:
+        classes["engine's weights, put aside"] = setup.gpus_per_node * engine_weight_bytes(shape, setup)
+    return classes
+
+
+def host_phases(shape: ModelShape, setup: ClusterSetup) -> dict[str, dict[str, float]]:
+    """Return the bytes on a node's host by class, for each time at which it holds most and holds anything."""
+    phases = {"in the steps": host_bytes(shape, setup)}
+    if setup.megatron:
+        phases["while the model is converted"] = conversion_host_bytes(shape, setup)
+    return {when: classes for when, classes in phases.items() if classes}
+
+
 def checkpoint_bytes(shape: ModelShape, setup: ClusterSetup) -> float:
-    """Return the bytes of one checkpoint on disk: bf16 weights, and the optimizer's fp32 state if it is saved."""
-    return shape.parameters * (BF16 + OPTIMIZER_BYTES * setup.saves_optimizer)
+    """Return the bytes of one checkpoint on disk: the weights, and the optimizer's fp32 state if it is saved."""
+    return float(shape.parameters * (setup.policy_bytes + optimizer_bytes(setup) * setup.saves_optimizer))

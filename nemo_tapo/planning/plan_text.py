@@ -1,13 +1,19 @@
-"""Text of `nemo-tapo plan` for a cluster: memory, time and disk of a run, and why a run would not fit."""
+"""Text of `nemo-tapo plan` for a cluster: memory, time and disk of a run, and why a run would not fit.
+
+The summary fits a screen of 80 x 24 characters; the details have every class of memory and every assumption.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 
 from nemo_tapo.planning import memory
 from nemo_tapo.planning.cluster_setup import GPUS, Assumptions, ClusterSetup, GiB
 from nemo_tapo.planning.model_shape import ModelShape
-from nemo_tapo.planning.step_time import step_seconds, total_seconds
+from nemo_tapo.planning.step_time import StepTime, estimate_step
+
+COLUMNS, ROWS, LABEL = 80, 23, 10  # the screen's 24th row is the shell's next prompt
 
 
 def find_faults(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
@@ -27,9 +33,13 @@ def find_faults(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) ->
             f"weights take {weights} GiB of the {format_gib(GPUS[assumed.gpu].memory * setup.engine_memory)} GiB a GPU "
             "that gpu_memory_utilization gives it. Raise it, or vllm_cfg.tensor_parallel_size."
         )
-    needed = sum(memory.host_bytes(shape, setup).values()) / GiB
-    if assumed.host_memory_gib and needed > assumed.host_memory_gib:
-        yield f"a node's host needs about {needed:.0f} GiB; tapo.plan.host_memory_gib is {assumed.host_memory_gib:g}."
+    for name, classes in memory.host_phases(shape, setup).items():
+        needed = sum(classes.values()) / GiB
+        if assumed.host_memory_gib and needed > assumed.host_memory_gib:
+            yield (
+                f"{name}, a node's host needs about {needed:.0f} GiB; tapo.plan.host_memory_gib is "
+                f"{assumed.host_memory_gib:g}."
+            )
 
 
 CURES = {
@@ -42,13 +52,95 @@ CURES = {
 }
 
 
+# ---- the summary -----------------------------------------------------------------------------------------------------
+
+
+def summarize_plan(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> list[str]:
+    """Return the lines of the summary on memory, time and disk, of at most 80 characters each."""
+    lines = summarize_layout(setup)
+    lines += [f"memory, GiB of {format_gib(GPUS[assumed.gpu].memory)} a GPU ({assumed.gpu}), estimated"]
+    for phase in memory.phases(shape, setup, assumed) if setup.megatron else []:
+        largest = f"largest: {phase.largest} {format_gib(phase.classes[phase.largest])}"
+        lines.append(
+            f"  {phase.name:<21}{format_gib(phase.total):>6}  {'' if phase.fits else 'DOES NOT FIT, '}{largest}"
+        )
+    if not setup.megatron:
+        lines.append("  no estimate is made for DTensor")
+    host = ", ".join(
+        f"{sum(classes.values()) / GiB:.0f} {name}" for name, classes in memory.host_phases(shape, setup).items()
+    )
+    lines += wrap(f"  on a node's host: {host or 'little'}")
+    step = estimate_step(shape, setup, assumed)
+    hours = step.total * setup.steps / 3600
+    lines.append(f"time: {format_seconds(step.total)} s a step, estimated; {setup.steps:,} steps {format_hours(hours)}")
+    lines += wrap("  " + ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in step.parts.items()))
+    one = memory.checkpoint_bytes(shape, setup)
+    kept = (
+        f"{setup.kept} kept and one being written: {format_gib(one * (setup.kept + 1))}" if setup.kept else "all kept"
+    )
+    return [*lines, f"disk, GiB: checkpoint {format_gib(one)} every {setup.save_every} steps, {kept}"]
+
+
+def summarize_layout(setup: ClusterSetup) -> list[str]:
+    """Return the lines of the summary that need no shape of the model."""
+    place = "the same GPUs" if setup.colocated else f"{setup.engine_gpus} GPUs of their own"
+    return [
+        label("a step", f"{setup.queries} queries x {setup.samples} rollouts, {setup.updates} update(s), at most")
+        + f" {setup.most_constructed} constructed rows",
+        label("policy", f"{setup.train_gpus} of {setup.nodes} x {setup.gpus_per_node} GPUs = {describe_ranks(setup)}"),
+        label("engines", f"{setup.engines} of TP {setup.engine_tp} x PP {setup.engine_pp} on {place}"),
+    ]
+
+
+def label(name: str, text: str) -> str:
+    """Return a line of the summary, its texts below each other.
+
+    >>> label("policy", "8 GPUs")
+    'policy    8 GPUs'
+    """
+    return f"{name:<{LABEL}}{text}"
+
+
+def wrap(text: str) -> list[str]:
+    """Break a line of the summary at 80 characters, with the indentation of its beginning."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def describe_ranks(setup: ClusterSetup) -> str:
+    """Name the divisions of the policy that divide anything; DP always."""
+    sizes = {"TP": setup.tp, "PP": setup.pp, "CP": setup.cp, "EP": setup.ep}
+    return " x ".join([f"{name} {size}" for name, size in sizes.items() if size > 1] + [f"DP {setup.dp}"])
+
+
+def format_seconds(seconds: float) -> str:
+    """Format seconds, with a decimal below ten.
+
+    >>> format_seconds(131.4), format_seconds(3.26)
+    ('131', '3.3')
+    """
+    return f"{seconds:.0f}" if seconds >= 9.95 else f"{seconds:.1f}"
+
+
+def format_hours(hours: float) -> str:
+    """Format hours, and days beside them.
+
+    >>> format_hours(18.2)
+    '18.2 h = 0.8 days'
+    """
+    return f"{hours:.1f} h = {hours / 24:.1f} days"
+
+
+# ---- the details -----------------------------------------------------------------------------------------------------
+
+
 def describe_plan(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> list[str]:
-    """Return the lines of the plan: sentences and table rows."""
+    """Return the lines of the details: sentences and table rows."""
     return [
         *describe_step(setup),
         *describe_parallelism(shape, setup),
         *describe_memory(shape, setup, assumed),
-        *describe_time(shape, setup, assumed),
+        *describe_time(setup, assumed, estimate_step(shape, setup, assumed)),
         *describe_storage(shape, setup),
     ]
 
@@ -78,9 +170,13 @@ def describe_parallelism(shape: ModelShape, setup: ClusterSetup) -> Iterable[str
         f"CP {setup.cp} x DP {setup.dp}{experts}"
         + (", sequence parallel" if setup.sequence_parallel else "")
         + (f", recomputes {', '.join(sorted(setup.recompute))}" if setup.recompute else "")
+        + f", in {memory.name_precision(setup.policy_bytes)}"
     )
     place = "the same GPUs" if setup.colocated else f"{setup.engine_gpus} GPUs of their own"
-    yield f"engines: {setup.engines} of TP {setup.engine_tp} x PP {setup.engine_pp} on {place}"
+    yield (
+        f"engines: {setup.engines} of TP {setup.engine_tp} x PP {setup.engine_pp} on {place}, in "
+        f"{memory.name_precision(setup.engine_bytes)}"
+    )
 
 
 def describe_memory(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
@@ -95,26 +191,17 @@ def describe_memory(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions
     yield f"  KV cache of an engine: {memory.kv_cache_tokens(shape, setup, assumed):,} tokens"
 
 
-def describe_time(shape: ModelShape, setup: ClusterSetup, assumed: Assumptions) -> Iterable[str]:
+def describe_time(setup: ClusterSetup, assumed: Assumptions, step: StepTime) -> Iterable[str]:
     """Yield lines on the seconds of a step and the hours of the run, with the assumptions behind them."""
-    parts = step_seconds(shape, setup, assumed)
-    total = total_seconds(parts, setup.lag)
     yield (
-        f"time a step: about {total:.0f} s ("
-        + ", ".join(f"{name} {seconds:.0f}" for name, seconds in parts.items())
-        + f"); {setup.steps:,} steps {total * setup.steps / 3600:.1f} h"
+        f"time a step: about {step.total:.0f} s ("
+        + ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in step.parts.items())
+        + f"); {setup.steps:,} steps {step.total * setup.steps / 3600:.1f} h"
     )
-    if setup.lag:
-        yield (
-            "  the next step is sampled beside the update: the longer of the two counts, rollouts with synthesis or "
-            "update with scores"
-        )
-    yield (
-        f"  assumed (tapo.plan): mean response {assumed.response_share:g} of the longest, "
-        f"{assumed.constructed_share:g} of the constructed rows, MFU {assumed.mfu:g}, decoding at "
-        f"{assumed.decode_efficiency:g} of the bandwidth + {assumed.decode_overhead_ms:g} ms, "
-        f"{assumed.transfer_gb_s:g} GB/s to the host"
-    )
+    if step.overlapped:
+        yield "  the next step is sampled beside the update: the longer of the engines' and the policy's part counts"
+    yield "  assumed (tapo.plan): " + ", ".join(f"{name} {value}" for name, value in assumed.model_dump().items())
+    yield "  docs/cluster.md says where these are from, and has NeMo-RL's published times beside the plan's"
 
 
 def describe_storage(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
@@ -122,9 +209,9 @@ def describe_storage(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
     one = memory.checkpoint_bytes(shape, setup)
     kept = f"{setup.kept} kept: {format_gib(one * setup.kept)} GiB" if setup.kept else "all kept"
     yield f"checkpoint: {format_gib(one)} GiB every {setup.save_every} steps, {kept} (one more while it is written)"
-    host = memory.host_bytes(shape, setup)
-    detail = ", ".join(f"{name} {size / GiB:.0f}" for name, size in host.items())
-    yield f"host memory: about {sum(host.values()) / GiB:.0f} GiB a node" + (f" ({detail})" if detail else "")
+    for when, classes in memory.host_phases(shape, setup).items():
+        detail = ", ".join(f"{name} {size / GiB:.0f}" for name, size in classes.items())
+        yield f"host memory {when}: about {sum(classes.values()) / GiB:.0f} GiB a node ({detail})"
 
 
 def format_gib(size: float) -> str:
@@ -134,3 +221,12 @@ def format_gib(size: float) -> str:
     '1.5'
     """
     return f"{size / GiB:.1f}"
+
+
+def cut_lines(lines: Sequence[str]) -> str:
+    """Join lines, each cut to the width of the screen.
+
+    >>> cut_lines(["a" * 81])[-5:]
+    'aa...'
+    """
+    return "\n".join(line if len(line) <= COLUMNS else line[: COLUMNS - 3] + "..." for line in lines)

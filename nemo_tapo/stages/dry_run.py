@@ -1,4 +1,4 @@
-"""Text of --dry-run: the resolved configuration, and the plan of what the command would do."""
+"""Text of --dry-run: the plan of what the command would do, and on request the resolved configuration."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 from nemo_tapo.config.run_config import RunConfig, to_yaml
 
 
-def describe_command(cfg: RunConfig, command: str) -> str:
-    """Return the resolved config, then the plan as comment lines."""
-    return f"{to_yaml(cfg)}\n# plan of `nemo-tapo {command}`\n" + "\n".join(
-        f"#  {line}" for line in plan_command(cfg, command)
-    )
+def describe_command(cfg: RunConfig, command: str, full: bool = False) -> str:
+    """Return the plan as comment lines; with `full` also the resolved config after it."""
+    plan = [f"# plan of `nemo-tapo {command}`", *(f"#  {line}" for line in plan_command(cfg, command))]
+    return "\n".join([*plan, to_yaml(cfg)] if full else plan)
 
 
 def plan_command(cfg: RunConfig, command: str) -> list[str]:

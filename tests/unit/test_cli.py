@@ -73,10 +73,11 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path: Path, arguments: list[st
     assert "Traceback" not in done.stderr
 
 
-def test_dry_run_prints_config_and_plan_and_starts_nothing(tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path: Path) -> None:
     done = nemo_tapo("run", "--dry-run", *train(tmp_path / "out"))
     assert done.returncode == 0
-    assert "n_pos: 2" in done.stdout
+    assert "n_pos: 2" not in done.stdout
+    assert "n_pos: 2" in nemo_tapo("run", "--dry-run", "--full", *train(tmp_path / "out")).stdout
     assert "6 steps of 4 queries x 8 rollouts = 32 rows, and at most 16 constructed rows" in done.stdout
     assert not (tmp_path / "out").exists()
 

@@ -12,7 +12,7 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import DatasetConfig
 from nemo_tapo.planning import memory
 from nemo_tapo.runtime.nemo_rl.config import describe_run
-from nemo_tapo.runtime.nemo_rl.config.checkout import SOURCE_HINT, compose_config, find_source
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source, get_source_hint
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
 from nemo_tapo.runtime.nemo_rl.sft_recipe import complete_recipe, is_sft
 
@@ -32,7 +32,7 @@ PRESETS = sorted((CONFIGS / "opsd").glob("*.yaml"))  # loaded by test_opsd.py
 
 def need_source() -> None:
     if find_source() is None:
-        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {SOURCE_HINT}")
+        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {get_source_hint()}")
 
 
 def test_every_yaml_is_of_a_kind_that_is_checked() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from nemo_tapo.runtime.nemo_rl.config import cluster_run, describe_run, validate
+from nemo_tapo.runtime.nemo_rl.config import checkout, cluster_run, describe_run, node_checks, validate
 from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun, is_nemo_rl_config
 from nemo_tapo.runtime.nemo_rl.config.key_fates import get_fate, list_fates
@@ -214,7 +219,26 @@ REFUSED = [
     ("checkpointing.metric_name=val:accuracy", "set tapo.evaluation.every to a divisor of checkpointing.save_period"),
     ("+loss_fn.use_cispo=true", "loss_fn.use_cispo"),
     # divisions
-    ("cluster.num_nodes=0", "do not both fit 0 x 8 GPUs"),
+    ("cluster.num_nodes=0", "cluster.num_nodes = 0 is not a whole number from 1 on"),
+    ("policy.megatron_cfg.tensor_model_parallel_size=0", "tensor_model_parallel_size = 0 is not a whole number from 1"),
+    ("policy.megatron_cfg.tensor_model_parallel_size=two", "tensor_model_parallel_size = 'two' is not a whole number"),
+    ("policy.generation.vllm_cfg.tensor_parallel_size=0.5", "tensor_parallel_size = 0.5 is not a whole number from 1"),
+    ("policy.train_micro_batch_size=0", "policy.train_micro_batch_size = 0 is not a whole number from 1 on"),
+    ("policy.sequence_packing.train_mb_tokens=many", "train_mb_tokens = 'many' is not a whole number from 1 on"),
+    (
+        "policy.sequence_packing.train_mb_tokens=8192",
+        "= 8192 has no room for the longest row, .* 10240.",
+    ),
+    ("policy.max_total_sequence_length=10241", "the longest row, .* = 10241, filled up to 10242"),
+    (
+        "policy.generation.vllm_cfg.gpu_memory_utilization=1.5",
+        "gpu_memory_utilization = 1.5 is no share of a GPU's mem",
+    ),
+    ("+policy.precision=float8", "policy.precision = 'float8' is not one of float32, bfloat16, float16"),
+    (
+        "policy.generation.vllm_cfg.tensor_parallel_size=4 cluster.gpus_per_node=6 cluster.num_nodes=2",
+        "an engine of TP 4 x PP 1 = 4 GPUs neither divides a node's 6 GPUs nor is a multiple of them",
+    ),
     ("policy.megatron_cfg.tensor_model_parallel_size=3", "TP 3 x PP 1 x CP 1 = 3 ranks do not divide the policy's 8"),
     ("policy.generation.vllm_cfg.tensor_parallel_size=3", "an engine of TP 3 x PP 1 does not divide 8 GPUs"),
     ("policy.megatron_cfg.expert_model_parallel_size=3", "expert parallel 3"),
@@ -341,6 +365,20 @@ def test_a_model_that_does_not_allow_the_division(tmp_path: Path) -> None:
         (["policy.megatron_cfg.pipeline_model_parallel_size=8", "cluster.num_nodes=2"], "PP 8 does not divide .* 36 l"),
         (["policy.megatron_cfg.expert_model_parallel_size=2"], "for a model without experts"),
         (["policy.generation.vllm_cfg.max_model_len=65536"], "more than the model's 40960 positions"),
+        (
+            ["policy.generation.vllm_cfg.tensor_parallel_size=3", "cluster.gpus_per_node=6"],
+            "TP 3 and 8 key-value",
+        ),
+        (
+            [
+                "policy.model_name=Qwen/Qwen2.5-0.5B",
+                "policy.megatron_cfg.tensor_model_parallel_size=2",
+                "policy.generation.vllm_cfg.tensor_parallel_size=14",
+                "cluster.gpus_per_node=14",
+                "policy.generation.vllm_cfg.max_model_len=32768",
+            ],
+            "the engine's TP 14 does not divide the model's feed-forward size, 4864",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             describe_run.load_checked_run(path, overrides)
@@ -364,11 +402,53 @@ def test_a_model_of_unknown_shape_is_planned_without_estimate(tmp_path: Path) ->
 
 def test_environment_is_asked_for_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(node_checks, "NVIDIA", tmp_path / "no GPUs here")
     run = describe_run.load_checked_run(cluster_file(tmp_path))
     with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST is not set"):
         describe_run.require_environment(run)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     describe_run.require_environment(run)
+    monkeypatch.setattr(node_checks, "NVIDIA", tmp_path)
+    monkeypatch.setattr(node_checks, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(node_checks, "SHARED_GIB", 1e9)
+    with pytest.raises(ValueError, match=r"GiB free, and 8 GPUs need about 1e\+09 GiB for NCCL"):
+        describe_run.require_environment(run)
+
+
+def test_a_node_without_room_in_shared_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's default is 64 MiB; 8 GPUs need 1 + 8 x 0.5 GiB."""
+    room = {"free": 64 * 2**20}
+    monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: SimpleNamespace(**room))
+    (told,) = node_checks.check_shared_memory(8, tmp_path)
+    assert told.startswith(f"{tmp_path} has 0.1 GiB free, and 8 GPUs need about 5 GiB") and "--shm-size=64g" in told
+    room["free"] = 5 * 2**30
+    assert not list(node_checks.check_shared_memory(8, tmp_path))
+    assert list(node_checks.check_shared_memory(8, tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", node_checks.CACHES)
+def test_a_cache_in_a_place_that_is_not_mounted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for other in node_checks.CACHES:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "lustre" / "cache"))
+    (told,) = node_checks.check_caches()
+    assert told.startswith(f"{name} = {tmp_path}/lustre/cache, and {tmp_path}/lustre is not on this node: mount it")
+    monkeypatch.setenv(name, str(tmp_path / "new"))
+    assert not list(node_checks.check_caches())
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_nemo_rl_before_0_7_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
+    """By what its `setup` takes, for its version number does not tell; it is not imported."""
+    (tmp_path / "nemo_rl" / "algorithms").mkdir(parents=True)
+    (tmp_path / "nemo_rl" / "__init__.py").write_text("raise RuntimeError('imported')")
+    more = "" if old else ", policy_factory=None"
+    (tmp_path / "nemo_rl" / "algorithms" / "grpo.py").write_text(f"def setup(master_config, tokenizer{more}): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = list(node_checks.check_release())
+    assert len(told) == old and all("is older than v0.7.0" in sentence for sentence in told)
 
 
 def test_notes_say_what_is_read_otherwise(tmp_path: Path) -> None:
@@ -415,15 +495,37 @@ def test_files_inherit_with_nemo_rls_rules(tmp_path: Path) -> None:
 def test_a_parent_that_is_nowhere_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "child.yaml"
     path.write_text("defaults: grpo_math_8B_megatron.yaml\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if find_source() is None:
-        with pytest.raises(ValueError, match=r"inherits grpo_math_8B_megatron.yaml.* set NEMO_RL_SRC"):
+        fetch = f"fetch its files once with `{checkout.get_fetch_command()}`"
+        with pytest.raises(ValueError, match=re.escape(fetch)) as told:
             compose_config(path)
+        assert "inherits grpo_math_8B_megatron.yaml" in str(told.value) and "set NEMO_RL_SRC" in str(told.value)
     monkeypatch.setenv("NEMO_RL_SRC", str(tmp_path))
     with pytest.raises(ValueError, match="is no NeMo-RL checkout"):
         compose_config(path)
     (tmp_path / "examples" / "configs").mkdir(parents=True)
     (tmp_path / "examples" / "configs" / "grpo_math_8B_megatron.yaml").write_text("a: 1\n")
     assert compose_config(path) == {"a": 1}
+
+
+def test_the_command_that_is_named_fetches_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as it is written, with a repository in the place of NeMo-RL's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if find_source() is not None:
+        pytest.skip("NeMo-RL is installed here and would be found first")
+    there = tmp_path / "RL"
+    (there / "examples" / "configs").mkdir(parents=True)
+    (there / "examples" / "configs" / "grpo_math_8B_megatron.yaml").write_text("a: 1\n")
+    git = ["git", "-C", str(there), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", checkout.RELEASE]):
+        subprocess.run([*git, *command], check=True)
+    fetch = checkout.get_fetch_command().replace("https://github.com/NVIDIA-NeMo/RL", f"file://{there}")
+    subprocess.run(shlex.split(fetch), check=True, capture_output=True)
+    child = tmp_path / "child.yaml"
+    child.write_text("defaults: grpo_math_8B_megatron.yaml\n")
+    assert find_source() == checkout.get_fetched_source()
+    assert compose_config(child) == {"a": 1}
 
 
 def test_keys_that_no_class_and_no_example_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,24 +561,64 @@ def test_the_plan_command(tmp_path: Path) -> None:
     done = nemo_tapo("plan", "--config", str(path), "cluster.num_nodes=2")
     assert done.returncode == 0, done.stderr
     for line in (
-        "lambda: 1.0",
+        "plan      it can run, as far as this can tell",
+        "a step    32 queries x 8 rollouts, 1 update(s), at most 128 constructed rows",
+        "policy    16 of 2 x 8 GPUs = TP 2 x DP 8",
+        "engines   16 of TP 1 x PP 1 on the same GPUs",
+        "memory, GiB of 79.1 a GPU (H100), estimated",
+        "disk, GiB: checkpoint 106.8 every 25 steps, 2 kept and one being written: 320.4",
+    ):
+        assert line in done.stdout.splitlines()
+    assert "lambda: 1.0" not in done.stdout
+    full = nemo_tapo("plan", "--full", "--config", str(path), "cluster.num_nodes=2").stdout
+    assert [line.removeprefix("# ") for line in full.splitlines()][
+        : done.stdout.count("\n")
+    ] == done.stdout.splitlines()
+    for line in (
         "500 steps of 32 queries x 8 rollouts, 1 update(s) each",
         "rows of an update: 384, always: 256 rollouts, at most 128 constructed, the rest masked",
-        "policy: 16 of 2 x 8 GPUs = TP 2 x PP 1 x CP 1 x DP 8, sequence parallel",
-        "engines: 16 of TP 1 x PP 1 on the same GPUs",
+        "policy: 16 of 2 x 8 GPUs = TP 2 x PP 1 x CP 1 x DP 8, sequence parallel, in bf16",
         "checkpoint: 106.8 GiB every 25 steps, 2 kept: 213.6 GiB",
+        "decode_overhead_ms 4",
+        "lambda: 1.0",
+        "adam_beta2: 0.95",
+        "note: grpo.max_num_epochs is not used",
     ):
-        assert line in done.stdout
-    assert "adam_beta2" not in done.stdout
-    assert "adam_beta2: 0.95" in nemo_tapo("plan", "--full", "--config", str(path)).stdout
+        assert line in full
+    assert "tapo" in yaml.safe_load(full)
     dry = nemo_tapo("train", "--dry-run", "--config", str(path), "cluster.num_nodes=2")
     assert dry.stdout == done.stdout
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "",
+        "policy.model_name=acme/Big",
+        "policy.model_name=deepseek-ai/DeepSeek-V3 policy.generation.vllm_cfg.tensor_parallel_size=32 "
+        "cluster.num_nodes=64 policy.megatron_cfg.pipeline_model_parallel_size=8 "
+        "+policy.megatron_cfg.num_layers_in_last_pipeline_stage=5 tapo.pipeline=overlapped "
+        "tapo.loss.updates_per_batch=4 "
+        "loss_fn.reference_policy_kl_penalty=0.1 tapo.evaluation.every=5 +grpo.use_dynamic_sampling=true",
+        "policy.megatron_cfg.enabled=false policy.dtensor_cfg.enabled=true +policy.optimizer.kwargs.lr=1e-6",
+        f"checkpointing.checkpoint_dir=results/{'a-long-name/' * 9}x checkpointing.keep_top_k=null",
+    ],
+)
+def test_the_summary_fits_a_screen(tmp_path: Path, overrides: str) -> None:
+    """80 x 24 characters, the last row for the shell's prompt."""
+    run = cluster_run.load_cluster_run(cluster_file(tmp_path), overrides.split())
+    lines = describe_run.describe(run, faults=describe_run.find_faults(run)).splitlines()
+    assert len(lines) <= 23 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("plan ") and lines[-1].startswith("--full shows")
+
+
 def test_the_plan_command_refuses_with_exit_code_2(tmp_path: Path) -> None:
+    """The summary says which phase does not fit, and the sentences below what to do about it."""
     done = nemo_tapo("plan", "--config", str(cluster_file(tmp_path)), "policy.model_name=Qwen/Qwen3-32B")
     assert done.returncode == 2
     assert "the largest part is" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.startswith("plan      it cannot run: 3 reason(s), below\n")
+    assert "DOES NOT FIT, largest: " in done.stdout
     assert nemo_tapo("plan", "--config", "nothing.yaml").returncode == 2
 
 
@@ -490,6 +632,41 @@ def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
 
 def test_local_plan_is_what_dry_run_prints() -> None:
     tiny = str(Path(__file__).parents[3] / "examples" / "configs" / "tapo-tiny-1n0g.yaml")
-    plan, dry = nemo_tapo("plan", "--config", tiny), nemo_tapo("run", "--dry-run", "--config", tiny)
-    assert plan.returncode == 0, plan.stderr
-    assert plan.stdout == dry.stdout
+    full, dry = nemo_tapo("plan", "--full", "--config", tiny), nemo_tapo("run", "--dry-run", "--config", tiny)
+    assert full.returncode == 0, full.stderr
+    assert dry.stdout.startswith("# plan of `nemo-tapo run`\n#  output: ") and "n_pos" not in dry.stdout
+    assert full.stdout.startswith(dry.stdout) and yaml.safe_load(full.stdout)["tapo"]["n_pos"] == 2
+
+
+def test_a_precision_reaches_the_plan(tmp_path: Path) -> None:
+    """Its memory, and its name: fp32 is not called bf16."""
+    plain, full, mixed = (
+        load(tmp_path, *overrides)
+        for overrides in (
+            [],
+            ["+policy.precision=float32"],
+            ["+policy.precision=bfloat16", "+policy.generation.vllm_cfg.precision=fp8"],
+        )
+    )
+    sizes = [(r.setup.policy_bytes, r.setup.engine_bytes, r.setup.cache_bytes) for r in (plain, full, mixed)]
+    assert sizes == [(2, 2, 2), (4, 4, 4), (2, 1, 2)]
+    text = describe_run.describe(full, full=True)
+    assert "weights (fp32)" in text and "in fp32" in text and "bf16" not in text
+
+
+def test_what_a_plan_has_to_know_of_a_step(tmp_path: Path) -> None:
+    """Pipelines, the prefilled prefix, dynamic sampling and validation, as the settings say."""
+    setup = load(tmp_path).setup
+    assert (setup.deferred, setup.barrier, setup.prefilled, setup.sampled_at_most) == (False, False, False, 1.0)
+    assert (setup.validate_every, setup.packed, setup.fp8_training) == (None, True, False)
+    assert load(tmp_path, "tapo.pipeline=barrier").setup.barrier
+    assert load(tmp_path, "policy.generation.vllm_cfg.async_engine=false").setup.barrier  # it answers a whole batch
+    assert load(tmp_path, "tapo.prefix=prefilled").setup.prefilled
+    sampled = load(tmp_path, "+grpo.use_dynamic_sampling=true", "+grpo.dynamic_sampling_max_gen_batches=3").setup
+    assert sampled.sampled_at_most == 3
+    sets = "tapo.task={name:mathematics,mathematics:{benchmarks:{a:{path:a.jsonl},b:{path:b.jsonl}}}}"
+    validated = load(tmp_path, sets, "tapo.evaluation={every:5,validation_problems:30,validation_samples:4}").setup
+    assert (validated.validated, validated.validate_every) == (2 * 30 * 4, 5)
+    unpacked = load(tmp_path, "policy.sequence_packing.enabled=false", "policy.logprob_batch_size=2").setup
+    assert (unpacked.packed, unpacked.score_batch_tokens) == (False, 2 * 10240)
+    assert load(tmp_path, "+policy.megatron_cfg.fp8_cfg.enabled=true").setup.fp8_training

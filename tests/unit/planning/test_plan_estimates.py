@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nemo_tapo.planning import memory, plan_text, step_time
+from nemo_tapo.planning import decoding, memory, plan_text, step_time
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup, GiB, update_rows
+from nemo_tapo.planning.decoding import Completions, Stage
+from nemo_tapo.planning.lengths import Lengths
 from nemo_tapo.planning.model_shape import KNOWN_SHAPES, ModelShape, get_model_shape
 
 ASSUMED = Assumptions()
@@ -56,6 +60,8 @@ def test_parameters_are_the_published_ones(name: str, billions: float, without_e
         ("Llama-3.2-3B", 3.21),
         ("Llama-3.1-8B", 8.03),
         ("Llama-3.1-70B", 70.6),
+        ("Qwen3-235B-A22B", 235),
+        ("DeepSeek-V3", 671),
     ],
 )
 def test_other_families_have_their_published_size(name: str, billions: float) -> None:
@@ -63,7 +69,8 @@ def test_other_families_have_their_published_size(name: str, billions: float) ->
 
 
 def test_active_parameters_of_the_mixture() -> None:
-    assert KNOWN_SHAPES["Qwen3-30B-A3B"].active_parameters / 1e9 == pytest.approx(3.3, abs=0.06)  # its model card
+    for name, billions in (("Qwen3-30B-A3B", 3.3), ("Qwen3-235B-A22B", 22), ("DeepSeek-V3", 37)):  # their model cards
+        assert KNOWN_SHAPES[name].active_parameters / 1e9 == pytest.approx(billions, rel=0.02)
     assert KNOWN_SHAPES["Qwen3-8B"].active_parameters == KNOWN_SHAPES["Qwen3-8B"].parameters
 
 
@@ -105,6 +112,7 @@ def test_training_memory_by_hand() -> None:
     # a token and layer, sequence parallel, bf16: norms 4*8/2, q k v and the attention's output (8+8+8)/2, ffn 3*16/2
     assert phase.classes["activations"] == 1000 * 4 * 2 * (16 + 12 + 24)
     assert phase.classes["logits and their gradient"] == 1000 * 50 * 4
+    assert phase.classes["second gradient of packed logits"] == 1000 * 50 * 2
     assert phase.classes["log-probability and entropy chunk"] == 100 * 50 * 4 * 3
     assert "gradients' fp32 copy" not in phase.classes
 
@@ -136,6 +144,54 @@ def test_each_setting_moves_its_class(change: dict[str, object], name: str, fact
         else memory.training_phase(shape, changed, ASSUMED).classes[name]
     )
     assert after / before == pytest.approx(factor)
+
+
+def test_without_packing_the_logits_have_one_gradient() -> None:
+    phase = memory.training_phase(KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, packed=False), ASSUMED)
+    assert "second gradient of packed logits" not in phase.classes
+
+
+@pytest.mark.parametrize(("tp", "pp", "gib"), [(1, 1, 2), (2, 1, 7), (1, 2, 7)])
+def test_a_sleeping_engine_of_several_gpus_keeps_more(tp: int, pp: int, gib: float) -> None:
+    """NeMo-RL issue 223: 0.8 GiB with TP 1, 7.2 GiB with TP 2; also while weights are handed over."""
+    for phase in memory.phases(KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, engine_tp=tp, engine_pp=pp), ASSUMED)[1:]:
+        assert phase.classes["sleeping engine"] == gib * GiB
+    own = memory.training_phase(KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, engine_tp=tp), Assumptions(asleep_gib=3))
+    assert own.classes["sleeping engine"] == 3 * GiB
+
+
+def test_fp32_is_counted_and_named_as_such() -> None:
+    """Weights and gradients of 4 bytes, two moments of 4 and no master weight; the engine as its own precision says."""
+    shape, setup = KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, policy_bytes=4, engine_bytes=4, cache_bytes=4)
+    half, full = (memory.training_phase(shape, each, ASSUMED).classes for each in (SETUP, setup))
+    assert full["weights (fp32)"] == full["gradients"] == 2 * half["weights (bf16)"]
+    assert full["optimizer (two fp32 moments)"] / half["optimizer (fp32 master, two moments)"] == pytest.approx(2 / 3)
+    assert full["activations"] == 2 * half["activations"]
+    assert memory.engine_weight_bytes(shape, setup) == 4 * shape.parameters
+    assert memory.checkpoint_bytes(shape, setup) == 12 * shape.parameters
+    text = "\n".join(plan_text.describe_plan(shape, setup, ASSUMED))
+    assert "weights (fp32)" in text and "bf16" not in text
+    assert memory.engine_weight_bytes(shape, replace(SETUP, engine_bytes=1)) == shape.parameters
+
+
+def test_the_conversion_has_a_peak_of_its_own_on_the_host() -> None:
+    """TP 2: eight ranks write half the model each, the files are read, and eight engines' weights lie beside them."""
+    shape = KNOWN_SHAPES["Qwen3-8B"]
+    peak = memory.conversion_host_bytes(shape, SETUP)
+    assert sum(peak.values()) == pytest.approx((8 * 2 / 2 + 2 + 8 * 2) * shape.parameters, rel=1e-3)
+    assert "engine's weights, put aside" not in memory.conversion_host_bytes(shape, replace(SETUP, colocated=False))
+    small = Assumptions(host_memory_gib=190)
+    told = list(plan_text.find_faults(shape, SETUP, small))
+    assert [fault.split(",")[0] for fault in told] == ["in the steps", "while the model is converted"]
+
+
+def test_a_cache_is_not_divided_further_than_its_heads() -> None:
+    """Qwen3-30B-A3B has 4 key-value heads: an engine of TP 8 has each of them twice."""
+    shape = KNOWN_SHAPES["Qwen3-30B-A3B"]
+    four, eight = (replace(SETUP, engine_tp=tp) for tp in (4, 8))
+    room = memory.generation_phase(shape, eight, ASSUMED).classes["KV cache"]
+    assert memory.kv_cache_tokens(shape, eight, ASSUMED) == int(room * 4 / shape.kv_bytes_per_token)
+    assert memory.kv_cache_tokens(shape, four, ASSUMED) < memory.kv_cache_tokens(shape, eight, ASSUMED)
 
 
 def _stage_zero(shape: ModelShape, setup: ClusterSetup) -> dict[str, float]:
@@ -205,70 +261,132 @@ def test_rows_of_an_update(arguments: tuple[int, int, int, int, int], rows: int)
     assert update_rows(*arguments) == rows
 
 
-LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, qk_norm=False)
-BENCHMARK = replace(
-    SETUP, queries=64, samples=32, most_constructed=0, max_response=4096, max_row=4096, micro_batch_tokens=4096,
-    reference=True, updates=4,
-)  # fmt: skip
-SEPARATE = replace(BENCHMARK, colocated=False, engine_memory=0.8, lag=1)  # as their recipes have it
+def sampling(setup: ClusterSetup, **assumed: object) -> dict[str, float]:
+    """The seconds of what the engines do for Qwen3-8B."""
+    return step_time.estimate_sampling(KNOWN_SHAPES["Qwen3-8B"], setup, Assumptions.model_validate(assumed))
 
 
-@pytest.mark.parametrize(
-    ("shape", "setup", "mean", "seconds"),
-    [  # NeMo-RL's published GRPO steps on H100 (docs/about/performance-summary.md of v0.5 and v0.6), 2,048 rollouts
-        (LLAMA_8B, replace(BENCHMARK, nodes=2, train_gpus=16, engine_gpus=16, tp=1, pp=2), 1060, 92.8),
-        (
-            KNOWN_SHAPES["Qwen3-30B-A3B"],
-            replace(BENCHMARK, nodes=4, train_gpus=32, engine_gpus=32, tp=1, ep=8, engine_tp=2),
-            3203,
-            192,
-        ),
-        # one step off: half of the GPUs for the policy, half for the engines
-        (LLAMA_8B, replace(SEPARATE, nodes=2, train_gpus=8, engine_gpus=8, tp=1), 1123, 64.8),
-        (
-            KNOWN_SHAPES["Qwen3-30B-A3B"],
-            replace(SEPARATE, nodes=4, train_gpus=16, engine_gpus=16, tp=1, pp=2, ep=8, engine_tp=2),
-            3201,
-            152,
-        ),
-    ],
-    ids=["Llama-3.1-8B", "Qwen3-30B-A3B", "Llama-3.1-8B one step off", "Qwen3-30B-A3B one step off"],
-)
-def test_times_are_of_the_published_size(shape: ModelShape, setup: ClusterSetup, mean: int, seconds: float) -> None:
-    parts = step_time.step_seconds(shape, setup, Assumptions(response_share=mean / 4096))
-    estimate = step_time.total_seconds(parts, setup.lag)
-    assert seconds / 1.5 < estimate < seconds * 1.5
+def test_the_parts_of_a_step_are_added_or_overlapped() -> None:
+    """A run one step ahead takes the longer of the two; the hand-over of weights stops both."""
+    estimate = step_time.estimate_step(KNOWN_SHAPES["Qwen3-8B"], SETUP, ASSUMED)
+    assert estimate.total == pytest.approx(sum(estimate.parts.values()))
+    ahead = step_time.estimate_step(KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, lag=1), ASSUMED)
+    longer = max(sum(ahead.engines.values()), sum(ahead.policy.values()))
+    assert ahead.total == pytest.approx(longer + sum(ahead.both.values()))
+
+
+def test_an_iteration_by_hand() -> None:
+    """Qwen3-8B, TP 1: 16.38 GB of weights, 10 completions of 1,000 tokens at 147,456 bytes, 60% of 3.35 TB/s, 4 ms."""
+    shape = KNOWN_SHAPES["Qwen3-8B"]
+    by_hand = (2 * 8_190_735_360 + 10 * 1000 * 147_456) / (0.6 * 3.35e12) + 0.004
+    assert decoding.iteration_seconds(shape, SETUP, ASSUMED, 10, 1000) == pytest.approx(by_hand)
+    # TP 4 divides both and waits 2 x 36 times 10 us; on nodes of 2 GPUs 90 us
+    for gpus_per_node, wait in ((8, 10e-6), (2, 90e-6)):
+        setup = replace(SETUP, engine_tp=4, gpus_per_node=gpus_per_node)
+        shared = (by_hand - 0.004) / 4 + 2 * 36 * wait + 0.004
+        assert decoding.iteration_seconds(shape, setup, ASSUMED, 10, 1000) == pytest.approx(shared)
+    # TP 16 has each of the 8 key-value heads twice: the cache is read as with TP 8
+    repeated = decoding.iteration_seconds(shape, replace(SETUP, engine_tp=16, gpus_per_node=16), ASSUMED, 10, 1000)
+    read = 2 * 8_190_735_360 / 16 + 10 * 1000 * 147_456 / 8
+    assert repeated == pytest.approx(read / (0.6 * 3.35e12) + 2 * 36 * 10e-6 + 0.004)
+    # with 50,000 live completions the matrix products take longer than the reading: 2 N FLOPs at 38% of 989 TFLOP/s
+    many = decoding.iteration_seconds(shape, SETUP, ASSUMED, 50_000, 1)
+    assert many == pytest.approx(50_000 * 2 * 8_190_735_360 / (0.38 * 989e12) + 0.004)
+
+
+def test_a_mixture_reads_the_experts_that_are_chosen() -> None:
+    """One token reads 8 of 128 experts; with 64, (1 - 8/128)^64 = 1.6% of them are read by none."""
+    shape = KNOWN_SHAPES["Qwen3-30B-A3B"]
+    experts = 48 * 128 * 3 * 2048 * 768
+    assert shape.count_read_parameters(1) == shape.active_parameters
+    assert shape.count_read_parameters(64) == pytest.approx(shape.parameters - experts * (1 - 8 / 128) ** 64)
+
+
+def test_a_forward_pass_by_hand() -> None:
+    """A model of 2016 parameters a rank (above), PP 2: 512 rows of 100 tokens, ten of them in a micro-batch of 1000."""
+    shape = ModelShape(layers=4, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=16, vocab=100, qk_norm=False)
+    setup = replace(SETUP, tp=1, pp=2)  # DP 4: 12.8 micro-batches each, and one more to fill the pipeline
+    flops = 512 * 100 * (2 * shape.parameters + 4 * 4 * 2 * 4 * 100 / 2)
+    by_hand = (1 + 1 / 12.8) * flops / (0.38 * 989e12 * 8)
+    assert step_time.forward_seconds(shape, setup, ASSUMED, 512, 100, 1000) == pytest.approx(by_hand)
+    slow = step_time.forward_seconds(shape, replace(setup, policy_bytes=4), ASSUMED, 512, 100, 1000)
+    assert slow == pytest.approx(by_hand * 989 / 67)
+    fast = step_time.forward_seconds(shape, replace(setup, fp8_training=True), ASSUMED, 512, 100, 1000)
+    assert fast == pytest.approx(by_hand / 2)
 
 
 def test_synthesis_costs_time_only_when_something_is_constructed() -> None:
-    shape = KNOWN_SHAPES["Qwen3-8B"]
-    assert "synthesis" in step_time.step_seconds(shape, SETUP, ASSUMED)
-    assert "synthesis" not in step_time.step_seconds(shape, replace(SETUP, most_constructed=0), ASSUMED)
+    assert "synthesis" in sampling(SETUP)
+    assert "synthesis" not in sampling(replace(SETUP, most_constructed=0))
 
 
-def test_with_a_lag_the_longer_of_sampling_and_training_counts() -> None:
-    """8B: the update of a node hides behind the rollouts; the update of a single GPU is what is waited for."""
-    own = {"colocated": False, "train_gpus": 8, "engine_gpus": 24}
-    shape, nodes = KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, **own, deferred=True, updates=2, lag=1)
-    single = replace(nodes, train_gpus=1, tp=1)
-    for setup, hidden in (
-        (nodes, {"update", "old log-probabilities"}),
-        (single, {"rollouts", "synthesis"}),
-    ):
-        parts = step_time.step_seconds(shape, setup, ASSUMED)
-        total = sum(seconds for name, seconds in parts.items() if name not in hidden)
-        assert step_time.total_seconds(parts, setup.lag) == pytest.approx(total)
-        lines = "\n".join(plan_text.describe_time(shape, setup, ASSUMED))
-        assert f"about {total:.0f} s" in lines and "is sampled beside the update" in lines
-    assert "beside the update" not in "\n".join(plan_text.describe_time(shape, replace(nodes, lag=0), ASSUMED))
-
-
-def test_deferred_synthesis_hides_behind_the_rollouts() -> None:
-    """8B on 4 x 8 GPUs, bound by latency: twice GRPO's step with synthesis after the rollouts, within 1.10 beside."""
-    shape, setup = KNOWN_SHAPES["Qwen3-8B"], replace(SETUP, nodes=4, train_gpus=32, engine_gpus=32)
-    grpo, after, beside = (
-        sum(step_time.step_seconds(shape, each, ASSUMED).values())
-        for each in (replace(setup, most_constructed=0), setup, replace(setup, deferred=True))
+def test_pipelines_overlap_as_they_do() -> None:
+    """8B on 4 x 8 GPUs, bound by latency: deferred synthesis hides, and the later it may begin, the longer it takes."""
+    setup = replace(SETUP, nodes=4, train_gpus=32, engine_gpus=32)
+    barrier, overlapped, deferred = (
+        sampling(each)["synthesis"] for each in (replace(setup, barrier=True), setup, replace(setup, deferred=True))
     )
-    assert after / grpo > 1.7
-    assert 1.0 < beside / grpo < 1.10
+    alone = sampling(setup)["rollouts"]
+    assert deferred < 0.10 * alone < 0.8 * alone < overlapped < barrier < 1.05 * alone
+
+
+def test_a_long_tail_costs_more_than_its_mean() -> None:
+    """The same mean: with sigma 0.1 a step of 256 ends after 3,236 tokens, with sigma 0.8 at the longest, 8,192."""
+    narrow, wide = (sampling(SETUP, length_sigma=sigma)["rollouts"] for sigma in (0.1, 0.8))
+    assert wide > 1.7 * narrow
+
+
+def test_prefilled_answers_decode_less() -> None:
+    """60% of an answer and of its limit; the synthesis prompt grows by the rest."""
+    setup = replace(SETUP, barrier=True)
+    given = step_time.describe_corrections(replace(setup, prefilled=True), ASSUMED)
+    whole = step_time.describe_corrections(setup, ASSUMED)
+    assert given.lengths.longest == pytest.approx(0.6 * whole.lengths.longest)
+    assert given.prompt - whole.prompt == pytest.approx(0.4 * 0.3 * 8192)
+    assert sampling(replace(setup, prefilled=True))["synthesis"] < 0.7 * sampling(setup)["synthesis"]
+
+
+def test_dynamic_sampling_takes_rounds() -> None:
+    """32 queries, half of them of equal rewards: 16, 8, 4, 2 and 1 more, and no more than the factor allows."""
+    assert step_time.count_replaced(32, 0.5, 10) == [16, 8, 4, 2, 1, 0.5]
+    assert step_time.count_replaced(32, 0.5, 1.75) == [16, 8]
+    assert step_time.count_replaced(32, 0.0, 3) == []
+    seconds = sampling(replace(SETUP, sampled_at_most=10.0))
+    assert seconds["rollouts"] < seconds["dynamic sampling"] < 3 * seconds["rollouts"]  # a third round is rare
+    assert "dynamic sampling" not in sampling(SETUP)
+
+
+def test_validation_is_shared_out_over_its_steps() -> None:
+    every = [sampling(replace(SETUP, validated=192, validate_every=n))["validation"] for n in (1, 10)]
+    assert every[0] == pytest.approx(10 * every[1])
+    assert "validation" not in sampling(replace(SETUP, validated=192))
+
+
+def test_a_longest_length_is_expected_by_hand() -> None:
+    """Two lengths: E[max] = integral of 1 - F^2; of many, the limit. Against 20,000 draws from the distribution."""
+    lengths = Lengths(mean=1000, longest=4096, sigma=0.8)
+    draw = random.Random(0)
+    drawn = [min(4096.0, math.exp(draw.gauss(lengths.mu, 0.8))) for _ in range(20_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(1000, rel=0.02)
+    for count in (2, 8):
+        longest = [max(drawn[i : i + count]) for i in range(0, len(drawn), count)]
+        assert lengths.expect_longest(count) == pytest.approx(sum(longest) / len(longest), rel=0.02)
+    with pytest.raises(ValueError, match="is not between 0 and the longest"):
+        Lengths(mean=5000, longest=4096, sigma=0.8)
+
+
+def test_in_turn_ends_as_drawn_completions_do() -> None:
+    """Groups of 4, each followed by 2 more: against 2,000 steps of 8 groups drawn at random, 3 of which go on."""
+    first, then = Lengths(500, 2000, 0.6), Lengths(300, 1500, 0.6)
+    draw = random.Random(0)
+
+    def one(lengths: Lengths) -> float:
+        return min(lengths.longest, math.exp(draw.gauss(lengths.mu, lengths.sigma)))
+
+    ends = []
+    for _ in range(2000):
+        groups = [max(one(first) for _ in range(4)) for _ in range(8)]
+        ends.append(max([*groups[3:], *(end + max(one(then), one(then)) for end in groups[:3])]))
+    stages = [Stage(Completions(32, 100, first), groups=8), Stage(Completions(6, 500, then), groups=3)]
+    load = decoding.sample_in_turn(stages)
+    assert load.iterations == pytest.approx(sum(ends) / len(ends), rel=0.02)

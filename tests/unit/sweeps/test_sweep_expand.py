@@ -13,7 +13,7 @@ from nemo_tapo.commands.sweep import format_job_list, parse_request
 from nemo_tapo.config.load import load_config
 from nemo_tapo.config.run_config import RunConfig, flatten_settings, list_known_keys
 from nemo_tapo.evaluation import paper_results
-from nemo_tapo.runtime.nemo_rl.config.checkout import SOURCE_HINT, find_source
+from nemo_tapo.runtime.nemo_rl.config.checkout import find_source, get_source_hint
 from nemo_tapo.sweeps.definition import list_sweep_names, read_sweep
 from nemo_tapo.sweeps.expand import (
     SweepJob,
@@ -317,7 +317,7 @@ def test_nemo_rl_knows_the_settings_by_other_names() -> None:
 
 def test_a_recipe_of_nemo_rl() -> None:
     if find_source() is None:
-        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {SOURCE_HINT}")
+        pytest.skip(f"the cluster's recipes inherit from NeMo-RL's files: {get_source_hint()}")
     recipe = CONFIGS / "tapo-qwen3-8b-1n8g-megatron.yaml"
     words = ["table4", "policy.model_name=Qwen/Qwen3-8B", "output=/runs/s"]
     found = {job.row.name: job for job in expand_sweeps(parse_request(words, recipe)).jobs}

@@ -15,14 +15,30 @@ import yaml
 
 CONTAINER_SOURCE = Path("/opt/nemo-rl")  # the checkout in NVIDIA's container
 FILE_KEYS = ("tapo.coldstart.sft_recipe",)  # they name another config file, as `defaults` does
-SOURCE_HINT = (
-    "set NEMO_RL_SRC to a checkout of https://github.com/NVIDIA-NeMo/RL (its YAML files are enough), or run inside "
-    "NVIDIA's container, which has it in /opt/nemo-rl"
-)
+RELEASE = "v0.7.0"  # whose files `FETCH` gets
+
+
+def get_fetched_source() -> Path:
+    """Return where a checkout is looked for that was fetched for plans alone: in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache")
+    return Path(cache, "nemo_tapo", f"nemo-rl-{RELEASE}")
+
+
+def get_fetch_command() -> str:
+    """Return the command that fetches NeMo-RL's files (30 MB) to where they are found without further settings."""
+    return f"git clone -q --depth 1 -b {RELEASE} https://github.com/NVIDIA-NeMo/RL {get_fetched_source()}"
+
+
+def get_source_hint() -> str:
+    """Return how to give a plan NeMo-RL's files, as the end of a sentence."""
+    return (
+        f"fetch its files once with `{get_fetch_command()}`, or set NEMO_RL_SRC to a checkout (the YAML files are "
+        "enough), or run inside NVIDIA's container, which has it in /opt/nemo-rl"
+    )
 
 
 def find_source() -> Path | None:
-    """Return NEMO_RL_SRC, else the checkout of an installed nemo_rl, else the container's; None if there is none.
+    """Return NEMO_RL_SRC, else the checkout of an installed nemo_rl, else the container's, else a fetched one; or None.
 
     Raises ValueError if NEMO_RL_SRC is not a checkout.
     """
@@ -33,7 +49,7 @@ def find_source() -> Path | None:
         return Path(named).resolve()
     package = importlib.util.find_spec("nemo_rl")  # does not import it
     installed = [Path(package.origin).parents[1]] if package and package.origin else []
-    for candidate in [*installed, CONTAINER_SOURCE]:
+    for candidate in [*installed, CONTAINER_SOURCE, get_fetched_source()]:
         if (candidate / "examples" / "configs").is_dir():
             return candidate
     return None
@@ -98,7 +114,7 @@ def _find_parent(child: Path, name: str) -> Path:
         return beside
     source = find_source()
     if source is None:
-        raise ValueError(f"{child} inherits {name}, which is not beside it: if it is NeMo-RL's, {SOURCE_HINT}")
+        raise ValueError(f"{child} inherits {name}, which is not beside it: if it is NeMo-RL's, {get_source_hint()}")
     inherited = source / "examples" / "configs" / name
     if not inherited.is_file():
         raise ValueError(f"{child} inherits {name}, which is neither beside it nor in {inherited.parent}")

@@ -25,7 +25,7 @@ import yaml
 from nemo_tapo.config.run_config import RunConfig, list_known_keys
 from nemo_tapo.planning.cluster_setup import Assumptions, ClusterSetup
 from nemo_tapo.runtime.nemo_rl.config import validate
-from nemo_tapo.runtime.nemo_rl.config.checkout import SOURCE_HINT, compose_config, find_source
+from nemo_tapo.runtime.nemo_rl.config.checkout import compose_config, find_source, get_source_hint
 from nemo_tapo.runtime.nemo_rl.config.key_fates import find_unexplained
 from nemo_tapo.runtime.nemo_rl.config.known_keys import find_unknown_paths, list_paths, read_known_keys
 from nemo_tapo.runtime.nemo_rl.config.translate import (
@@ -99,7 +99,7 @@ def load_cluster_run(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     )
     source = find_source()
     _raise_faults(find_unknown_keys(master, source))
-    _raise_faults(_find_missing(master))
+    _raise_faults([*_find_missing(master), *validate.check_numbers(master)])
     block = master.get("tapo") or {}
     cfg = make_run_config(master, block)
     assumed = read_assumptions(block)
@@ -263,7 +263,7 @@ def _find_loss_faults(master: Master) -> Iterable[str]:
 def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: Path | None) -> Iterable[str]:
     """Yield one note for each setting that means something else than in NeMo-RL's own trainer, or is not used."""
     if source is None:
-        yield f"NeMo-RL's keys were not checked for misspellings: {SOURCE_HINT}"
+        yield f"NeMo-RL's keys were not checked for misspellings: {get_source_hint()}"
     if unexplained := find_unexplained(master):
         yield f"{', '.join(unexplained)}: this loop does not know what reads them; docs/cluster.md lists what it knows"
     if get_at_path(master, "grpo.use_leave_one_out_baseline"):
@@ -272,8 +272,8 @@ def _collect_notes(master: Master, cfg: RunConfig, setup: ClusterSetup, source: 
         yield "grpo.val_* are not used: tapo.evaluation.every validates between steps"
     if cfg.rollout.dynamic_sampling is not None:
         yield (
-            f"the plan counts {setup.queries} queries a step; dynamic sampling samples up to "
-            f"{cfg.rollout.dynamic_sampling:g} times as many"
+            f"dynamic sampling samples up to {cfg.rollout.dynamic_sampling:g} times as many queries as a step has; the "
+            "plan's time is for tapo.plan.uniform_share of equal rewards"
         )
     for key in ("async_save", "ckpt_assume_constant_structure"):
         if get_at_path(master, f"policy.megatron_cfg.checkpoint.{key}"):

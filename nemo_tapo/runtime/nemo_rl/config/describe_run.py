@@ -4,47 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from nemo_tapo.config.algorithms import list_own_sections
 from nemo_tapo.planning import plan_text
 from nemo_tapo.planning.model_shape import ModelShape, get_model_shape
-from nemo_tapo.runtime.nemo_rl.config import cluster_run, validate
+from nemo_tapo.runtime.nemo_rl.config import cluster_run, node_checks, validate
 from nemo_tapo.runtime.nemo_rl.config.cluster_run import ClusterRun
 from nemo_tapo.runtime.nemo_rl.config.validate import get_at_path
-
-SHOWN_KEYS = (
-    "output",
-    "seed",
-    "algorithm",
-    "pipeline",
-    "steps",
-    "model",
-    "rollout",
-    "tapo",
-    *list_own_sections(),
-    "loss",
-    "optimizer",
-    "checkpoint",
-)
-SHOWN_NEMO_KEYS = (  # NeMo-RL's keys that a plan shows in addition to those of RunConfig
-    "policy.train_global_batch_size",
-    "policy.train_micro_batch_size",
-    "policy.logprob_batch_size",
-    "policy.sequence_packing.enabled",
-    "policy.megatron_cfg.optimizer.use_distributed_optimizer",
-    "policy.megatron_cfg.optimizer.use_precision_aware_optimizer",
-    "policy.megatron_cfg.scheduler.lr_decay_style",
-    "policy.megatron_cfg.scheduler.lr_decay_iters",
-    "policy.generation.max_new_tokens",
-    "policy.generation.vllm_cfg.async_engine",
-    "policy.generation.vllm_cfg.gpu_memory_utilization",
-    "checkpointing.checkpoint_dir",
-    "checkpointing.checkpoint_must_save_by",
-    "logger.log_dir",
-)
 
 
 def load_checked_run(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
@@ -53,47 +20,72 @@ def load_checked_run(path: Path, overrides: Sequence[str] = ()) -> ClusterRun:
     Raises ValueError with one sentence for each reason why it could not run on its cluster.
     """
     run = cluster_run.load_cluster_run(path, overrides)
-    shape = _read_shape(run)
-    if shape is not None:
-        faults = list(validate.check_model(shape, run.setup))
-        if run.setup.megatron and not faults:
-            faults = list(plan_text.find_faults(shape, run.setup, run.assumed))
-        if faults:
-            raise ValueError("\n".join(faults))
+    raise_faults(find_faults(run))
     return run
 
 
-def require_environment(run: ClusterRun) -> None:
-    """Raise ValueError for what the driver's environment lacks; called when a run starts, not for a plan."""
-    faults = list(validate.check_environment(run.setup))
+def find_faults(run: ClusterRun) -> list[str]:
+    """Return the reasons why the model's shape or the GPUs' memory do not allow a run."""
+    shape = _read_shape(run)
+    faults = list(validate.check_model(shape, run.setup)) if shape is not None else []
+    if shape is not None and run.setup.megatron and not faults:
+        faults = list(plan_text.find_faults(shape, run.setup, run.assumed))
+    return faults
+
+
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise ValueError with one line for each fault, if there is any."""
     if faults:
         raise ValueError("\n".join(faults))
 
 
-def describe(run: ClusterRun, full: bool = False) -> str:
-    """Return the resolved configuration and the plan as text.
+def require_environment(run: ClusterRun) -> None:
+    """Raise ValueError for what the driver's node lacks; called when a run starts, not for a plan."""
+    raise_faults(list(node_checks.check_environment(run.setup)))
 
-    It has this package's settings and the most important ones of NeMo-RL's; with `full` all of both.
+
+def describe(run: ClusterRun, full: bool = False, faults: Sequence[str] = ()) -> str:
+    """Return the plan as text: a summary that fits a screen of 80 x 24 characters.
+
+    With `full` also the memory of each class, every note, and the whole configuration, this package's and NeMo-RL's.
     """
-    ours = run.cfg.model_dump(mode="json", by_alias=True, include=None if full else set(SHOWN_KEYS))
+    summary = _summarize(run, faults)
     if not full:
-        ours = {key: ours[key] for key in SHOWN_KEYS} | {"task": run.cfg.task.name}
-    theirs: Any = run.master
-    if not full:
-        theirs = {
-            key: get_at_path(run.master, key) for key in SHOWN_NEMO_KEYS if get_at_path(run.master, key) is not None
-        }
-    plan = "\n".join(f"#  {line}" for line in _make_plan(run))
+        return summary
+    ours = run.cfg.model_dump(mode="json", by_alias=True)
     return "\n".join(
         [
-            "# this package's settings" + ("" if full else "; --full shows all of them and of NeMo-RL's"),
+            *(f"# {line}" if line else "#" for line in summary.splitlines()),
+            "# ---- details",
+            *(f"#  {line}" for line in _make_plan(run)),
+            "# ---- this package's settings",
             yaml.safe_dump(ours, sort_keys=False),
-            "# NeMo-RL's configuration" if full else "# of NeMo-RL's",
-            yaml.safe_dump(theirs, sort_keys=False),
-            "# plan",
-            plan,
+            "# ---- NeMo-RL's configuration",
+            yaml.safe_dump(run.master, sort_keys=False),
         ]
     )
+
+
+def _summarize(run: ClusterRun, faults: Sequence[str]) -> str:
+    shape, setup, model = _read_shape(run), run.setup, run.master["policy"]["model_name"]
+    verdict = f"it cannot run: {len(faults)} reason(s), below" if faults else "it can run, as far as this can tell"
+    head = [
+        plan_text.label("plan", verdict),
+        plan_text.label("model", f"{model}" + (f", {shape.parameters / 1e9:.2f} B parameters" if shape else "")),
+        plan_text.label("algorithm", f"{run.cfg.algorithm}, pipeline {run.cfg.pipeline}"),
+        plan_text.label("output", f"{run.cfg.output} ({'goes on with it' if run.cfg.output.is_dir() else 'new'})"),
+    ]
+    if shape is None:
+        body = plan_text.summarize_layout(setup)
+        body += plan_text.wrap(f"no estimate of memory and time: {_explain_missing_shape(run)}")
+    else:
+        body = plan_text.summarize_plan(shape, setup, run.assumed)
+    lines = [*head, *body]
+    more = "--full shows every class of memory, the assumptions and all settings"
+    room = max(0, plan_text.ROWS - len(lines) - 2)
+    told = f"{len(run.notes)} on settings that are not used or mean something else here"
+    notes = [f"  {note}" for note in run.notes[:room]]
+    return plan_text.cut_lines([*lines, plan_text.label("notes", told), *notes, more])
 
 
 def _make_plan(run: ClusterRun) -> Iterable[str]:

@@ -54,6 +54,7 @@ DERIVED = {  # RunConfig's key -> NeMo-RL's
     "loss.kl_coef": "loss_fn.reference_policy_kl_penalty",
     "checkpoint.every": "checkpointing.save_period",
 }
+PRECISION_BYTES = {"fp8": 1, "bfloat16": 2, "float16": 2, "float32": 4}  # of policy.precision and the engines'
 SWITCHES: Mapping[str, Mapping[Any, Any]] = {  # NeMo-RL's key of DERIVED that is true or false -> what these are here
     "loss_fn.sequence_level_importance_ratios": {True: "sequence", False: "token"},
     "grpo.overlong_filtering": {True: "mask", False: "keep"},
@@ -240,7 +241,7 @@ def keeps_reference(cfg: RunConfig) -> bool:
 
 def make_setup(master: Master, cfg: RunConfig) -> ClusterSetup:
     """Return the run's ranks, rows and lengths from NeMo-RL's keys."""
-    policy, generation = master["policy"], master["policy"]["generation"]
+    policy = master["policy"]
     megatron = bool(get_at_path(policy, "megatron_cfg.enabled"))
     ranks = policy["megatron_cfg"] if megatron else policy["dtensor_cfg"]
     tp = get_at_path(ranks, "tensor_model_parallel_size" if megatron else "tensor_parallel_size", 1)
@@ -251,9 +252,6 @@ def make_setup(master: Master, cfg: RunConfig) -> ClusterSetup:
     micro = get_at_path(policy, "train_micro_batch_size", 1)
     dp = max(1, train_gpus // (tp * pp * cp))
     P, K, updates = cfg.rollout.queries_per_step, cfg.rollout.samples_per_query, cfg.loss.updates_per_batch
-    offloaded = get_at_path(ranks, "optimizer.optimizer_offload_fraction", 0.0)
-    if not get_at_path(ranks, "optimizer.optimizer_cpu_offload"):
-        offloaded = 0.0
     most = min(cfg.tapo.m_max, K - cfg.tapo.n_pos) if cfg.constructs else 0
     return ClusterSetup(
         nodes=master["cluster"]["num_nodes"],
@@ -274,28 +272,77 @@ def make_setup(master: Master, cfg: RunConfig) -> ClusterSetup:
         fp32_gradients=bool(get_at_path(ranks, "distributed_data_parallel_config.grad_reduce_in_fp32")),
         distributed_optimizer=bool(get_at_path(ranks, "optimizer.use_distributed_optimizer")),
         precision_aware=bool(get_at_path(ranks, "optimizer.use_precision_aware_optimizer")),
-        offloaded_optimizer=offloaded,
-        colocated=bool(get_at_path(generation, "colocated.enabled")),
-        engine_tp=get_at_path(generation, "vllm_cfg.tensor_parallel_size", 1),
-        engine_pp=get_at_path(generation, "vllm_cfg.pipeline_parallel_size", 1),
-        engine_memory=get_at_path(generation, "vllm_cfg.gpu_memory_utilization", 0.9),
+        offloaded_optimizer=_read_offloaded_share(ranks),
         reference=keeps_reference(cfg),
         queries=P,
         samples=K,
         most_constructed=P * most,
         deferred=cfg.deferred,
         lag=cfg.rollout.lag,
+        scores_old=bool(cfg.rollout.lag),
         update_rows=update_rows(P, K, most, updates, dp * (1 if packed else micro)),
         updates=updates,
         max_response=cfg.rollout.max_tokens,
         max_synthesis=cfg.tapo.max_tokens,
         max_row=cfg.model.max_length,
-        max_model_len=generation["vllm_cfg"]["max_model_len"],
         steps=cfg.steps,
         save_every=cfg.checkpoint.every,
         kept=get_at_path(master, "checkpointing.keep_top_k"),
         saves_optimizer=bool(get_at_path(master, "checkpointing.save_optimizer", True)),
+        uneven_stages=any(get_at_path(ranks, f"num_layers_in_{end}_pipeline_stage") for end in ("first", "last")),
+        score_batch_tokens=_count_score_tokens(policy),
+        packed=packed,
+        **_read_engines(policy["generation"]),
+        **_read_number_formats(policy, ranks),
+        **_read_sampling(master, cfg),
     )
+
+
+def _read_offloaded_share(ranks: Mapping[str, Any]) -> float:
+    """Return the share of the optimizer that stays on the host."""
+    offloads = get_at_path(ranks, "optimizer.optimizer_cpu_offload")
+    return float(get_at_path(ranks, "optimizer.optimizer_offload_fraction", 0.0)) if offloads else 0.0
+
+
+def _read_engines(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layout of the engines, as `ClusterSetup` has it."""
+    return {
+        "colocated": bool(get_at_path(generation, "colocated.enabled")),
+        "engine_tp": get_at_path(generation, "vllm_cfg.tensor_parallel_size", 1),
+        "engine_pp": get_at_path(generation, "vllm_cfg.pipeline_parallel_size", 1),
+        "engine_memory": get_at_path(generation, "vllm_cfg.gpu_memory_utilization", 0.9),
+        "max_model_len": generation["vllm_cfg"]["max_model_len"],
+    }
+
+
+def _read_number_formats(policy: Mapping[str, Any], ranks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number formats of policy and engines, as `ClusterSetup` has them."""
+    precision = get_at_path(policy, "precision", "bfloat16")
+    engine = get_at_path(policy, "generation.vllm_cfg.precision", precision)
+    return {
+        "policy_bytes": PRECISION_BYTES.get(precision, 2),
+        "engine_bytes": PRECISION_BYTES.get(engine, 2),
+        "cache_bytes": 4 if engine == "float32" else 2,
+        "fp8_training": bool(get_at_path(ranks, "fp8_cfg.enabled")),
+    }
+
+
+def _read_sampling(master: Master, cfg: RunConfig) -> dict[str, Any]:
+    """Return what the engines are asked for besides a step's rollouts, and when, as `ClusterSetup` has it."""
+    answers_in_batches = not get_at_path(master, "policy.generation.vllm_cfg.async_engine")
+    return {
+        "barrier": cfg.pipeline == "barrier" or answers_in_batches,
+        "prefilled": cfg.prefilled,
+        "sampled_at_most": cfg.rollout.dynamic_sampling or 1.0,
+        "validated": _count_validated(cfg),
+        "validate_every": cfg.evaluation.every,
+    }
+
+
+def _count_validated(cfg: RunConfig) -> int:
+    """Return the responses of a validation between steps, at most: a held-out set may have fewer problems."""
+    sets = max(1, len(cfg.task.mathematics.benchmarks)) if cfg.task.name == "mathematics" else 1
+    return sets * cfg.evaluation.validation_problems * cfg.evaluation.validation_samples
 
 
 def _count_gpus(master: Master) -> tuple[int, int]:
@@ -322,6 +369,15 @@ def _read_recompute(ranks: Mapping[str, Any]) -> frozenset[str]:
     if get_at_path(ranks, "recompute_granularity", "full") == "full":
         return frozenset({"full"})
     return frozenset(get_at_path(ranks, "recompute_modules", ["core_attn"]))
+
+
+def _count_score_tokens(policy: Mapping[str, Any]) -> int:
+    """Return the tokens of a micro-batch whose log-probabilities are computed."""
+    longest = int(policy["max_total_sequence_length"])
+    for kind in ("sequence_packing", "dynamic_batching"):
+        if get_at_path(policy, f"{kind}.enabled"):
+            return max(int(get_at_path(policy, f"{kind}.logprob_mb_tokens", 0)), longest)
+    return int(get_at_path(policy, "logprob_batch_size", 1)) * longest
 
 
 def _count_micro_batch_tokens(policy: Mapping[str, Any], micro: int) -> int:

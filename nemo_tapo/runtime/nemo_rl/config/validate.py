@@ -253,6 +253,49 @@ def _check_teacher(teacher: Teacher) -> Iterable[str]:
         )
 
 
+COUNTS = (  # whole numbers from 1 on, where they are given
+    "cluster.num_nodes",
+    "cluster.gpus_per_node",
+    "policy.train_micro_batch_size",
+    "policy.logprob_batch_size",
+    "policy.logprob_chunk_size",
+    "policy.make_sequence_length_divisible_by",
+    "policy.max_total_sequence_length",
+    "policy.sequence_packing.train_mb_tokens",
+    "policy.sequence_packing.logprob_mb_tokens",
+    "policy.dynamic_batching.train_mb_tokens",
+    "policy.dynamic_batching.logprob_mb_tokens",
+    *(
+        f"policy.{section}.{name}_parallel_size"
+        for section in ("megatron_cfg", "generation.vllm_cfg")
+        for name in ("tensor_model", "pipeline_model", "context", "expert_model", "expert_tensor", "tensor", "pipeline")
+    ),
+    "policy.dtensor_cfg.tensor_parallel_size",
+    "policy.dtensor_cfg.context_parallel_size",
+)
+PRECISIONS = ("float32", "bfloat16", "float16")  # that NeMo-RL's policy workers know
+
+
+def check_numbers(master: Master) -> Iterable[str]:
+    """Yield one sentence for each number that the layout is computed from and that is not one, or is below 1.
+
+    >>> list(check_numbers({"cluster": {"gpus_per_node": 0}}))
+    ['cluster.gpus_per_node = 0 is not a whole number from 1 on.']
+    """
+    for path in COUNTS:
+        value = get_at_path(master, path, 1)
+        if isinstance(value, float) and value.is_integer():  # of ${div:...}
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield f"{path} = {value!r} is not a whole number from 1 on."
+    share = get_at_path(master, "policy.generation.vllm_cfg.gpu_memory_utilization", 0.9)
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        yield f"policy.generation.vllm_cfg.gpu_memory_utilization = {share!r} is no share of a GPU's memory (0 to 1)."
+    precision = get_at_path(master, "policy.precision", "bfloat16")
+    if precision not in PRECISIONS:
+        yield f"policy.precision = {precision!r} is not one of {', '.join(PRECISIONS)}."
+
+
 def check_division(master: Master, setup: ClusterSetup) -> Iterable[str]:
     """Yield one sentence for each layout of ranks, engines and nodes that does not fit the cluster."""
     world, model = setup.train_gpus, setup.tp * setup.pp * setup.cp
@@ -272,6 +315,12 @@ def check_division(master: Master, setup: ClusterSetup) -> Iterable[str]:
     engine = setup.engine_tp * setup.engine_pp
     if setup.engine_gpus % engine:
         yield f"an engine of TP {setup.engine_tp} x PP {setup.engine_pp} does not divide {setup.engine_gpus} GPUs."
+    a_node, several = setup.gpus_per_node, max(engine, setup.gpus_per_node) % min(engine, setup.gpus_per_node)
+    if setup.engine_gpus >= engine and several and setup.engine_gpus > a_node:
+        yield (
+            f"an engine of TP {setup.engine_tp} x PP {setup.engine_pp} = {engine} GPUs neither divides a node's "
+            f"{a_node} GPUs nor is a multiple of them."
+        )
     if not setup.colocated and setup.nodes > 1 and setup.engine_gpus % setup.gpus_per_node:
         yield (
             "policy.generation.colocated.resources.gpus_per_node must be cluster.gpus_per_node = "
@@ -306,6 +355,16 @@ def _check_batching(master: Master, setup: ClusterSetup) -> Iterable[str]:
             f"policy.make_sequence_length_divisible_by = {multiple} must be a multiple of {needed}: a sequence is cut "
             f"into 2 CP pieces (CP {setup.cp}), and with sequence_parallel each of them into TP (TP {setup.tp})."
         )
+    longest = get_at_path(master, "policy.max_total_sequence_length", 1)
+    for kind in ("train", "logprob") if packing else ():
+        room = get_at_path(master, f"policy.sequence_packing.{kind}_mb_tokens")
+        padded = -(-longest // multiple) * multiple
+        if room is not None and room < padded:
+            yield (
+                f"policy.sequence_packing.{kind}_mb_tokens = {room} has no room for the longest row, "
+                f"policy.max_total_sequence_length = {longest}"
+                + (f", filled up to {padded} (make_sequence_length_divisible_by)." if padded > longest else ".")
+            )
     micro, scoring = (
         get_at_path(master, "policy.train_micro_batch_size", 1),
         get_at_path(master, "policy.logprob_batch_size"),
@@ -348,12 +407,18 @@ def check_lengths(setup: ClusterSetup, synthesises: bool, template_tokens: int) 
 
 def check_model(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
     """Yield one sentence for each setting that this model's shape does not allow."""
-    if shape.layers % setup.pp:
+    if shape.layers % setup.pp and not setup.uneven_stages:
         yield f"PP {setup.pp} does not divide the model's {shape.layers} layers."
     for name, tp in (("TP", setup.tp), ("the engine's TP", setup.engine_tp)):
         if shape.heads % tp:
             yield f"{name} {tp} does not divide the model's {shape.heads} attention heads."
-    if shape.kv_heads % setup.tp:
+        if not shape.experts and shape.ffn % tp:
+            yield f"{name} {tp} does not divide the model's feed-forward size, {shape.ffn}."
+    if shape.experts and shape.ffn % setup.etp:
+        yield f"expert tensor parallel {setup.etp} does not divide an expert's feed-forward size, {shape.ffn}."
+    if max(shape.kv_heads, setup.engine_tp) % min(shape.kv_heads, setup.engine_tp):
+        yield f"of the engine's TP {setup.engine_tp} and {shape.kv_heads} key-value heads, neither divides the other."
+    if shape.kv_heads % setup.tp and not shape.latent:
         yield f"TP {setup.tp} does not divide the model's {shape.kv_heads} key-value heads."
     if setup.ep > 1 and shape.experts % setup.ep:
         yield f"expert parallel {setup.ep} does not divide the model's {shape.experts} experts."
@@ -363,15 +428,6 @@ def check_model(shape: ModelShape, setup: ClusterSetup) -> Iterable[str]:
         yield (
             f"policy.generation.vllm_cfg.max_model_len = {setup.max_model_len} is more than the model's "
             f"{shape.max_positions} positions."
-        )
-
-
-def check_environment(setup: ClusterSetup) -> Iterable[str]:
-    """Yield what the driver's environment lacks to start a run (a plan does not need it)."""
-    if setup.megatron and "TORCH_CUDA_ARCH_LIST" not in os.environ:
-        yield (
-            "TORCH_CUDA_ARCH_LIST is not set and NeMo-RL's Megatron workers want it: NVIDIA's container sets it; "
-            "elsewhere export it, for H100 TORCH_CUDA_ARCH_LIST='9.0'."
         )
 
 
