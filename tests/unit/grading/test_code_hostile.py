@@ -24,13 +24,16 @@ BOTH = pytest.mark.parametrize(
     "isolation", [pytest.param("bubblewrap", marks=NEEDS_BUBBLEWRAP), pytest.param("limits")]
 )
 
-# Each line of output names something that went through.
+# Each line of output names something that went through. Nothing here does harm where a protection fails: signal 0 only
+# asks whether a signal may be sent, and what is forked ends at once.
 PROCESSES = """
-import ctypes, os, signal, subprocess
+import ctypes, os, subprocess
 libc = ctypes.CDLL(None, use_errno=True)
+main = os.getpid()
 def went(name, call):
     try: result = call()
-    except (OSError, PermissionError): return
+    except OSError: return
+    if os.getpid() != main: os._exit(0)  # a child: the parent tells
     if result != -1: print(name)
 went("fork", os.fork)
 went("forkpty", os.forkpty)
@@ -38,11 +41,10 @@ went("posix_spawn", lambda: os.posix_spawn("/usr/bin/true", ["true"], {}))
 went("subprocess", lambda: subprocess.run(["/usr/bin/true"]))
 went("clone3", lambda: libc.syscall(435, 0, 0))
 went("x32 fork", lambda: libc.syscall(0x40000000 + 57))
-went("kill the parent", lambda: os.kill(os.getppid(), signal.SIGKILL))
-went("kill pid 1", lambda: os.kill(1, signal.SIGKILL))
-went("kill everyone", lambda: os.kill(-1, signal.SIGKILL))
+went("signal the parent", lambda: os.kill(os.getppid(), 0))
+went("signal pid 1", lambda: os.kill(1, 0))
+went("signal everyone", lambda: os.kill(-1, 0))
 went("limit another", lambda: libc.prlimit(os.getppid() or 1, 0, None, None))
-went("trace the parent", lambda: libc.ptrace(16, os.getppid(), 0, 0))
 went("outlive the parent", lambda: libc.prctl(1, 0, 0, 0, 0))
 went("new namespaces", lambda: libc.unshare(0x10000000))
 went("memory without a limit", lambda: libc.memfd_create(b"x", 0))
@@ -51,6 +53,7 @@ import socket
 went("internet", socket.socket)
 went("unix socket", lambda: socket.socket(socket.AF_UNIX))
 went("netlink", lambda: socket.socket(socket.AF_NETLINK))
+went("trace", lambda: libc.ptrace(0, 0, 0, 0))
 print("tried")
 """
 FILES = """
@@ -180,9 +183,9 @@ def test_no_key_in_the_environment(isolation: Isolation) -> None:
 @pytest.mark.parametrize(
     ("program", "outcome"),
     [
-        ("x = [0] * 10**10", "failed"),
+        ("x = bytearray(10**11)", "failed"),
         ("while True: print('x' * 100_000)", "too_much_output"),
-        ("import os\nwhile True: os.fork()", "failed"),
+        ("import os\nif os.fork() == 0: os._exit(0)", "failed"),
         ("import ctypes; ctypes.string_at(0)", "failed"),
     ],
 )  # fmt: skip
@@ -214,8 +217,8 @@ def test_a_reply_of_one_test_is_not_that_of_another() -> None:
 
 @NEEDS_BUBBLEWRAP
 def test_a_grader_in_the_pool_is_out_of_reach() -> None:
-    """An answer that writes to every descriptor and kills all it can see is wrong, and the next one is graded."""
-    hostile = "import os\nfor n in range(1024):\n try: os.write(n, b'x' * 100)\n except OSError: pass\nos.kill(-1, 9)"
+    """An answer that writes to every descriptor and signals all it can see is wrong, and the next one is graded."""
+    hostile = "import os\nfor n in range(1024):\n try: os.write(n, b'x' * 100)\n except OSError: pass\nos.kill(-1, 0)"
     tester = make_tester(CodeRewardConfig(), GradingConfig(workers=1), "tests")
     query = Query("7", "?", '[{"input": "", "output": "5"}]')
 
