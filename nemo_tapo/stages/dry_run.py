@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig, to_yaml
+from nemo_tapo.runtime.local_stack import find_local_fault
 
 
 def describe_command(cfg: RunConfig, command: str) -> str:
@@ -30,6 +31,8 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
     ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "
     ranks = ranks if command not in ("evaluate", "filter") else ""
     lines.append(f"endpoint: {served}" if served else f"runtime: {cfg.runtime}; {ranks}one engine")
+    fault = find_local_fault() if cfg.runtime == "local" and not served else None
+    lines += [f"cannot start here: {fault}"] if fault else []
     if command in ("run", "train", "coldstart", "evaluate", "filter") and not served:
         architecture = find_architecture(cfg) if command in ("run", "train", "coldstart") else ""
         lines.append(f"model: {cfg.model.path}: {architecture}{describe_model_size(cfg.model.path)}")
