@@ -38,7 +38,8 @@ stamp=$({ get_version "$PYTHON"; cat requirements/local.txt requirements/reasoni
 stamp=${stamp%% *}
 if [ "$(cat "$VENV/.ready" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
-[ "$(uname -sm)" = "Linux x86_64" ] || fail "vLLM's CPU wheel is for Linux x86-64, this is $(uname -sm)."
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "the pinned stack is for Linux x86-64, this is $(uname -sm). \
+README's table of machines says what works elsewhere."
 
 say "environment in $VENV (1 to 3 minutes)"
 [ -n "$existing" ] || "$PYTHON" -m venv "$VENV"

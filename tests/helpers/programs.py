@@ -23,7 +23,7 @@ def block(program: str) -> str:
 
 def grade(tests: Any, program: str, **settings: Any) -> Grade:
     """The grade of a program, in this process."""
-    settings = {"seconds": 1, **settings}
+    settings = {"seconds": 3, **settings}
     return CodeTests(**CodeRewardConfig(**settings).model_dump()).grade(
         Query("7", "?", json.dumps(tests)), block(program)
     )
