@@ -262,6 +262,7 @@ def make_arguments() -> list[str]:
     assert bwrap is not None, "find_isolation_fault was asked"
     arguments = [bwrap, "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--disable-userns"]
     arguments += ["--cap-drop", "ALL", "--die-with-parent", "--new-session", "--hostname", "sandbox"]
+    arguments += ["--size", str(DISK), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64"):
         if os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
@@ -273,7 +274,6 @@ def make_arguments() -> list[str]:
         arguments += ["--ro-bind", path, path]
     for device in ("/dev/null", "/dev/urandom"):
         arguments += ["--dev-bind", device, device]
-    arguments += ["--size", str(DISK), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     return [*arguments, "--ro-bind", code_host.__file__, "/host.py"]
 
 
