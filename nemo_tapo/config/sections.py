@@ -153,23 +153,45 @@ class JudgeRewardConfig(Section):
         return self
 
 
+class CodeRewardConfig(Section):
+    """Answers that are programs, run against tests in a sandbox (grading/code_tests.py)."""
+
+    tests: str | None = Field(None, description="field of the row with the tests; null: the answer is the tests")
+    entry_point: str | None = Field(
+        None, description="field with the name of the function that `check` of the tests is called with (HumanEval)"
+    )
+    share: bool = Field(False, description="the reward is the share of the tests that are passed, not all or nothing")
+    seconds: int = Field(4, ge=1, description="processor time of one case; of all `assert` tests together")
+    answer_seconds: float = Field(60.0, gt=0, description="after so long, the answer's cases that are left are late")
+    memory_mib: int = Field(512, ge=64, description="address space of the program")
+    isolation: Literal["bubblewrap", "limits"] = Field(
+        "bubblewrap",
+        description="limits: without namespaces. The program can read what the user can, so only on a machine without "
+        "secrets (docs/security.md)",
+    )
+
+
 class RewardConfig(Section):
     """One of several rewards (tasks/rewarded_task.py)."""
 
-    target: str | None = Field(None, description="as task.reward; null: the judge, else the task's own verdict")
+    target: str | None = Field(
+        None, description="as task.reward; null: the judge or the tests, else the task's own verdict"
+    )
     judge: JudgeRewardConfig | None = Field(None, description="a served model instead of a function")
+    code: CodeRewardConfig | None = Field(None, description="tests that the response's program has to pass")
     weight: float = Field(1.0, gt=0, description="in the weighted mean of all; the weights need not sum up to 1")
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
-        if self.target is not None and self.judge is not None:
-            raise ValueError("target and judge are both given; make two rewards of them.")
+        given = [name for name in ("target", "judge", "code") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; make two rewards of them.")
         return self
 
     @property
     def own(self) -> bool:
         """True for the task's own verdict."""
-        return self.target is None and self.judge is None
+        return self.target is None and self.judge is None and self.code is None
 
 
 class GradingConfig(Section):

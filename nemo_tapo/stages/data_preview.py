@@ -64,6 +64,9 @@ def read_custom_sets(cfg: RunConfig, command: str, ask_judges: bool = False) -> 
         if ask_judges and isinstance(task, RewardedTask):
             asyncio.run(task.check_judges())
         if cfg.task.name not in DRAWN_TASKS:
+            if cfg.task.name == "mathematics" and ask_judges and any(r.code for r in cfg.task.rewards.values()):
+                for name in list_needed_sets(cfg, command):
+                    _ = task.train_queries() if name == TRAIN else task.benchmarks()  # are there tests?
             return {}
         sets = {TRAIN: task.train_queries()} if command in TRAINING_COMMANDS else {}
         if command in EVALUATION_COMMANDS and (command != "run" or {"before", "after"} & set(cfg.parts)):
@@ -111,6 +114,10 @@ def describe_reward(name: str, task: TaskConfig) -> str:
     judge = rewards[name].judge
     if judge is not None:
         return f"reward {name}: the judge at {judge.endpoint.url}{weight}: {judge.rubric}"
+    code = rewards[name].code
+    if code is not None:
+        where = "in bubblewrap" if code.isolation == "bubblewrap" else "WITHOUT isolation, with limits alone"
+        return f"reward {name}: programs run {where}{weight}, {code.seconds} s of processor time a case"
     if rewards[name].target is None:
         return f"reward {name}: the task's own verdict{weight}"
     label = "reward" if task.reward is not None else f"reward {name}"

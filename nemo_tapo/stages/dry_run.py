@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig, to_yaml
+from nemo_tapo.runtime.local_stack import find_local_fault
 
 
 def describe_command(cfg: RunConfig, command: str, full: bool = False) -> str:
@@ -30,10 +31,12 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
     ranks = f"TP {local.tp} x PP {local.pp} x DP {local.dp} actor ranks, "
     ranks = ranks if command not in SAMPLING_COMMANDS else ""
     lines.append(f"endpoint: {served}" if served else f"runtime: {cfg.runtime}; {ranks}one engine")
+    fault = find_local_fault() if cfg.runtime == "local" and not served else None
+    lines += [f"cannot start here: {fault}"] if fault else []
     if command in ("run", "train", "coldstart", *SAMPLING_COMMANDS) and not served:
         architecture = find_architecture(cfg) if command in ("run", "train", "coldstart") else ""
         lines.append(f"model: {cfg.model.path}: {architecture}{describe_model_size(cfg.model.path)}")
-    if command in ("run", "coldstart"):
+    if command == "coldstart" or (command == "run" and "coldstart" in cfg.parts):
         c = cfg.coldstart
         lines.append(
             f"cold start: {c.queries or 'all'} queries x {c.samples_per_query} samples, corrected by {c.writer}; at "
@@ -61,7 +64,7 @@ def plan_command(cfg: RunConfig, command: str) -> list[str]:
             f"validation: every {e.every} steps, {e.validation_samples} sample(s) of the first {e.validation_problems} "
             f"problems of each held-out set{', the best checkpoint kept' if cfg.checkpoint.keep_best else ''}"
         )
-    if command in ("run", "evaluate"):
+    if command == "evaluate" or (command == "run" and {"before", "after"} & set(cfg.parts)):
         e = cfg.evaluation
         sampling = f"T {e.temperature}, top-p {e.top_p}, at most {e.max_tokens:,} tokens"
         lines.append(f"evaluation: {e.samples} samples a problem x {e.runs} runs, {sampling}")

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nemo_tapo.config.sections import TaskConfig
+from nemo_tapo.config.sections import CodeRewardConfig, GradingConfig, TaskConfig
 from nemo_tapo.grading.calls import FunctionSpec
+from nemo_tapo.grading.code_tests import read_tests
+from nemo_tapo.grading.sandbox import WALL_FACTOR, require_isolation
 from nemo_tapo.grading.user_grader import UserGrader
 from nemo_tapo.interfaces import Task
 from nemo_tapo.tasks.judge_reward import JudgeReward
@@ -33,14 +35,18 @@ class RewardedTask:
             for name, each in self.rewards.items()
             if each.judge is not None
         }
+        self._code = {name: each.code for name, each in self.rewards.items() if each.code is not None}
+        for name, code in self._code.items():
+            require_isolation(code.isolation, f"task.rewards.{name}.code")
+        self._testers = {name: make_tester(code, cfg.grading, name) for name, code in self._code.items()}
 
     def train_queries(self) -> Sequence[Query]:
-        """Return the task's."""
-        return self.task.train_queries()
+        """Return the task's. Raises ValueError if none has tests that a reward can run."""
+        return self._require_tests(self.task.train_queries())
 
     def benchmarks(self) -> Mapping[str, Sequence[Query]]:
-        """Return the task's."""
-        return self.task.benchmarks()
+        """Return the task's. Raises ValueError if none of a set has tests that a reward can run."""
+        return {name: self._require_tests(queries) for name, queries in self.task.benchmarks().items()}
 
     def provenance(self, name: str) -> Provenance:
         """Return the task's."""
@@ -67,16 +73,42 @@ class RewardedTask:
 
     def close(self) -> None:
         """End the functions' processes and the task's."""
+        for tester in self._testers.values():
+            tester.close()
         self._grader.close()
         self.task.close()
+
+    def _require_tests(self, queries: Sequence[Query]) -> Sequence[Query]:
+        """Return `queries`. Raises ValueError if not one has tests; single ones are `no_reward_raised`."""
+        for name, code in self._code.items():
+            first = ""
+            for query in queries:
+                try:
+                    read_tests(query, code.tests, code.entry_point)
+                    break
+                except ValueError as error:
+                    first = first or f"{query.uid}: {error}"
+            else:
+                raise ValueError(f"task.rewards.{name}.code: no query has tests that can be run; the first, {first}.")
+        return queries
 
     async def _grade_by(self, name: str, query: Query, response: str) -> Grade:
         if name in self.judges:
             return await self.judges[name].grade(query, response)
+        if name in self._testers:
+            return await self._testers[name].grade(0, query, response)
         if name not in self._numbers:
             return await self.task.grade(query, response)
         grade = await self._grader.grade(self._numbers[name], query, response)
         return grade if grade.graded else replace(grade, detail=f"{self.rewards[name].target}: {grade.detail}")
+
+
+def make_tester(code: CodeRewardConfig, cfg: GradingConfig, name: str) -> UserGrader:
+    """Return the grader of programs. It limits each answer itself; its own deadline is for when that does not work."""
+    key = f"task.rewards.{name}.code"
+    spec = FunctionSpec(key, "nemo_tapo.grading.code_tests:CodeTests", True, code.model_dump())
+    deadline = code.answer_seconds + 3 * WALL_FACTOR * code.seconds
+    return UserGrader(cfg.model_copy(update={"deadline": deadline}), [spec])
 
 
 def make_spec(cfg: TaskConfig, name: str) -> FunctionSpec:

@@ -155,17 +155,28 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
 
 
 def test_no_call_of_the_package_can_load_a_pickle_or_run_a_string() -> None:
-    """Every call that could: torch.load says weights_only, yaml.load names a safe loader, the others are absent."""
+    """Every call that could: torch.load says weights_only, yaml.load names a safe loader, the others are absent.
+
+    But for code_host.py, which runs programs inside the sandbox: the package itself takes no more of it than its path
+    and the two functions that turn values into JSON and back.
+    """
     faults = []
+    taken = set()
     for path in [*(ROOT / "nemo_tapo").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and node.value in ("0.0.0.0", "::"):
                 faults.append((path.name, node.lineno, "listens on every interface"))
-            if isinstance(node, ast.Call) and (fault := find_fault(node)):
+            if isinstance(node, ast.Call) and (fault := find_fault(node)) and path.name != SANDBOXED:
                 faults.append((path.name, node.lineno, fault))
+            if isinstance(node, ast.ImportFrom) and str(node.module).endswith("code_host"):
+                taken |= {alias.name for alias in node.names}
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "code_host":
+                taken.add(node.attr)
     assert faults == []
+    assert taken == {"encode", "decode", "__file__"}
 
 
+SANDBOXED = "code_host.py"
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 EXECUTES = ("np.load", "numpy.load", "pd.read_pickle", "eval", "exec", "os.system")
 

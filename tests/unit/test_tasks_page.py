@@ -17,9 +17,10 @@ from nemo_tapo.runtime import scripted_runtime
 from nemo_tapo.types import NO_REWARD, Request
 from tests.helpers.command import nemo_tapo
 from tests.helpers.imports import ROOT
+from tests.helpers.programs import NEEDS_BUBBLEWRAP, block
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-FILES: dict[str, str] = dict(re.findall(r"```(?:python|yaml) (\S+)\n(.*?)```", PAGE, re.DOTALL))
+FILES: dict[str, str] = dict(re.findall(r"```(?:python|yaml|json) (\S+)\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"^nemo-tapo (.*)$", PAGE, re.MULTILINE)
 SMALL = ("runtime=scripted", "steps=1", "model.max_length=4096", "rollout.max_tokens=300", "rollout.queries_per_step=4")
 
@@ -35,10 +36,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(output: str) -> dict[str, Any]:
+def run(output: str, *more: str) -> dict[str, Any]:
     """Run the command of the page that writes into `output`; return the first step's metrics."""
     (command,) = [each for each in COMMANDS if each.endswith(f" output={output}")]
-    done = nemo_tapo(*shlex.split(command), *SMALL)
+    done = nemo_tapo(*shlex.split(command), *SMALL, *more)
     assert done.returncode == 0, done.stderr
     assert not Path(output, "ungraded.jsonl").exists()
     return dict(json.loads(Path(output, "metrics.jsonl").read_text().splitlines()[0]))
@@ -71,6 +72,20 @@ def test_several_rewards(here: Path) -> None:
     assert metrics["reward/mean"] == pytest.approx((right + 0.2 * (32 - right)) / 32)
 
 
+def write_program(prompt: str, request: Request) -> str:
+    assert "Write a Python program" in prompt
+    return block("print(sum(map(int, input().split())))" if request.seed % 3 else "print(5)")
+
+
+@NEEDS_BUBBLEWRAP
+def test_programs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong program passes the first test alone. One query is all there is."""
+    monkeypatch.setattr(scripted_runtime, "arithmetic_script", write_program)
+    metrics = run("runs/programs", "rollout.queries_per_step=1")
+    assert metrics["grade/right"] + metrics["grade/wrong"] == 8 and metrics["grade/right"] and metrics["grade/wrong"]
+    assert metrics["reward/mean"] == metrics["grade/right"] / 8
+
+
 def add_up(prompt: str, request: Request) -> str:
     found = re.search(r"(-?\d+(?: [+-] \d+)+) =", prompt)
     assert found
@@ -91,6 +106,7 @@ def test_each_example_is_short_and_run() -> None:
         "output=runs/words",
         "output=runs/near",
         "output=runs/weighted",
+        "output=runs/programs",
         "output=runs/gym",
     ]
 

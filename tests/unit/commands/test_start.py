@@ -38,6 +38,7 @@ def test_the_folder_runs_as_it_is_written(project: Path) -> None:
     assert all("@NAME@" not in (project / name).read_text() for name in ("config.yaml", "task.py", "README.md"))
     plan = nemo_tapo("run", "--config", "config.yaml", "--dry-run")
     assert plan.returncode == 0 and "model: model: Qwen3ForCausalLM, 853,376 parameters" in plan.stdout
+    assert "evaluation: 5 samples" in plan.stdout and "cold start" not in plan.stdout  # as config.yaml's parts say
     done = nemo_tapo("run", "--config", "config.yaml", *ON_THE_SCRIPTED_RUNTIME)
     assert done.returncode == 0, done.stderr
     metrics = [json.loads(line) for line in (project / "runs" / "first" / "metrics.jsonl").read_text().splitlines()]

@@ -51,6 +51,13 @@ def test_without_a_suitable_python_it_says_the_command_that_brings_one(tools: Pa
     assert "no Python 3.11, 3.12 or 3.13 is installed" in told and "uv python install 3.12" in told
 
 
+def test_on_linux_for_arm_it_goes_on_and_says_that_nobody_has_run_it(tools: Path) -> None:
+    add_python(tools, "python3", "3.12")
+    (tools / "uname").write_text("#!/bin/bash\necho Linux aarch64\n")
+    told = setup(tools)  # which fails later: this Python makes no environment
+    assert "Linux arm64, but nobody has told of a run there" in told and "this is" not in told
+
+
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_a_suitable_python_is_found(tools: Path, version: str) -> None:
     add_python(tools, "python3", "3.10")
