@@ -384,7 +384,7 @@ class Row:
     @property
     def loss_tokens(self) -> int:
         """How many tokens carry loss."""
-        return self.loss_columns.stop - self.loss_columns.start
+        return len(self.response_ids) - self.masked_tokens - self.masked_end
 
     @property
     def query_uid(self) -> str:

@@ -227,8 +227,8 @@ def arithmetic_script(prompt: str, request: Request) -> str:
     gets a good correction, one with a wrong final answer, or a malformed one.
     """
     draw = random.Random(request.seed)
-    if (begun := BEGUN_PATTERN.search(prompt)) and "Wrong answer:" not in prompt:
-        answer = arithmetic.parse_question(prompt[: begun.start()]).answer
+    if (solution := BEGUN_PATTERN.search(prompt)) and "Wrong answer:" not in prompt:
+        answer = arithmetic.parse_question(prompt[: solution.start()]).answer
         return f"{draw.choice(('Wait, ', ''))}{arithmetic.format_box(draw.choice((answer, '0')))}"
     if "Wrong answer:" not in prompt:
         return arithmetic.write_solution(arithmetic.parse_question(prompt), draw, mistake_rate=0.5)
