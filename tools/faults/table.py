@@ -21,21 +21,29 @@ HEAD = """\
 
 
 def write_table(page: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace what is between the markers of a page. Raises ValueError if it has none."""
+    """Replace what is between the markers of a page, but for tables of a level that no row is of.
+
+    Raises ValueError if the page has no markers.
+    """
     text = page.read_text(encoding="utf-8")
     before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
+    written, ended, after = rest.partition(END)
     if not begun or not ended:
         raise ValueError(f"{page} has no place for the table: {BEGIN} ... {END}")
-    page.write_text(f"{before}{BEGIN}\n{make_tables(list(rows))}{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{make_tables(list(rows), written)}{END}{after}", encoding="utf-8")
 
 
-def make_tables(rows: list[Mapping[str, Any]]) -> str:
-    """Return one table for each level, and a sentence with its sums."""
+def make_tables(rows: list[Mapping[str, Any]], written: str = "") -> str:
+    """Return one table for each level, and a sentence with its sums.
+
+    written: earlier tables, of which a level's stays that has no row.
+    """
+    sections = {section.partition("\n")[0]: section for section in written.split("\n### ")[1:]}
     text = ""
     for level, title in (("local", "Ray, vLLM and Megatron-core"), ("scripted", "The scripted runtime")):
         mine = [row for row in rows if row["level"] == level]
         if not mine:
+            text += f"\n### {sections[title].rstrip()}\n" if title in sections else ""
             continue
         by_fault: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for row in mine:

@@ -76,6 +76,12 @@ def test_the_table_is_written_between_its_markers(tmp_path: Path) -> None:
     assert page.read_text() == f"before\n{BEGIN}\n{make_tables(rows)}{END}\nafter\n"
     assert "2 tries, 1 survived." in page.read_text()
     assert "| SIGKILL to the driver | `filter`, `run` | 2 | 1 | 2 killed | 4, 6 |" in page.read_text()
+    first = page.read_text()
+    write_table(page, [{**rows[0], "level": "local"}])
+    assert "1 tries, 1 survived." in page.read_text() and "2 tries, 1 survived." in page.read_text()
+    write_table(page, [{**rows[0], "level": "local"}])
+    assert page.read_text().count("### ") == 2, "a level that was not tried now keeps its table"
+    assert make_tables(rows).strip() in page.read_text() and make_tables(rows).strip() in first
     page.write_text("no markers")
     with pytest.raises(ValueError, match="no place for the table"):
         write_table(page, rows)
