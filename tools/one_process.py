@@ -33,6 +33,7 @@ from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.local.lr_schedule import compute_learning_rate
 from nemo_tapo.runtime.scripted_runtime import ScriptedActor
+from nemo_tapo.sweeps import serial
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 MOST = 320  # requests in one batch
@@ -75,7 +76,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring the singular values of matrices [n, a, b] near 1: five Newton-Schulz iterations with Muon's coefficients."""
+    """Bring the singular values of matrices [n, a, b] near 1, by Newton-Schulz iterations with Muon's coefficients."""
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
@@ -288,4 +289,5 @@ async def start_runtime(cfg: RunConfig, command: str, status: Any, master: Any =
 
 if __name__ == "__main__":
     registry.start_runtime = start_runtime  # type: ignore[assignment]
+    serial.PROGRAM = (sys.executable, __file__)  # what a sweep starts
     sys.exit(cli.main(sys.argv[1:]))

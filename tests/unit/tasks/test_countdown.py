@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from random import Random
 from typing import Any
 
@@ -200,6 +201,16 @@ def test_checks_tell_the_truth() -> None:
         target, result = example.prompt.split("\n")[1].removeprefix("Target: "), example.prompt.rpartition("=")[2]
         assert example.response == f"{result} is{'' if result == target else ' not'} {target}."
     assert len({" not " in e.response for e in checks}) == 2
+
+
+def test_sums_are_right_steps() -> None:
+    lines = [line for e in corpus({"sums": 1}, n=50) for line in e.response.split("\n")]
+    assert len(lines) == 400
+    for line in lines:
+        left, sign, right, result = re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", line).groups()  # type: ignore[union-attr]
+        want = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign]
+        assert int(result) == want and 2 <= int(right) <= 20
+    assert {sign for line in lines for sign in "+-*" if sign in line} == set("+-*") and len(set(lines)) > 100
 
 
 def test_no_held_out_problem_is_drawn() -> None:
