@@ -256,13 +256,22 @@ class OneProcessGenerator:
 
 
 def _draw(probs: Tensor, top_p: list[float], uniform: list[float]) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution, cut at top-p."""
-    order = probs.sort(-1, descending=True)
-    total = order.values.cumsum(-1)
-    values = order.values.masked_fill(total - order.values >= torch.tensor(top_p)[:, None], 0.0)
-    cumulative = values.cumsum(-1)
-    place = (cumulative < torch.tensor(uniform)[:, None].float() * cumulative[:, -1:]).sum(-1)
-    return order.indices.gather(1, place.clamp(max=probs.shape[1] - 1)[:, None])[:, 0]
+    """Draw one token a row by inverting the cumulative distribution, sorted and cut at top-p where that is below 1."""
+    draws = torch.tensor(uniform)[:, None].float()
+    chosen = _invert(probs, draws)
+    cut = [row for row, p in enumerate(top_p) if p < 1.0]
+    if cut:
+        order = probs[cut].sort(-1, descending=True)
+        before = order.values.cumsum(-1) - order.values
+        values = order.values.masked_fill(before >= torch.tensor([top_p[row] for row in cut])[:, None], 0.0)
+        chosen[cut] = order.indices.gather(1, _invert(values, draws[cut])[:, None])[:, 0]
+    return chosen
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return for each row the first place whose cumulative weight reaches that share of the row's sum."""
+    cumulative = weights.cumsum(-1)
+    return (cumulative < uniform * cumulative[:, -1:]).sum(-1).clamp(max=weights.shape[1] - 1)
 
 
 class OneProcessRuntime(RuntimeDefaults):

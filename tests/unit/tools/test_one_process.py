@@ -68,7 +68,7 @@ def test_reported_logprobs_are_those_of_the_model(model: Path) -> None:
 
 def test_top_p_leaves_the_tail_out() -> None:
     probs = torch.tensor([[0.1, 0.6, 0.3]] * 3)
-    assert one_process._draw(probs, [0.5, 1.0, 1.0], [0.99, 0.99, 0.5]).tolist() == [1, 0, 1]
+    assert one_process._draw(probs, [0.5, 1.0, 1.0], [0.99, 0.99, 0.5]).tolist() == [1, 2, 1]
     assert one_process._draw(probs, [0.9, 0.9, 0.61], [0.99, 0.6, 0.99]).tolist() == [2, 1, 2]
 
 
