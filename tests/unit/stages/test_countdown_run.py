@@ -59,16 +59,6 @@ def test_constructions_of_rl_keep_the_failed_attempt(run: Path) -> None:
     assert all(float(s.get("tapo/kept_steps", 2)) >= 2 for s in steps)  # type: ignore[arg-type]
 
 
-def test_prefilled_prefixes_are_found(tmp_path: Path) -> None:
-    """The scripted policy answers as the task's oracle, whose analysis names the failed line; a fifth is malformed."""
-    pytest.importorskip("reasoning_gym")
-    done = nemo_tapo("train", *SMALL, "tapo.prefix=prefilled", "steps=1", f"output={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    (step,) = read_rows(tmp_path / "metrics.jsonl")
-    assert float(step["tapo/parsed"]) > float(step["tapo/pairs"]) / 2 > 0  # type: ignore[arg-type]
-    assert step["tapo/dropped/quote_not_found"] == 0
-
-
 def test_the_tool_counts_turns_after_failed_and_other_attempts(run: Path) -> None:
     """The scripted policy never turns, so detection is 0, and every response has no turn."""
     tool = [sys.executable, str(ROOT / "tools" / "attempts.py")]
