@@ -22,16 +22,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Qwen3ForCausalLM
 
 from nemo_tapo import cli
+from nemo_tapo.batch import micro_batches
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.config.sections import OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
 from nemo_tapo.losses.base import Loss
-from nemo_tapo.metrics import reduce_parts
+from nemo_tapo.metrics import LOSS, Parts, reduce_parts
 from nemo_tapo.runtime import registry
 from nemo_tapo.runtime.defaults import RuntimeDefaults
 from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.local.lr_schedule import compute_learning_rate
 from nemo_tapo.runtime.scripted_runtime import ScriptedActor
+from nemo_tapo.sweeps import serial
 from nemo_tapo.types import Batch, Completion, Request, UpdateResult
 
 MOST = 320  # requests in one batch
@@ -48,6 +50,42 @@ class Logits(nn.Module):
         return self.hf(ids, use_cache=False).logits
 
 
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon with its defaults, in float32 and matrices of one shape together.
+
+    torch's own orthogonalises in bfloat16, which costs a processor without such arithmetic more than the gradient does.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for p in self.param_groups[0]["params"]:
+            shapes.setdefault(p.shape, []).append(p)
+        lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+        for (rows, columns), matrices in shapes.items():
+            updates = []
+            for p in matrices:
+                moment = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                moment.lerp_(p.grad, 0.05)
+                updates.append(p.grad.lerp(moment, 0.95))
+            for p, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
+                p.mul_(1 - lr * decay).add_(update, alpha=-lr * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Bring the singular values of matrices [n, a, b] near 1, by Newton-Schulz iterations with Muon's coefficients."""
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
 def copy_untied(model: Logits) -> dict[str, Tensor]:
     """Return a copy of the weights by name, without the output matrix if it is the embedding."""
     left_out = {"hf.lm_head.weight"} if model.hf.config.tie_word_embeddings else set()
@@ -57,8 +95,8 @@ def copy_untied(model: Logits) -> dict[str, Tensor]:
 class OneProcessActor(ScriptedActor):
     """The policy's training in this process; what does not touch the model's kind is the scripted actor's."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, micro_batch_tokens: int) -> None:
+        self.path, self.micro_batch_tokens = path, micro_batch_tokens
         self.model = Logits(path)
         self.vocab = VocabShard(0, self.model.hf.config.vocab_size)
         self.reference = self._copy()
@@ -79,7 +117,7 @@ class OneProcessActor(ScriptedActor):
         adamw = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
         self.optimizers: list[tuple[float, torch.optim.Optimizer]] = [(1.0, adamw)]
         if inner:
-            muon = torch.optim.Muon(inner, lr=optimizer.muon_lr, weight_decay=optimizer.weight_decay)
+            muon = Muon(inner, lr=optimizer.muon_lr, weight_decay=optimizer.weight_decay)
             self.optimizers.append((optimizer.muon_lr / optimizer.lr, muon))
 
     async def load_model(self, path: Path) -> None:
@@ -93,8 +131,16 @@ class OneProcessActor(ScriptedActor):
 
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         self.model.zero_grad()
-        output = loss(self.model(batch.input_ids), batch, self.vocab, self._teacher_logits(batch, loss.needs))
-        output.loss.backward()
+        parts: list[Parts] = []
+        weights: Tensor | None = None
+        for rows in micro_batches(batch.input_lengths.tolist(), self.micro_batch_tokens):
+            part = batch.select(rows)
+            output = loss(self.model(part.input_ids), part, self.vocab, self._teacher_logits(part, loss.needs))
+            output.loss.backward()
+            parts.append(output.parts)
+            if output.token_weights is not None:
+                weights = torch.ones(batch.input_ids.shape) if weights is None else weights
+                weights[rows, : part.input_ids.shape[1]] = output.token_weights
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.steps_done += 1
         rate = compute_learning_rate(self.settings, self.steps_done, self.total_steps)
@@ -102,13 +148,8 @@ class OneProcessActor(ScriptedActor):
             for group in optimizer.param_groups:
                 group["lr"] = rate * ratio
             optimizer.step()
-        return UpdateResult(
-            loss=float(output.loss.detach()),
-            grad_norm=float(norm),
-            learning_rate=rate,
-            metrics=reduce_parts([output.parts]),
-            token_weights=output.token_weights,
-        )
+        metrics = reduce_parts(parts)
+        return UpdateResult(metrics[LOSS], float(norm), rate, metrics, weights)
 
     async def weights(self) -> dict[str, Tensor]:
         return self._copy()
@@ -188,7 +229,7 @@ class OneProcessGenerator:
             for i, (r, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
                 out[r].append(token)
                 logps[r].append(picked[i])
-                if token != eos and len(out[r]) < requests[r].max_tokens:
+                if token != eos and len(out[r]) < requests[r].max_tokens and not self._stops_here(requests[r], out[r]):
                     keep.append(i)
             ids = chosen[:, None]
             position = position + 1
@@ -200,19 +241,37 @@ class OneProcessGenerator:
             mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=mask.dtype)], 1)
             positions = position
         return [
-            Completion(tuple(o), self.tokenizer.decode(o), o[-1] != eos, tuple(p) if r.logprobs else None)
+            Completion(
+                tuple(o),
+                self.tokenizer.decode(o),
+                o[-1] != eos and not self._stops_here(r, o),
+                tuple(p) if r.logprobs else None,
+            )
             for r, o, p in zip(requests, out, logps, strict=True)
         ]
 
+    def _stops_here(self, request: Request, ids: list[int]) -> bool:
+        """Return whether the last token completes the text that ends this request."""
+        return request.stop is not None and request.stop in self.tokenizer.decode(ids[-len(request.stop) :])
+
 
 def _draw(probs: Tensor, top_p: list[float], uniform: list[float]) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution, cut at top-p."""
-    order = probs.sort(-1, descending=True)
-    total = order.values.cumsum(-1)
-    values = order.values.masked_fill(total - order.values >= torch.tensor(top_p)[:, None], 0.0)
-    cumulative = values.cumsum(-1)
-    place = (cumulative < torch.tensor(uniform)[:, None].float() * cumulative[:, -1:]).sum(-1)
-    return order.indices.gather(1, place.clamp(max=probs.shape[1] - 1)[:, None])[:, 0]
+    """Draw one token a row by inverting the cumulative distribution, sorted and cut at top-p where that is below 1."""
+    draws = torch.tensor(uniform)[:, None].float()
+    chosen = _invert(probs, draws)
+    cut = [row for row, p in enumerate(top_p) if p < 1.0]
+    if cut:
+        order = probs[cut].sort(-1, descending=True)
+        before = order.values.cumsum(-1) - order.values
+        values = order.values.masked_fill(before >= torch.tensor([top_p[row] for row in cut])[:, None], 0.0)
+        chosen[cut] = order.indices.gather(1, _invert(values, draws[cut])[:, None])[:, 0]
+    return chosen
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return for each row the first place whose cumulative weight reaches that share of the row's sum."""
+    cumulative = weights.cumsum(-1)
+    return (cumulative < uniform * cumulative[:, -1:]).sum(-1).clamp(max=weights.shape[1] - 1)
 
 
 class OneProcessRuntime(RuntimeDefaults):
@@ -222,7 +281,7 @@ class OneProcessRuntime(RuntimeDefaults):
         torch.set_num_threads(cfg.local.threads)
         self.tokenizer = HFTokenizer(cfg.model.path, cfg.model.enable_thinking)
         self.generator = OneProcessGenerator(cfg.model.path, self.tokenizer, cfg.model.max_length)
-        self.actor = OneProcessActor(cfg.model.path)
+        self.actor = OneProcessActor(cfg.model.path, cfg.local.micro_batch_tokens)
 
     def close(self) -> None:
         """Do nothing: no process was started."""
@@ -239,4 +298,5 @@ async def start_runtime(cfg: RunConfig, command: str, status: Any, master: Any =
 
 if __name__ == "__main__":
     registry.start_runtime = start_runtime  # type: ignore[assignment]
+    serial.PROGRAM = (sys.executable, __file__)  # what a sweep starts
     sys.exit(cli.main(sys.argv[1:]))

@@ -480,6 +480,7 @@ class ColdStartConfig(Section):
     endpoint: EndpointConfig = EndpointConfig()  # of the writer
     corrections_per_query: int = Field(1, gt=0, description="most wrong responses corrected; 1 in the paper")
     sft_examples: int = Field(1000, ge=0, description="query -> correct or corrective response, at most")
+    correct_per_query: int = Field(1, gt=0, description="right responses of a query that may become SFT examples")
     corrective_share: float = Field(0.25, ge=0, le=1, description="of the SFT examples that are corrective")
     ift_examples: int = Field(3000, ge=0, description="synthesis prompt -> analysis and reconstruction, at most")
     drop_duplicates: bool = Field(True, description="of examples with the same tokens keep one")

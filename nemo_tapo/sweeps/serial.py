@@ -24,6 +24,7 @@ from nemo_tapo.sweeps.state import FAILURE_FILE, LOCK_FILE, LOG_FILE, Failure, R
 from nemo_tapo.utils.errors import Stopped
 from nemo_tapo.utils.files import refuse_foreign_link
 
+PROGRAM = (sys.executable, "-m", "nemo_tapo.cli")  # nemo-tapo, as a command
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP_EXIT_CODES = {128 + signum for signum in STOP_SIGNALS}  # exit codes of a run that was asked to stop
 
@@ -113,7 +114,7 @@ def lock_folder(folder: Path, child: ChildProcess) -> Iterator[int]:
 def run_one(job: SweepJob, config: Path, child: ChildProcess, lock: int) -> int:
     """Run one job to its end and return its exit code."""
     (job.folder / FAILURE_FILE).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "nemo_tapo.cli", "run", "--config", str(config), *job.overrides]
+    command = [*PROGRAM, "run", "--config", str(config), *job.overrides]
     with (
         open(job.folder / LOG_FILE, "ab", opener=refuse_foreign_link) as log,
         (job.folder / LOG_FILE).open("rb") as shown,

@@ -36,6 +36,7 @@ SYNTHESIS_PROMPT = (
     "Find the first mistake, then correct it."
 )
 FULL_PROMPT = SYNTHESIS_PROMPT.replace("correct it", "answer the question")  # keeps nothing (Table 3)
+ERROR_QUOTE = r"(?m)^(\S+): "  # how an analysis names the line of the mistake
 SIGNS = "+-*"
 TURN = "Wait, "  # begins a line that takes the attempt before it back
 
@@ -200,6 +201,15 @@ class Diagnosis:
     kind: str  # failed, result, number, unfinished, box
     sentence: str  # what is wrong: "55 is not 16."
 
+    def write_analysis(self, response: str) -> str:
+        r"""Name the line of `response`, and say what is wrong with it.
+
+        >>> Diagnosis(1, "failed", "55 is not 16.").write_analysis("3+8=11\n11*5=55\n\\boxed{(3+8)*5}")
+        '11*5=55: 55 is not 16.'
+        """
+        line = response.split("\n")[self.line]
+        return f"{line}: {self.sentence}"
+
 
 def diagnose(problem: Problem, response: str) -> Diagnosis | None:
     r"""Find the first line that is a mistake and not followed by a turn.
@@ -250,11 +260,11 @@ def _find_mistake(problem: Problem, values: Counter[int], line: str) -> Counter[
 def write_correction(problem: Problem, wrong: str, reference: str) -> str | None:
     r"""Write the perfect answer to the synthesis prompt; None if `diagnose` finds no mistake.
 
-    It keeps the wrong response through its mistake, says what is wrong, and goes on with the attempt that the right
-    response ends with.
+    The analysis names the line of the mistake. The reconstruction keeps the wrong response through it, says what is
+    wrong, and goes on with the attempt that the right response ends with.
 
     >>> print(write_correction(Problem((3, 5), 15), "3+5=8\n\\boxed{3+5}", "3*5=15\n\\boxed{3*5}"))
-    <analysis>8 is not 15.</analysis>
+    <analysis>3+5=8: 8 is not 15.</analysis>
     <reconstruction>3+5=8
     Wait, 8 is not 15.
     3*5=15
@@ -265,7 +275,7 @@ def write_correction(problem: Problem, wrong: str, reference: str) -> str | None
         return None
     kept = wrong.split("\n")[: found.line + 1]
     text = "\n".join([*kept, TURN + found.sentence, last_attempt(reference)])
-    return f"<analysis>{found.sentence}</analysis>\n<reconstruction>{text}</reconstruction>"
+    return _write_answer(found.write_analysis(wrong), text)
 
 
 def write_full_correction(problem: Problem, wrong: str, reference: str) -> str | None:
@@ -273,7 +283,11 @@ def write_full_correction(problem: Problem, wrong: str, reference: str) -> str |
     found = diagnose(problem, wrong)
     if found is None:
         return None
-    return f"<analysis>{found.sentence}</analysis>\n<reconstruction>{last_attempt(reference)}</reconstruction>"
+    return _write_answer(found.write_analysis(wrong), last_attempt(reference))
+
+
+def _write_answer(analysis: str, reconstruction: str) -> str:
+    return f"<analysis>{analysis}</analysis>\n<reconstruction>{reconstruction}</reconstruction>"
 
 
 def last_attempt(response: str) -> str:

@@ -1,4 +1,4 @@
-"""The pre-training corpus of the tiny Countdown model: single attempts, and examples of text skills.
+"""The pre-training corpus of the tiny Countdown model: single attempts, sums, and examples of text skills.
 
 An attempt is right, or, with probability `mistake_rate`, a random one that misses the target: so the model computes
 honestly, and its results are not always the target. No example holds a second attempt or a turn, and none has the form
@@ -16,8 +16,9 @@ from nemo_tapo.tasks.countdown import SIGNS, Attempt, Problem, apply_sign
 
 MOST_TRIES = 10_000
 LARGEST = 99  # of every result: a number with three digits is no single token
-MIX: Mapping[str, float] = {"attempt": 0.7, "repeat": 0.05, "copy": 0.1, "continue": 0.05, "check": 0.1}
-EARLY_MIX: Mapping[str, float] = {"attempt": 0.3, "repeat": 0.5, "copy": 0.2}  # copying is learned first
+MIX: Mapping[str, float] = {"attempt": 0.47, "sums": 0.3, "repeat": 0.03, "copy": 0.1, "continue": 0.03, "check": 0.07}
+EARLY_MIX: Mapping[str, float] = {"attempt": 0.2, "sums": 0.2, "repeat": 0.4, "copy": 0.2}  # copying is learned first
+SUMS = 8  # lines of an example of `sums`
 _ITEMS = (*map(str, range(1, 100)), *SIGNS, "=", "(", ")")
 
 
@@ -80,10 +81,19 @@ class CountdownCorpus:
             steps.append((sign, number))
         return Attempt(numbers[0], tuple(steps))
 
+    def _draw_sum(self, rng: Random) -> str:
+        """Draw a step as an attempt may have it: a tiny model learns sums by heart, and attempts hold few of them."""
+        while True:
+            attempt = self._draw_attempt(rng, [rng.randint(*self.values) for _ in range(self.numbers)])
+            if attempt is not None:
+                return rng.choice(attempt.text.split("\n")[:-1])
+
     def _make(self, kind: str, rng: Random, mistake_rate: float) -> CorpusExample:
         if kind == "repeat":
             text = "".join(rng.choices(_ITEMS, k=rng.randint(2, 8)))
             return CorpusExample(f"Repeat: {text}", "\n".join([text] * 4), kind)
+        if kind == "sums":
+            return CorpusExample("Go on.", "\n".join(self._draw_sum(rng) for _ in range(SUMS)), kind)
         problem, attempt = self.draw_problem(rng)
         if rng.random() < mistake_rate:
             attempt = self.draw_failed_attempt(rng, problem)

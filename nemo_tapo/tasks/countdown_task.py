@@ -14,7 +14,6 @@ from nemo_tapo.config.sections import CountdownConfig
 from nemo_tapo.grading.boxed import find_last_boxed
 from nemo_tapo.tasks import countdown
 from nemo_tapo.tasks.countdown_corpus import CountdownCorpus
-from nemo_tapo.tasks.prompts import ERROR_QUOTE
 from nemo_tapo.tasks.reasoning_gym_task import HELD_OUT_SEED, DrawnSets, create_dataset
 from nemo_tapo.types import Grade, Provenance, Query
 
@@ -26,7 +25,7 @@ class CountdownTask:
 
     synthesis_prompt = countdown.SYNTHESIS_PROMPT
     full_prompt = countdown.FULL_PROMPT
-    quoting_prompt, error_quote = countdown.SYNTHESIS_PROMPT, ERROR_QUOTE  # its analysis names no step
+    quoting_prompt, error_quote = synthesis_prompt, countdown.ERROR_QUOTE
 
     def __init__(self, cfg: CountdownConfig, seed: int) -> None:
         """Check the settings. Raises ValueError with a sentence if reasoning-gym is not there or refuses them."""

@@ -31,7 +31,7 @@ class Candidates:
 
     rng: random.Random  # used by collect_candidates, then by mix_examples
     pairs: list[Pair] = field(default_factory=list)
-    correct_examples: list[SftExample] = field(default_factory=list)  # one for each query with a right response
+    correct_examples: list[SftExample] = field(default_factory=list)  # `correct_per_query` a query, at most
     query_classes: Counter[str] = field(default_factory=Counter)  # queries by class, see QUERY_CLASSES
     outcomes: Counter[str] = field(default_factory=Counter)  # responses by verifier outcome
     correct_responses: int = 0
@@ -47,10 +47,9 @@ def collect_candidates(groups: Iterable[Group], cfg: RunConfig) -> Candidates:
         candidates.correct_responses += len(group.correct)
         candidates.truncated_responses += sum(r.completion.truncated for r in group.rollouts)
         candidates.pairs += make_pairs(group, cfg.coldstart.corrections_per_query, cfg.seed)
-        if group.correct:
-            candidates.correct_examples.append(
-                make_correct_example(group, candidates.rng.randrange(len(group.correct)))
-            )
+        most = min(cfg.coldstart.correct_per_query, len(group.correct))
+        chosen = candidates.rng.sample(range(len(group.correct)), most)
+        candidates.correct_examples += [make_correct_example(group, which) for which in chosen]
     return candidates
 
 

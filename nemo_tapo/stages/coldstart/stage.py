@@ -239,6 +239,7 @@ def get_data_settings(cfg: RunConfig) -> dict[str, Any]:
     own = {
         "queries": c.queries,
         "sft_examples": c.sft_examples,
+        "correct_per_query": c.correct_per_query,
         "corrective_share": c.corrective_share,
         "ift_examples": c.ift_examples,
         "drop_duplicates": c.drop_duplicates,

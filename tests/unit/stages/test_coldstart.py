@@ -117,6 +117,20 @@ def test_at_most_so_many_corrections_a_query() -> None:
     assert max(Counter(e.source.query for e in more.examples).values()) == 3
 
 
+def test_at_most_so_many_right_responses_a_query() -> None:
+    counts = {}
+    for most in (1, 3):
+        mixed, groups, *_ = made(
+            config(
+                sft_examples=1000, ift_examples=0, corrective_share=0.0, correct_per_query=most, drop_duplicates=False
+            )
+        )
+        counts[most] = Counter(e.source.query for e in mixed.examples)
+        assert counts[most] == {g.query.uid: min(most, len(g.correct)) for g in groups if g.correct}
+        assert len({e.source.rollout for e in mixed.examples}) == len(mixed.examples)
+    assert max(counts[3].values()) == 3
+
+
 def test_a_correction_keeps_the_tokens_of_the_response_that_it_names() -> None:
     mixed, groups, *_ = made(config(sft_examples=100, ift_examples=10, corrective_share=1.0, corrections_per_query=2))
     rollouts = {r.uid: r for g in groups for r in g.rollouts}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from random import Random
 from typing import Any
 
 import pytest
 
+from nemo_tapo.algorithms.prefilled import open_reconstruction
 from nemo_tapo.config.sections import CountdownConfig, TaskConfig
 from nemo_tapo.judge.oracle import judge_response
+from nemo_tapo.runtime.scripted_runtime import CharacterTokenizer
 from nemo_tapo.tasks.corpus_example import CorpusExample
 from nemo_tapo.tasks.countdown import (
     Attempt,
@@ -25,9 +28,10 @@ from nemo_tapo.tasks.countdown import (
     write_full_correction,
 )
 from nemo_tapo.tasks.countdown_corpus import EARLY_MIX, MIX, CountdownCorpus
+from nemo_tapo.tasks.countdown_task import CountdownTask
 from nemo_tapo.tasks.countdown_tokenizer import build_tokenizer
 from nemo_tapo.tasks.registry import make_task
-from nemo_tapo.types import Grade
+from nemo_tapo.types import Completion, Grade, Query, Rollout
 
 PROBLEM = Problem((3, 5, 8), 16)
 FAILED = "3+8=11\n11*5=55\n\\boxed{(3+8)*5}"
@@ -122,11 +126,35 @@ def test_a_correction_keeps_the_failure_and_tries_the_references_way() -> None:
     want = f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}"
     for reference in (RIGHT, turned):
         text = write_correction(PROBLEM, FAILED, reference)
-        assert text == f"<analysis>55 is not 16.</analysis>\n<reconstruction>{want}</reconstruction>"
+        assert text == f"<analysis>11*5=55: 55 is not 16.</analysis>\n<reconstruction>{want}</reconstruction>"
     assert verify_response(PROBLEM, want) == (1.0, "right") and diagnose(PROBLEM, want) is None
     assert last_attempt(turned) == RIGHT
     whole = write_full_correction(PROBLEM, FAILED, turned)
-    assert whole == f"<analysis>55 is not 16.</analysis>\n<reconstruction>{RIGHT}</reconstruction>"
+    assert whole == f"<analysis>11*5=55: 55 is not 16.</analysis>\n<reconstruction>{RIGHT}</reconstruction>"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kept"),
+    [
+        (FAILED, "3+8=11\n11*5=55\n"),
+        ("3+8=12\n12*5=60\n\\boxed{(3+8)*5}", "3+8=12\n"),
+        ("3+7=10\n10*5=50\n\\boxed{(3+7)*5}", "3+7=10\n"),
+        ("5-3=2\n2*8=16\n\\boxed{(5-3)+8}", "5-3=2\n2*8=16\n\\boxed{(5-3)+8}"),
+        ("8-3=5\n5*5=25\nWait, 25 is not 16.\n3+8=11\n11*5=55\n\\boxed{(3+8)*5}",
+         "8-3=5\n5*5=25\nWait, 25 is not 16.\n3+8=11\n11*5=55\n"),
+    ],
+)  # fmt: skip
+def test_the_oracles_analysis_names_the_line_that_a_prefilled_prefix_ends_with(wrong: str, kept: str) -> None:
+    """tapo.prefix: prefilled reads the line of the mistake from the analysis, and the oracle's is the cold start's."""
+    tokenizer = CharacterTokenizer()
+    answer = write_correction(PROBLEM, wrong, RIGHT)
+    assert answer is not None
+    analysis = answer.partition("\n<reconstruction>")[0]
+    query = Query("q", PROBLEM.question, "", tokenizer.chat(PROBLEM.question))
+    rollout = Rollout(query, 0, Completion(tokenizer.encode(wrong), wrong, False), Grade(0.0, "wrong"))
+    first = Completion(tokenizer.encode(analysis), analysis, False)
+    opened = open_reconstruction(first, rollout, tokenizer, CountdownTask.error_quote)
+    assert tokenizer.decode(opened) == f"{analysis}\n<reconstruction>{kept}"
 
 
 def test_whole_attempts_and_the_turns_after_them() -> None:
@@ -173,6 +201,16 @@ def test_checks_tell_the_truth() -> None:
         target, result = example.prompt.split("\n")[1].removeprefix("Target: "), example.prompt.rpartition("=")[2]
         assert example.response == f"{result} is{'' if result == target else ' not'} {target}."
     assert len({" not " in e.response for e in checks}) == 2
+
+
+def test_sums_are_right_steps() -> None:
+    lines = [line for e in corpus({"sums": 1}, n=50) for line in e.response.split("\n")]
+    assert len(lines) == 400
+    for line in lines:
+        left, sign, right, result = re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", line).groups()  # type: ignore[union-attr]
+        want = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign]
+        assert int(result) == want and 2 <= int(right) <= 20
+    assert {sign for line in lines for sign in "+-*" if sign in line} == set("+-*") and len(set(lines)) > 100
 
 
 def test_no_held_out_problem_is_drawn() -> None:

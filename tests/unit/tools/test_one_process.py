@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from nemo_tapo.batch import collate
 from nemo_tapo.config.run_config import validate
+from nemo_tapo.config.sections import OptimizerConfig
+from nemo_tapo.losses.likelihood import LikelihoodLoss
 from nemo_tapo.stages.pretrain import write_random_model
-from nemo_tapo.types import Completion, Request
+from nemo_tapo.types import Completion, Kind, Request, Row
 from tests.helpers.imports import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -64,8 +68,50 @@ def test_reported_logprobs_are_those_of_the_model(model: Path) -> None:
 
 def test_top_p_leaves_the_tail_out() -> None:
     probs = torch.tensor([[0.1, 0.6, 0.3]] * 3)
-    assert one_process._draw(probs, [0.5, 1.0, 1.0], [0.99, 0.99, 0.5]).tolist() == [1, 0, 1]
+    assert one_process._draw(probs, [0.5, 1.0, 1.0], [0.99, 0.99, 0.5]).tolist() == [1, 2, 1]
     assert one_process._draw(probs, [0.9, 0.9, 0.61], [0.99, 0.6, 0.99]).tolist() == [2, 1, 2]
+
+
+def test_a_text_ends_a_request(model: Path) -> None:
+    """The same request with the text of its third token as `stop` ends there, and is not called cut off."""
+    runtime = one_process.OneProcessRuntime(validate({"model": {"path": str(model)}}))
+    request = requests(runtime)[0]
+    ids = ask(runtime, [request])[0].token_ids
+    stop = runtime.tokenizer.decode(ids[2:3])
+    assert stop and stop not in runtime.tokenizer.decode(ids[:2])
+    ended = ask(runtime, [replace(request, stop=stop)])[0]
+    assert ended.token_ids == ids[:3] and not ended.truncated and ended.text.endswith(stop)
+
+
+def test_micro_batches_give_the_same_update(model: Path) -> None:
+    rows = [Row(str(i), "q", Kind.EXAMPLE, (1, 2), tuple(range(3, 6 + i))) for i in range(5)]
+    results = []
+    for tokens in (1000, 8):
+        actor = one_process.OneProcessActor(model, tokens)
+        asyncio.run(actor.configure(OptimizerConfig(name="muon", lr=1e-3, warmup_steps=0, weight_decay=0.1), 2))
+        results.append((asyncio.run(actor.train(collate(rows, 0), LikelihoodLoss())), actor))
+    (whole, a), (parts, b) = results
+    assert whole.loss == pytest.approx(parts.loss) and whole.grad_norm == pytest.approx(parts.grad_norm, rel=1e-4)
+    for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+
+
+def test_muon_is_torchs_but_for_the_precision() -> None:
+    torch.manual_seed(0)
+    mine = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (4, 6), (6, 4))]
+    torchs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
+    optimizers = [
+        one_process.Muon(mine, lr=0.02, weight_decay=0.1),
+        torch.optim.Muon(torchs, lr=0.02, weight_decay=0.1),
+    ]
+    for _ in range(3):
+        for p, q in zip(mine, torchs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(mine, torchs, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-3, rtol=0)  # a step moves an entry by 0.02; bfloat16 has 8 bits
 
 
 def test_two_steps_of_the_loop(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
