@@ -292,7 +292,6 @@ class Construction:
     kept_chars: int = 0  # reconstruction[:kept_chars] is the wrong response's own text, token-exact
     kept_tokens: int = 0  # response_ids[:kept_tokens] are the wrong rollout's own token ids
     valid_tokens: int = 0  # of the kept ones, those before the last step, which holds the error
-    turn_tokens: int = 0  # after the kept ones, those of the first new step, which turns ("Wait, ...")
     kept_share: float = 0.0  # kept_chars / len(wrong response), in [0, 1]
     response_ids: tuple[int, ...] = ()  # the training row's response: kept ids + newly encoded ids + EOS
     request_ids: tuple[int, ...] = ()  # the synthesis prompt as the policy read it
@@ -300,6 +299,7 @@ class Construction:
     decoded_tokens: int = 0  # of them, those that the engine decoded
     grade: Grade | None = None
     kept_steps: int = 0  # whole steps of the wrong response that the reconstruction keeps
+    turn_tokens: int = 0  # behind the kept ones, those of the first new step, which turns ("Wait, ...")
 
     @property
     def reward(self) -> float:

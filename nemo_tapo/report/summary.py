@@ -48,6 +48,7 @@ OUTCOME_MEANINGS = {
     "dropped:wrong_order": "the reconstruction stands before the analysis",
     "dropped:empty": "the reconstruction is empty",
     "dropped:leak": "the reconstruction gives away that a correct solution was shown, or holds the tags",
+    "dropped:error_unknown": "the task does not tell where the wrong response goes wrong",
     "dropped:error_not_kept": "the wrong response was changed before the end of its first wrong step",
     "dropped:too_little_kept": "less of the wrong response was preserved than tapo.min_kept_share asks for",
     "dropped:ungraded": "a reward function gave the construction no reward (ungraded.jsonl says why)",

@@ -23,6 +23,7 @@ from faults.commands import OUTPUT, ROOT, Command, make_argv
 
 MARKER = "NEMO_TAPO_CHAOS"
 WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
+STOPS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 15.0  # seconds in which what a command started may end after it
 
 
@@ -121,8 +122,11 @@ def start(command: Command, folder: Path, preparation: Preparation, inside: bool
     log, marker = folder / f"said-{number}.txt", f"{folder.name}-{number}"
     sys.stdout.flush()
     sys.stderr.flush()
+    log.touch()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # a signal may come before the child has handlers of its own
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         return Child(pid, log, marker)
     code = 1
     try:
@@ -150,8 +154,9 @@ def _enter(folder: Path, log: Path, marker: str) -> None:
         target = os.open(os.devnull if stream == 0 else log, flags | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(target, stream)
         os.close(target)
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOPS:
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ.update({MARKER: marker, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"})
 

@@ -62,7 +62,7 @@ def test_with_a_lag_an_update_costs_nothing_where_rollouts_take_longer(seconds: 
     """The policy has a quarter of the GPUs, so that its update takes four times as long, still less than rollouts."""
     for name, lagged in tool.measure_lag(steps=4, queries=8).items():
         assert 0.9 < lagged / seconds[name] < 1.0
-    assert 0.6 < tool.measure_balanced_lag(steps=3, queries=4) < 0.95
+    assert 0.6 < tool.measure_balanced_lag(steps=4, queries=32) < 0.8
 
 
 def test_deferred_costs_next_to_nothing(seconds: dict[str, float]) -> None:
