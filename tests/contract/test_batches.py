@@ -100,15 +100,15 @@ def test_every_row_is_in_one_micro_batch(parts: int, way: str) -> None:
 
 
 def test_the_loss_keeps_its_normaliser_over_shards() -> None:
-    """Eq. 6: every term's coefficients add up to 1 over its live tokens, fillers add nothing."""
+    """Over live tokens the rollouts' coefficients add up to 1, and 3 constructed rows beside 10 of them to 0.3."""
     batch = padded(16)
     pieces, _ = shards(batch, 4, 16, "packed")
-    for constructed in (False, True):
+    for constructed, expected in ((False, 1.0), (True, 0.3)):
         total = 0.0
         for piece in pieces:
             coef = piece["loss_coef"] * piece["sample_mask"] * (piece["constructed"] == constructed)
             total += float((piece["token_mask"] * coef[:, None]).sum())
-        assert total == pytest.approx(1, abs=1e-5)
+        assert total == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -141,8 +141,8 @@ def test_a_loss_that_takes_no_logits_is_refused_whether_the_release_has_the_key_
 # Keys that `grpo_train` reads and that are not refused: who reads them here, or why nobody has to.
 SERVED = {
     "checkpointing.checkpoint_must_save_by", "checkpointing.metric_name", "checkpointing.save_period",
-    "cluster.gpus_per_node", "cluster.num_nodes", "grpo.max_num_steps", "grpo.num_generations_per_prompt",
-    "grpo.num_prompts_per_step", "grpo.overlong_filtering", "grpo.use_dynamic_sampling",
+    "cluster.gpus_per_node", "cluster.num_nodes", "grpo.async_grpo.enabled", "grpo.max_num_steps",
+    "grpo.num_generations_per_prompt", "grpo.num_prompts_per_step", "grpo.overlong_filtering", "grpo.use_dynamic_sampling",
     "grpo.skip_reference_policy_logprobs_calculation", "loss_fn.force_on_policy_ratio",
     "policy.generation.colocated.enabled", "policy.generation.vllm_cfg.async_engine",
     "policy.make_sequence_length_divisible_by", "policy.max_total_sequence_length", "policy.refit_buffer_size_gb",
@@ -219,6 +219,7 @@ def test_the_multiple_of_a_sequence_is_what_nemo_rl_asks_for(tmp_path: Path) -> 
         for multiple in range(1, 33):
             asked = [f"policy.megatron_cfg.{name}={str(value).lower()}" for name, value in ranks.items()]
             asked += [f"policy.make_sequence_length_divisible_by={multiple}", "cluster.num_nodes=2"]
+            asked += [f"policy.sequence_packing.{kind}_mb_tokens=10304" for kind in ("train", "logprob")]  # room enough
             assert is_refused(tmp_path, asked) is raises(theirs, ranks | {"pipeline_model_parallel_size": 1}, multiple)
 
 
