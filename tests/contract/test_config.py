@@ -142,7 +142,8 @@ def test_a_loss_that_takes_no_logits_is_refused_whether_the_release_has_the_key_
 SERVED = {
     "checkpointing.checkpoint_must_save_by", "checkpointing.metric_name", "checkpointing.save_period",
     "cluster.gpus_per_node", "cluster.num_nodes", "grpo.async_grpo.enabled", "grpo.max_num_steps",
-    "grpo.num_generations_per_prompt", "grpo.num_prompts_per_step", "grpo.overlong_filtering", "grpo.use_dynamic_sampling",
+    "grpo.num_generations_per_prompt", "grpo.num_prompts_per_step", "grpo.overlong_filtering",
+    "grpo.use_dynamic_sampling",
     "grpo.skip_reference_policy_logprobs_calculation", "loss_fn.force_on_policy_ratio",
     "policy.generation.colocated.enabled", "policy.generation.vllm_cfg.async_engine",
     "policy.make_sequence_length_divisible_by", "policy.max_total_sequence_length", "policy.refit_buffer_size_gb",

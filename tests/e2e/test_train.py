@@ -128,7 +128,7 @@ def test_the_barrier_samples_and_learns_the_same(whole: Path, tmp_path: Path) ->
 
 def test_deferred_and_prefilled_resume_to_the_same_weights(tmp_path: Path) -> None:
     """The pairs that wait are in the checkpoint; a prefilled prefix is asked for in two requests, ended by a text."""
-    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=5", "local.dp=1")
+    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=4", "local.dp=1")
     run(tmp_path / "whole", *settings)
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(killed, *settings), stderr=subprocess.PIPE, text=True)
