@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from nemo_tapo.algorithms.prefilled import find_prefix_end
 from nemo_tapo.algorithms.reasoning_steps import find_step_ends
-from nemo_tapo.algorithms.reflection import UNGRADED, count_tokens_within
+from nemo_tapo.algorithms.reflection import UNGRADED, cut_sampled
 from nemo_tapo.algorithms.tools import Tools
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.types import Completion, Construction, Pair, Request, Rollout
@@ -46,8 +46,7 @@ class Continuation:
 
     def cut(self, wrong: Rollout, end: int) -> tuple[int, ...]:
         """Return the wrong rollout's own token ids that lie within the first `end` characters of its text."""
-        own = [i for i in wrong.completion.token_ids if i != self.tools.tokenizer.eos_id]
-        return tuple(own[: count_tokens_within(own, wrong.text[:end], self.tools.tokenizer)])
+        return cut_sampled(wrong.completion.token_ids, wrong.text[:end], self.tools.tokenizer)
 
     async def sample(self, wrong: Rollout, prefix: tuple[int, ...], seed: int) -> Completion:
         """Sample what follows a prefix, by the settings of the rollouts; both together have their length limit."""
@@ -121,9 +120,12 @@ class Continuation:
             return await self.sample(wrong, prefix, seed)
 
         completions = await run_concurrently(one(number) for number in range(PROBES))
-        grades = [
-            await self.tools.grade(wrong.query, self.tools.tokenizer.decode((*prefix, *c.token_ids)))
-            for c in completions
-            if not c.truncated
-        ]
-        return sum(grade.correct for grade in grades), sum(len(c.token_ids) for c in completions)
+        right = [await self.is_right(wrong, prefix, completion) for completion in completions]
+        return sum(right), sum(len(c.token_ids) for c in completions)
+
+    async def is_right(self, begun: Rollout, prefix: tuple[int, ...], completion: Completion) -> bool:
+        """Return whether a prefix of a rollout and its continuation come to a right answer, uncut."""
+        if completion.truncated:
+            return False
+        text = self.tools.tokenizer.decode((*prefix, *completion.token_ids))
+        return (await self.tools.grade(begun.query, text)).correct

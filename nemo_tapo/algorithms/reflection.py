@@ -202,10 +202,15 @@ def encode_as_sampled(
 
     The sampled ids that lie wholly within the first `shared` characters are kept, EOS left out; the rest is encoded.
     """
+    kept = cut_sampled(sampled, text[:shared], tokenizer)
+    chars = len(tokenizer.decode(kept))
+    return (*kept, *tokenizer.encode(text[chars:])), len(kept), chars
+
+
+def cut_sampled(sampled: Sequence[int], shared: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the first `sampled` ids, EOS left out, that lie wholly within a text that theirs begins with."""
     own = [i for i in sampled if i != tokenizer.eos_id]
-    kept = count_tokens_within(own, text[:shared], tokenizer)
-    chars = len(tokenizer.decode(own[:kept]))
-    return (*own[:kept], *tokenizer.encode(text[chars:])), kept, chars
+    return tuple(own[: count_tokens_within(own, shared, tokenizer)])
 
 
 def count_tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:

@@ -189,9 +189,7 @@ def estimate_handover(shape: ModelShape, setup: ClusterSetup, assumed: Assumptio
     if setup.colocated:
         rank = count_rank_parameters(shape, setup, 0)
         aside = setup.policy_bytes * rank.total + optimizer_bytes(setup) * rank.optimizer_share
-        moved = 2 * aside + engine_weight_bytes(
-            shape, setup
-        )  # the engine's weights are not brought back: new ones come
+        moved = 2 * aside + engine_weight_bytes(shape, setup)  # which are not brought back: new ones come
         seconds["GPUs cleared"] = moved / (assumed.transfer_gb_s * 1e9)
     if setup.reference:
         rank = count_rank_parameters(shape, setup, 0)

@@ -31,8 +31,7 @@ async def diagnose(session: Session) -> str:
     algorithm, experience = await collect_once(cfg, session.tools, queries)
     session.stop.check("nothing was written")
     session.progress.start_stage("probing")
-    pairs = [pair for group in experience.groups for pair in algorithm.choose_pairs(group, 0)]
-    probes = await probe_prefixes(session, pairs)
+    probes = await probe_prefixes(session, [construction.pair for construction in experience.constructions])
     metrics = algorithm.compute_metrics(experience, algorithm.make_rows(experience))
     found = diagnosis.summarise(experience, metrics, probes, cfg.diagnose.turn)
     result = {"model": str(cfg.model.path), **found}
@@ -56,10 +55,8 @@ async def probe_prefixes(session: Session, pairs: list[Pair]) -> list[diagnosis.
         prefix = continuation.cut(rollout, end)
         seed = seed_from(session.cfg.seed, "diagnose", rollout.uid, end, behind_error)
         completion = await continuation.sample(rollout, prefix, seed)
-        text = session.tools.tokenizer.decode((*prefix, *completion.token_ids))
-        grade = None if completion.truncated else await session.tools.grade(rollout.query, text)
         turned = completion.text.lstrip().startswith(settings.turn)
-        return diagnosis.PrefixProbe(behind_error, turned, grade is not None and grade.correct)
+        return diagnosis.PrefixProbe(behind_error, turned, await continuation.is_right(rollout, prefix, completion))
 
     probes = []
     for wrong, end, right in found.values():

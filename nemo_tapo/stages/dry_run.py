@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nemo_tapo.config.run_config import RunConfig, to_yaml
 from nemo_tapo.runtime.local_stack import find_local_fault
+from nemo_tapo.runtime.registry import SAMPLING_COMMANDS
 
 
 def describe_command(cfg: RunConfig, command: str, full: bool = False) -> str:
@@ -17,7 +18,6 @@ def describe_command(cfg: RunConfig, command: str, full: bool = False) -> str:
 
 def plan_command(cfg: RunConfig, command: str) -> list[str]:
     """Return the plan of a command, one sentence per line."""
-    from nemo_tapo.runtime.registry import SAMPLING_COMMANDS
     from nemo_tapo.stages.branch import find_branch
     from nemo_tapo.stages.data_preview import preview_data
 
