@@ -1,12 +1,15 @@
 """Measure speed, as ratios of one run (medians; machines are noisy). `make bench` prints the table of README.
 
-    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines]
+    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [driver]
 
 kernel     the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
 step       a TAPO step against a GRPO step on the same rollouts, by pipeline; the step as the batch doubles; where a
            step's time goes. Learning rate 1e-12: the weights stay, so every round samples the same rollouts.
 pipelines  the same on an engine bound by latency, as on a cluster, whose seconds follow the cost model that
            latency_engine.py states; the numbers are the same on every machine
+driver     seconds and memory of what the driver does in a step of 1,024 queries with 16 rollouts of 8,192 tokens
+           (driver_scale.py); only where it is named, for it takes ten minutes and 16 GiB. --scale 4: a quarter of the
+           queries
 """
 
 from __future__ import annotations
@@ -187,15 +190,37 @@ def pipelines() -> None:
     table("step times on an engine bound by latency, as ratios", [*rows, ("GRPO step, s", f"{seconds['grpo']:.0f}")])
 
 
+def driver(scale: int) -> None:
+    from driver_scale import TOKENS_TRAINED
+
+    for pipeline in ("overlapped", "deferred"):
+        arguments = json.dumps([1024 // scale, 16, 8192, pipeline])
+        command = [sys.executable, __file__, "--driver-once", arguments]  # a process of its own: its peak is its own
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seen = json.loads(out.splitlines()[-1])
+        title = f"the driver's part of a step, {1024 // scale:,} queries, {pipeline}"
+        table(
+            title,
+            [(name, f"{value:,.0f}" if name == TOKENS_TRAINED else f"{value:.1f}") for name, value in seen.items()],
+        )
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help="kernel, step, pipelines; all if none is named")
+    arguments.add_argument("what", nargs="*", help="kernel, step, pipelines (all three if none is named), driver")
     arguments.add_argument("--model", type=Path, default=Path("assets/tiny-coldstart"))
     arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--scale", type=int, default=1, help="of driver: divide its queries by so much")
     arguments.add_argument("--kernel-once", help=argparse.SUPPRESS)
+    arguments.add_argument("--driver-once", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.kernel_once:
         print(json.dumps(kernel_once(*json.loads(given.kernel_once))))
+        return
+    if given.driver_once:
+        from driver_scale import measure_driver
+
+        print(json.dumps(measure_driver(*json.loads(given.driver_once))))
         return
     if not given.what or "kernel" in given.what:
         kernel(given.repeats)
@@ -203,6 +228,8 @@ def main() -> None:
         asyncio.run(steps(given.model, given.repeats))
     if not given.what or "pipelines" in given.what:
         pipelines()
+    if "driver" in given.what:
+        driver(given.scale)
 
 
 if __name__ == "__main__":

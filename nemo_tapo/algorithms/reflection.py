@@ -22,6 +22,7 @@ from nemo_tapo.config.sections import PrefixLoss
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.tasks.prompts import ERROR_QUOTE
 from nemo_tapo.types import Completion, Construction, Pair
+from nemo_tapo.utils.token_text import common_prefix_length, count_tokens_within
 
 # Why a pair gives no training row. Counted each step; parsed + dropped = pairs.
 DROP_REASONS = (
@@ -172,16 +173,6 @@ def strip_layout(reconstruction: str, own_text: str) -> str:
     return max(candidates, key=lambda text: common_prefix_length(text, own_text))
 
 
-def common_prefix_length(a: str, b: str) -> int:
-    """Count the characters that `a` and `b` share at their start.
-
-    >>> common_prefix_length("47+38=75", "47+38=85")
-    6
-    """
-    limit = min(len(a), len(b))
-    return next((i for i in range(limit) if a[i] != b[i]), limit)
-
-
 def anchor_prefix(
     reconstruction: str, wrong_text: str, wrong_ids: Sequence[int], tokenizer: Tokenizer
 ) -> tuple[tuple[int, ...], int, int]:
@@ -210,27 +201,7 @@ def encode_as_sampled(
 def cut_sampled(sampled: Sequence[int], shared: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the first `sampled` ids, EOS left out, that lie wholly within a text that theirs begins with."""
     own = [i for i in sampled if i != tokenizer.eos_id]
-    return tuple(own[: count_tokens_within(own, shared, tokenizer)])
-
-
-def count_tokens_within(ids: Sequence[int], shared: str, tokenizer: Tokenizer) -> int:
-    """Count the first `ids` that lie wholly within a text: the largest n so that `shared` begins with that of ids[:n].
-
-    Bisection: longer prefixes have longer texts. A prefix that ends inside a multi-byte character decodes to a
-    replacement character and so fits nowhere; stepping back from the bisection's answer handles that.
-    """
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(tokenizer.decode(ids[:middle])) <= len(shared):
-            low = middle
-        else:
-            high = middle - 1
-    while low and not shared.startswith(tokenizer.decode(ids[:low])):
-        low -= 1
-    while low and tokenizer.decode(ids[low - 1 : low]) == "":  # another model's second end-of-turn token, say
-        low -= 1
-    return low
+    return tuple(own[: count_tokens_within(own, shared, tokenizer.decode)])
 
 
 def make_construction(
@@ -302,13 +273,13 @@ def _find_drop_reason(made: Construction, shared: int, rules: ReflectionRules, e
 
 def count_tokens_before_last_step(kept: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
     """Count the `ids`, whose text is `kept`, that lie wholly before its last step."""
-    return count_tokens_within(ids, kept[: find_last_step(kept)], tokenizer)
+    return count_tokens_within(ids, kept[: find_last_step(kept)], tokenizer.decode)
 
 
 def count_turn_tokens(added: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
     """Count the `ids`, whose text is `added` and an EOS, that make up its first step: at least one."""
     ends = find_step_ends(added)
-    return max(1, count_tokens_within(ids, added[: ends[0]] if ends else "", tokenizer))
+    return max(1, count_tokens_within(ids, added[: ends[0]] if ends else "", tokenizer.decode))
 
 
 def count_tokens_without_loss(construction: Construction, prefix_loss: PrefixLoss) -> tuple[int, int]:

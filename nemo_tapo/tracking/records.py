@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,7 +185,7 @@ def make_trajectory_record(
 ) -> Record:
     """Make the record of one pair, constructed or dropped.
 
-    tokens: the training row's response, decoded piece by piece (`decode_token_pieces`). weights: one OTS weight per
+    tokens: the training row's response, decoded piece by piece (`token_text.TokenPieces`). weights: one OTS weight per
     token. Both are empty, and `advantage` is None, if no row was trained on. With tokens, `reconstruction` is their
     concatenation: exactly the text of the row.
     """
@@ -264,26 +264,6 @@ def find_turn_end(text: str, kept_chars: int) -> int:
         blanks = _BLANKS.match(text, match.end()) if match[0] != "\n" else None
         return blanks.end() if blanks else match.end()
     return len(text)
-
-
-def decode_token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Decode each token id to its text, so that the pieces joined are the text of all.
-
-    A character that consists of several tokens belongs to the last of them; the others have no text.
-
-    >>> decode_token_pieces([195, 169, 33], lambda ids: bytes(ids).decode(errors="replace"))
-    ['', 'é', '!']
-    """
-    pieces: list[str] = []
-    begin = 0  # first of the tokens whose text is still missing
-    for end in range(1, len(ids) + 1):
-        text = decode(ids[begin:end])
-        if text.endswith("\ufffd") and end < len(ids) and end - begin < 4:  # UTF-8 has at most four bytes
-            pieces.append("")
-            continue
-        pieces.append(text)
-        begin = end
-    return pieces
 
 
 def read_metrics(folder: Path) -> Lines:

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.equations.selection import Zone, classify_zone
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.tracking.records import decode_token_pieces, make_skipped_record, make_trajectory_record
-from nemo_tapo.types import Construction, Group, Query, Rollout, Row, StepRecord, UpdateResult
+from nemo_tapo.tracking.records import make_skipped_record, make_trajectory_record
+from nemo_tapo.types import Construction, Group, Kind, Query, Rollout, Row, StepRecord, UpdateResult
 from nemo_tapo.utils.jsonl import Record
+from nemo_tapo.utils.token_text import TokenPieces
+
+LOGPROB_DECIMALS = 4  # of the stored ones: they are looked at, not computed with
 
 
 class StepRecords:
@@ -17,8 +20,7 @@ class StepRecords:
 
     def __init__(self, tokenizer: Tokenizer, tapo: TapoConfig | None) -> None:
         """Decode with `tokenizer`; `tapo` has the thresholds of Eq. 3, or is None if nothing is constructed."""
-        self._tokenizer, self._tapo = tokenizer, tapo
-        self._pieces: dict[int, str] = {}  # the text of a token by itself
+        self._pieces, self._tapo = TokenPieces(tokenizer.decode), tapo
 
     def make_query_records(self, record: StepRecord) -> list[Record]:
         """Return one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
@@ -73,7 +75,8 @@ class StepRecords:
         completion, grade = rollout.completion, rollout.grade
         scored: Record = {}
         if completion.logprobs is not None:
-            scored = {"logprobs": list(completion.logprobs), "tokens": self._split(completion.token_ids)}
+            logprobs = [round(each, LOGPROB_DECIMALS) for each in completion.logprobs]
+            scored = {"logprobs": logprobs, "tokens": self._pieces.split(completion.token_ids)}
         return {
             "text": completion.text,
             "length": len(completion.token_ids),
@@ -90,25 +93,15 @@ class StepRecords:
 
     def _make_pair(self, construction: Construction, weights: Sequence[float], advantage: float | None) -> Record:
         ids = construction.response_ids if weights else ()
-        pieces = decode_token_pieces(ids, self._tokenizer.decode)
         return {
-            **make_trajectory_record(construction, pieces, weights, advantage),
+            **make_trajectory_record(construction, self._pieces.split(ids), weights, advantage),
             "wrong_index": construction.pair.wrong.index,
             "right_index": construction.pair.right.index,
         }
 
-    def _split(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each token, as `decode_token_pieces` does, but decode a token that was seen only once."""
-        decode = self._tokenizer.decode
-        for token in ids:
-            if token not in self._pieces:
-                self._pieces[token] = decode([token])
-        pieces = [self._pieces[token] for token in ids]
-        return pieces if "".join(pieces) == decode(ids) else decode_token_pieces(ids, decode)
-
 
 def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:
-    """Return {uid: OTS weights of the row's response tokens}, if the actor returned them.
+    """Return {uid: OTS weights of the response's tokens} of every constructed row, if the actor returned them.
 
     Rows are in the order of the updates.
     """
@@ -116,8 +109,8 @@ def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dic
     if len(results) != 1 or results[0].token_weights is None:
         return weights  # with several updates a row has several weights, so there is no single number to show
     for i, row in enumerate(rows):
-        values = results[0].token_weights[i, len(row.prompt_ids) : row.length]
-        weights[row.uid] = [float(v) for v in values]
+        if row.kind is Kind.CONSTRUCTED:
+            weights[row.uid] = results[0].token_weights[i, len(row.prompt_ids) : row.length].tolist()
     return weights
 
 

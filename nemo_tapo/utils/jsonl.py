@@ -52,7 +52,11 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
     >>> encode_line({"step": 1, "kl": float("nan")})
     b'{"step": 1, "kl": null}\\n'
     """
-    return (json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # a nan somewhere, or a mapping that is no dict
+        text = json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "replace")
 
 
 CHECKSUM = "crc32"  # last key of a checked line

@@ -27,7 +27,6 @@ from nemo_tapo.report.terminal import print_run
 from nemo_tapo.tracking.records import (
     MetricsWriter,
     TrajectoryWriter,
-    decode_token_pieces,
     find_turn_end,
     get_outcome,
     make_skipped_record,
@@ -122,12 +121,6 @@ def test_turn_ends_with_its_sentence_or_line(text: str, turn: str) -> None:
 
 def test_nothing_kept_means_no_turn() -> None:
     assert find_turn_end("A whole new solution. 1+1=2", 0) == 0
-
-
-def test_token_pieces_join_to_the_text() -> None:
-    data = "a\u00e9\U0001f600b".encode()
-    pieces = decode_token_pieces(list(data), lambda ids: bytes(ids).decode("utf-8", "replace"))
-    assert pieces == ["a", "", "\u00e9", "", "", "", "\U0001f600", "b"]
 
 
 # ------------------------------------------------------------------------------------------------ files

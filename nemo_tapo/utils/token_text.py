@@ -1,0 +1,130 @@
+"""Find which tokens make up which part of a text.
+
+`decode` is a tokenizer's: ids to text. The text of several tokens is not always that of each joined: a character may
+consist of several tokens, and a replacement character stands for what is no whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+LONGEST_CHARACTER = 4  # tokens: UTF-8 has at most four bytes
+BLOCK = 64  # tokens that are decoded at once
+
+
+def decode_token_pieces(ids: Sequence[int], decode: Decode) -> list[str]:
+    """Decode each token id to its text, so that the pieces joined are the text of all.
+
+    A character that consists of several tokens belongs to the last of them; the others have no text.
+
+    >>> decode_token_pieces([195, 169, 33], lambda ids: bytes(ids).decode(errors="replace"))
+    ['', 'é', '!']
+    """
+    pieces: list[str] = []
+    begin = 0  # first of the tokens whose text is still missing
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[begin:end])
+        if text.endswith("\ufffd") and end < len(ids) and end - begin < LONGEST_CHARACTER:
+            pieces.append("")
+            continue
+        pieces.append(text)
+        begin = end
+    return pieces
+
+
+class TokenPieces:
+    """Decodes tokens to pieces as `decode_token_pieces` does, and remembers the text of each token by itself.
+
+    >>> pieces = TokenPieces(lambda ids: bytes(ids).decode(errors="replace"))
+    >>> pieces.split([33, 195, 169, 33])
+    ['!', '', 'é', '!']
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._seen: dict[int, str] = {}
+
+    def split(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token; joined they are the text of all."""
+        for token in set(ids).difference(self._seen):
+            self._seen[token] = self._decode([token])
+        pieces = [self._seen[token] for token in ids]
+        if "\ufffd" in "".join(pieces):
+            self._mend(pieces, ids)
+        return pieces if "".join(pieces) == self._decode(ids) else decode_token_pieces(ids, self._decode)
+
+    def _mend(self, pieces: list[str], ids: Sequence[int]) -> None:
+        """Decode again each run of tokens that are no whole characters."""
+        begin = 0
+        while begin < len(pieces):
+            end = begin
+            while end < len(pieces) and "\ufffd" in pieces[end]:
+                end += 1
+            pieces[begin:end] = decode_token_pieces(ids[begin:end], self._decode)
+            begin = end + 1
+
+
+def common_prefix_length(a: str, b: str) -> int:
+    """Count the characters that `a` and `b` share at their start.
+
+    >>> common_prefix_length("47+38=75", "47+38=85")
+    6
+    """
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # what is equal up to `low` need not be compared again
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def count_tokens_within(ids: Sequence[int], text: str, decode: Decode) -> int:
+    """Count the first `ids` that lie wholly within a text: the largest n so that `text` begins with that of ids[:n].
+
+    Tokens without a text of their own, at the end of these, are not counted.
+
+    >>> count_tokens_within([195, 169, 33], "é", lambda ids: bytes(ids).decode(errors="replace"))
+    2
+    """
+    low = _find_longest(ids, text, decode)
+    # a prefix that ends inside a character decodes to a replacement character, and so fits nowhere
+    while low and not text.startswith(decode(ids[:low])):
+        low -= 1
+    while low and decode(ids[low - 1 : low]) == "":  # another model's second end-of-turn token, say
+        low -= 1
+    return low
+
+
+def _find_longest(ids: Sequence[int], text: str, decode: Decode) -> int:
+    """Return the largest n so that the text of ids[:n] is not longer than `text`: longer prefixes have longer texts.
+
+    Decoding takes time that grows with the tokens, so blocks are decoded, and whole prefixes only to see that it is so.
+    """
+    begin = offset = 0
+    while begin < len(ids):
+        length = len(decode(ids[begin : begin + BLOCK]))
+        if offset + length > len(text):
+            break
+        begin, offset = min(begin + BLOCK, len(ids)), offset + length
+
+    def fits(end: int) -> bool:
+        return len(decode(ids[:end])) <= len(text)
+
+    low, high = begin, min(begin + BLOCK, len(ids))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if offset + len(decode(ids[begin:middle])) <= len(text):
+            low = middle
+        else:
+            high = middle - 1
+    if fits(low) and (low == len(ids) or not fits(low + 1)):
+        return low
+    low, high = 0, len(ids)  # a text is not that of its blocks, joined
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
