@@ -52,6 +52,11 @@ def error(status: int, message: str, **headers: str) -> Answer:
 Script = Callable[[int, Body], Answer]  # (number of the chat request, from 0; its body) -> what to do
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # the default of 5 makes the kernel refuse some of many connections that come at once
+
+
 class ScriptedServer:
     """Answers chats by a script and lists `models`. `requests` holds every chat's body, in order of arrival.
 
@@ -67,8 +72,7 @@ class ScriptedServer:
         self._now = 0
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 

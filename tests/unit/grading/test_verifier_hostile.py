@@ -15,6 +15,8 @@ from nemo_tapo.config.sections import VerifierConfig
 from nemo_tapo.grading.verifier import OUTCOMES, Verifier
 from tests.helpers.verifier_samples import HONEST, HOSTILE, SLOW, Sample, samples
 
+ANSWERS = 300  # of each sort
+
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
@@ -34,16 +36,16 @@ def run(verifier: Verifier, batch: list[Sample]) -> tuple[list[str], float]:
     return asyncio.run(script()), time.monotonic() - start
 
 
-def test_a_thousand_hostile_answers_cost_at_most_ten_times_a_thousand_honest_ones(verifier: Verifier) -> None:
+def test_hostile_answers_cost_at_most_ten_times_as_many_honest_ones(verifier: Verifier) -> None:
     verifier.counts.clear()
-    honest, usual = run(verifier, samples(HONEST, 1000))
+    honest, usual = run(verifier, samples(HONEST, ANSWERS))
     assert set(honest) - {"timeout"} == {"right", "wrong"}
-    assert honest.count("timeout") <= 10  # by the clock, where a machine is starved; none needs so much processor time
-    assert verifier.counts["compared"] == 1000 - honest.count("timeout")  # no shortcut makes the honest ones cheap
-    hostile, seconds = run(verifier, samples(HOSTILE, 1000))
-    assert len(hostile) == 1000
+    assert honest.count("timeout") <= 4  # by the clock, where a machine is starved; none needs so much processor time
+    assert verifier.counts["compared"] == ANSWERS - honest.count("timeout")  # no shortcut makes the honest ones cheap
+    hostile, seconds = run(verifier, samples(HOSTILE, ANSWERS))
+    assert len(hostile) == ANSWERS
     assert set(hostile) <= set(OUTCOMES) - {"right"}
-    assert verifier.counts.total() == 2000
+    assert verifier.counts.total() == 2 * ANSWERS
     assert seconds < 10 * usual  # about 1 when this was written, so a busy machine cannot tip it
     assert run(verifier, [("5", r"\boxed{x = 5}")])[0] == ["right"]
 
