@@ -9,6 +9,9 @@ Sums relative to m keep their precision when all logits share a large offset. Un
 has its own m, Z and D; two all-reduces over [b, s] numbers bring them to the common maximum. Nothing of the
 logits' size is made besides the gradient: the pass goes over pieces, and softmax is the one kernel in it (its exp is
 twice as fast on a CPU as torch.exp); Z is 1 / max p, since the largest term of Z is exp(0).
+
+On a GPU two Triton kernels (`vocab_triton.py`) take the place of the pieces where `kernels.find_kernels` has them: one
+reads the logits for the sums, one reads them again for the gradient. What is here is their reference.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nemo_tapo.equations.kernels import find_kernels
 
 # Sizes of a working buffer (there are two), in numbers. On a CPU it should stay in the cache between the passes over
 # it; below SMALLEST_BUFFER its memory does not matter, and more, smaller steps would only cost time. On a GPU a piece
@@ -84,14 +89,19 @@ class _Scores(torch.autograd.Function):
         ctx: Any, logits: Tensor, targets: Tensor, vocab: VocabShard, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         """Return (logp, entropy); entropy is empty when not asked for."""
-        top, mass, drift = _local_sums(logits, vocab, with_entropy)
-        chosen, share = _own_targets(logits, targets, vocab, top.dtype), None
+        ctx.kernels, share = find_kernels(logits), None
+        if ctx.kernels is None:
+            top, mass, drift = _local_sums(logits, vocab, with_entropy)
+            chosen = _own_targets(logits, targets, vocab, top.dtype)
+        else:
+            width = vocab.columns(logits.shape[-1])
+            top, mass, drift, chosen = ctx.kernels.terms(logits, targets, vocab.start, width, with_entropy)
         if vocab.group is not None:
             top, mass, drift, chosen, share = _combine(top, mass, drift, chosen, vocab.group)
         log_mass = mass.log()
         logp = chosen - top - log_mass
         entropy = log_mass - drift if with_entropy else torch.empty(0)
-        ctx.save_for_backward(logits, targets, share)
+        ctx.save_for_backward(logits, targets, top, mass, share)
         ctx.vocab = vocab
         ctx.mark_non_differentiable(entropy)
         ctx.set_materialize_grads(False)
@@ -99,32 +109,44 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        """Write d logp / d x = onehot(target) - p piece by piece into the one gradient tensor."""
+        """Return the gradient of the logits, slope * (onehot(target) - p)."""
         slope = gradients[0]
         if slope is None or not ctx.needs_input_grad[0]:
             return None, None, None, None
-        logits, targets, share = ctx.saved_tensors
+        logits, targets, top, mass, share = ctx.saved_tensors
         vocab: VocabShard = ctx.vocab
-        out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        if ctx.kernels is None:
+            return _gradient(logits, targets, share, slope, vocab), None, None, None
         width = vocab.columns(logits.shape[-1])
-        out[..., width:] = 0
-        if not width:
-            return out, None, None, None
-        index, mine = _local_index(targets, vocab, width)
-        onehot = torch.where(mine, slope, 0).unsqueeze(-1)
-        # p over all ranks' columns is the local softmax times this rank's share of the mass; without any: 0 * nan
-        scale = (-slope if share is None else torch.where(share > 0, -slope * share, 0)).unsqueeze(-1)
-        hollow = share is not None and bool((share == 0).any())
-        work = _Workspace(slope.dtype, logits.device)
-        for piece in _pieces(logits, vocab.chunk):
-            result = out[piece][..., :width]
-            p = work.softmax(logits[piece][..., :width], into=result)
-            if hollow:
-                p.masked_fill_((share[piece] == 0).unsqueeze(-1), 0)
-            p.mul_(scale[piece]).scatter_add_(-1, index[piece].unsqueeze(-1), onehot[piece])
-            if p is not result:
-                result.copy_(p)
-        return out, None, None, None
+        return ctx.kernels.gradient(logits, targets, top, mass, slope, vocab.start, width), None, None, None
+
+
+def _gradient(logits: Tensor, targets: Tensor, share: Tensor | None, slope: Tensor, vocab: VocabShard) -> Tensor:
+    """Write slope * d logp / d logits piece by piece into a tensor [b, s, V_local] and return it.
+
+    `share` [b, s] is this rank's part of the whole vocabulary's Z; None: it has all of it.
+    """
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    width = vocab.columns(logits.shape[-1])
+    out[..., width:] = 0
+    if not width:
+        return out
+    index, mine = _local_index(targets, vocab, width)
+    onehot = torch.where(mine, slope, 0).unsqueeze(-1)
+    # p over all ranks' columns is the local softmax times this rank's share of the mass; without any: 0 * nan
+    scale = (-slope if share is None else torch.where(share > 0, -slope * share, 0)).unsqueeze(-1)
+    # on a GPU the answer would have to wait for all that is queued there
+    hollow = share is not None and (share.is_cuda or bool((share == 0).any()))
+    work = _Workspace(slope.dtype, logits.device)
+    for piece in _pieces(logits, vocab.chunk):
+        result = out[piece][..., :width]
+        p = work.softmax(logits[piece][..., :width], into=result)
+        if hollow and share is not None:
+            p.masked_fill_((share[piece] == 0).unsqueeze(-1), 0)
+        p.mul_(scale[piece]).scatter_add_(-1, index[piece].unsqueeze(-1), onehot[piece])
+        if p is not result:
+            result.copy_(p)
+    return out
 
 
 class _Workspace:

@@ -1,7 +1,8 @@
-"""One tensor-parallel rank of test_vocab_parallel.py; arguments: <rank> <ranks> <folder>.
+"""One tensor-parallel rank of test_vocab_parallel.py; arguments: <rank> <ranks> <folder> <pieces or kernels>.
 
 Reads <folder>/cases.pt, a list of {"logits" [b, s, V], "targets", "slope" [b, s], "size"}; computes on its share of
-the columns; writes <folder>/rank<rank>.pt, a list of {"logp", "entropy", "gradient"}.
+the columns, in pieces or by the GPU kernels in Triton's interpreter; writes <folder>/rank<rank>.pt, a list of
+{"logp", "entropy", "gradient"}.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from nemo_tapo.equations import vocab
+from nemo_tapo.equations.kernels import load_kernels
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
 
 
-def main(rank: int, ranks: int, folder: Path) -> None:
+def main(rank: int, ranks: int, folder: Path, how: str) -> None:
+    if how == "kernels":
+        os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton
+        vocab.find_kernels = lambda logits: load_kernels()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=ranks)
@@ -32,4 +38,4 @@ def main(rank: int, ranks: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
