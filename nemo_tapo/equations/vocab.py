@@ -11,13 +11,16 @@ logits' size is made besides the gradient: the pass goes over pieces, and softma
 twice as fast on a CPU as torch.exp); Z is 1 / max p, since the largest term of Z is exp(0).
 
 On a GPU two Triton kernels (`vocab_triton.py`) take the place of the pieces where `kernels.find_kernels` has them: one
-reads the logits for the sums, one reads them again for the gradient. What is here is their reference.
+reads the logits for the sums, one reads them again for the gradient. What is here is their reference: before a process
+uses them for the first time, it compares both on a few rows, and goes on without them if they differ.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -89,7 +92,7 @@ class _Scores(torch.autograd.Function):
         ctx: Any, logits: Tensor, targets: Tensor, vocab: VocabShard, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         """Return (logp, entropy); entropy is empty when not asked for."""
-        ctx.kernels, share = find_kernels(logits), None
+        ctx.kernels, share = choose_kernels(logits), None
         if ctx.kernels is None:
             top, mass, drift = _local_sums(logits, vocab, with_entropy)
             chosen = _own_targets(logits, targets, vocab, top.dtype)
@@ -147,6 +150,55 @@ def _gradient(logits: Tensor, targets: Tensor, share: Tensor | None, slope: Tens
         if p is not result:
             result.copy_(p)
     return out
+
+
+COMPARED_ROWS, COMPARED_COLUMNS = 8, 20_017  # several blocks of a kernel and a rest; the last columns are padding
+LARGEST_DIFFERENCE = 1e-3  # of log p and entropy, nats; of the gradient, beside its type's rounding
+_agreeing: dict[tuple[torch.dtype, str], bool] = {}  # found by this process
+
+
+def choose_kernels(logits: Tensor) -> ModuleType | None:
+    """Return the GPU kernels for these logits, if there are some and they agree with this file on this device."""
+    kernels = find_kernels(logits)
+    if kernels is None:
+        return None
+    key = (logits.dtype, str(logits.device))
+    if key not in _agreeing:
+        difference = compare_kernels(kernels, logits.dtype, logits.device)
+        _agreeing[key] = difference <= LARGEST_DIFFERENCE  # nan is not
+        if not _agreeing[key]:
+            warnings.warn(
+                f"the Triton kernels of the log-probability pass are off by {difference:.3g} on {logits.device}, so "
+                f"they are not used; tools/bench_gpu.py says more.",
+                stacklevel=2,
+            )
+    return kernels if _agreeing[key] else None
+
+
+def compare_kernels(kernels: ModuleType, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the largest difference between the kernels and the code of this file, on random logits of one type.
+
+    Of the gradient, what its type rounds away is not counted.
+    """
+    draw = torch.Generator().manual_seed(0)  # leaves the process's own random numbers alone
+    shape, width = (2, COMPARED_ROWS // 2), COMPARED_COLUMNS - 17
+    logits = 4 * torch.randn(*shape, COMPARED_COLUMNS, generator=draw)
+    logits[0, 0, :100], logits[1, 0] = -torch.inf, logits[1, 0] + 1000
+    logits = logits.to(device, dtype)
+    targets = torch.randint(width, shape, generator=draw).to(device)
+    vocab = VocabShard(0, width)
+    top, mass, drift = _local_sums(logits, vocab, True)
+    slope = torch.ones_like(top)
+    chosen = _own_targets(logits, targets, vocab, top.dtype)
+    found_top, found_mass, found_drift, found_chosen = kernels.terms(logits, targets, 0, width, True)
+    gradient = _gradient(logits, targets, None, slope, vocab)
+    found = kernels.gradient(logits, targets, found_top, found_mass, slope, 0, width)
+    differences = (
+        (chosen - top - mass.log()) - (found_chosen - found_top - found_mass.log()),
+        (mass.log() - drift) - (found_mass.log() - found_drift),
+        ((gradient.to(top.dtype) - found.to(top.dtype)).abs() - torch.finfo(dtype).eps).clamp_min(0),
+    )
+    return max(float(difference.abs().max()) for difference in differences)
 
 
 class _Workspace:

@@ -22,7 +22,7 @@ from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
 def main(rank: int, ranks: int, folder: Path, how: str) -> None:
     if how == "kernels":
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton
-        vocab.find_kernels = lambda logits: load_kernels()
+        vocab.choose_kernels = lambda logits: load_kernels()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=ranks)

@@ -2,11 +2,12 @@
 
 Reads <folder>/cases.pt, a list of {"logits" [b, s, V], "targets", "slope" [b, s], "start", "size", "entropy"}; computes
 with the kernels, in blocks so small that a row has several; writes <folder>/results.pt, a list of {"logp", "entropy",
-"gradient"}.
+"gradient"}, and <folder>/compared.json, what a process would find on a GPU that has the interpreter's numbers.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -25,8 +26,11 @@ def main(folder: Path) -> None:
     warnings.simplefilter("ignore")  # NumPy's, about -inf
     torch.set_num_threads(1)
     kernels = load_kernels()
+    kinds = (torch.float32, torch.bfloat16)
+    compared = [vocab.compare_kernels(kernels, kind, torch.device("cpu")) for kind in kinds]
+    (folder / "compared.json").write_text(json.dumps(compared))
     kernels.TERMS_BLOCK, kernels.GRADIENT_BLOCK = TERMS_BLOCK, GRADIENT_BLOCK
-    vocab.find_kernels = lambda logits: kernels
+    vocab.choose_kernels = lambda logits: kernels
     results = []
     for case in torch.load(folder / "cases.pt"):
         leaf = case["logits"].requires_grad_()

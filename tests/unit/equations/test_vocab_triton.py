@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_tapo.equations import kernels
+from nemo_tapo.equations import kernels, vocab
 from nemo_tapo.equations.vocab import VocabShard, token_logprobs_and_entropy
 from tests.helpers.imports import ROOT
 
@@ -101,6 +102,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     folder = tmp_path_factory.mktemp("kernels")
     torch.save(list(cases().values()), folder / "cases.pt")
     run("-m", "tests.unit.equations.interpreted_kernels", folder)
+    assert all(found < 1e-4 for found in json.loads((folder / "compared.json").read_text()))
     return dict(zip(cases(), torch.load(folder / "results.pt"), strict=True))
 
 
@@ -130,6 +132,45 @@ def test_the_gradient_is_that_of_torch(interpreted: dict[str, dict[str, Tensor |
     chosen = torch.log_softmax(leaf, -1).gather(-1, given["targets"].unsqueeze(-1)).squeeze(-1)
     chosen.backward(given["slope"])
     torch.testing.assert_close(interpreted["float64"]["gradient"], leaf.grad, rtol=1e-12, atol=1e-12)
+
+
+class Stand:
+    """Stands for kernels that compute right, or not: by the reference itself."""
+
+    def __init__(self, wrong_sums: float = 0.0, wrong_gradient: float = 0.0) -> None:
+        self.wrong_sums, self.wrong_gradient, self.calls = wrong_sums, wrong_gradient, 0
+
+    def terms(
+        self, logits: Tensor, targets: Tensor, start: int, width: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self.calls += 1
+        shard = VocabShard(start, start + width)
+        top, mass, drift = vocab._local_sums(logits, shard, with_entropy)
+        return top + self.wrong_sums, mass, drift, vocab._own_targets(logits, targets, shard, top.dtype)
+
+    def gradient(
+        self, logits: Tensor, targets: Tensor, top: Tensor, mass: Tensor, slope: Tensor, start: int, width: int
+    ) -> Tensor:
+        return vocab._gradient(logits, targets, None, slope, VocabShard(start, start + width)) + self.wrong_gradient
+
+
+@pytest.mark.parametrize(
+    ("stand", "used"), [(Stand(), True), (Stand(wrong_sums=0.01), False), (Stand(wrong_gradient=0.01), False),
+                        (Stand(wrong_sums=math.nan), False)],
+)  # fmt: skip
+def test_kernels_that_are_off_are_told_and_not_used(
+    stand: Stand, used: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(vocab, "_agreeing", {})
+    monkeypatch.setattr(vocab, "find_kernels", lambda logits: stand)
+    logits = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
+    for _ in range(2):
+        logp, _ = token_logprobs_and_entropy(logits, torch.tensor([[0]]), VocabShard(0, 3))
+        assert logp.item() == pytest.approx(math.log(0.5))
+    assert stand.calls == (3 if used else 1)  # compared once, whatever is found
+    assert [str(warning.message).split(" are off")[0] for warning in recwarn] == (
+        [] if used else ["the Triton kernels of the log-probability pass"]
+    )
 
 
 # ---- compiling, shipping, choosing -----------------------------------------------------------------------------------
