@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,35 +110,37 @@ def test_first_step_holds_what_it_must(whole: Path) -> None:
     assert any(m["tapo/parsed"] > 0 for m in metrics(whole))
 
 
-def test_sigkill_at_a_random_point_and_resume_give_the_same_weights(whole: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_under_the_barrier_it_has_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random point; the other pipeline, which goes on from there, samples and learns the same."""
     folder = tmp_path / "run"
     process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
     wait_for_steps(folder, 1 + time.time_ns() % 7, process)
     time.sleep((time.time_ns() % 1000) / 1000)  # anywhere within a step or a save
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run(folder)
+    run(folder, "pipeline=barrier")
     assert digest(folder) == digest(whole)
     assert [m["step"] for m in metrics(folder)] == list(range(1, 11))
 
 
-def test_the_barrier_samples_and_learns_the_same(whole: Path, tmp_path: Path) -> None:
-    run(tmp_path / "run", "pipeline=barrier")
-    assert digest(tmp_path / "run") == digest(whole)
+def copy_until(whole: Path, step: int, folder: Path) -> None:
+    """Copy a run as it was when it had saved a step: without the later checkpoints, and without its end."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "hf")
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if checkpoint.name > f"step-{step:06d}":
+            shutil.rmtree(checkpoint)
 
 
 def test_deferred_and_prefilled_resume_to_the_same_weights(tmp_path: Path) -> None:
     """The pairs that wait are in the checkpoint; a prefilled prefix is asked for in two requests, ended by a text."""
-    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=4", "local.dp=1")
-    run(tmp_path / "whole", *settings)
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(command(killed, *settings), stderr=subprocess.PIPE, text=True)
-    wait_for_steps(killed, 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run(killed, *settings)
-    assert digest(killed) == digest(tmp_path / "whole")
-    steps = metrics(killed)
+    settings = ("pipeline=deferred", "tapo.prefix=prefilled", "steps=4", "local.dp=1", "checkpoint.keep=4")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(whole, *settings)
+    copy_until(whole, 2, resumed)
+    assert "2/4" in run(resumed, *settings)
+    assert digest(resumed) == digest(whole)
+    steps = metrics(resumed)
     assert [s["tapo/waiting"] for s in steps[:-1]] == [s["tapo/pairs"] for s in steps[1:-1]] + [
         steps[-1]["tapo/pairs"] - steps[-1]["tapo/dropped/run_ended"]
     ]

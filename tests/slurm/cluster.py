@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 NODES = ("n1", "n2")
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CONF = """
@@ -168,6 +170,30 @@ def wait_for(condition: object, what: str, seconds: float = 60) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, f"no {what} after {seconds:g} s"
         time.sleep(0.3)
+
+
+def on_node(name: str, job: str, word: str) -> list[psutil.Process]:
+    """Processes of a job on a node whose command line has `word`."""
+    return [p for p in psutil.process_iter() if word in " ".join(line_of(p)) and place_of(p) == (name, job)]
+
+
+def line_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def place_of(process: psutil.Process) -> tuple[str, str] | None:
+    """(node, job) by the environment of the nearest ancestor that tells: Ray's workers write over their own."""
+    try:
+        for ancestor in (process, *process.parents()):
+            environment = ancestor.environ()
+            if "SLURMD_NODENAME" in environment:
+                return environment["SLURMD_NODENAME"], environment["SLURM_JOB_ID"]
+    except psutil.Error:
+        return None
+    return None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.slurm.cluster import ENDED, Slurm, cluster, why_not
+from tests.slurm.cluster import ENDED, Slurm, cluster, on_node, why_not
 from tests.slurm.pyxis import make_image
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -91,18 +91,6 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "hf" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def on_node(name: str, job: str, word: str) -> list[psutil.Process]:
-    """Processes of a job on a node whose command line has `word`."""
-    return [p for p in psutil.process_iter() if word in " ".join(line_of(p)) and place_of(p) == (name, job)]
-
-
-def line_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
 def mounts_of(processes: list[psutil.Process]) -> set[str]:
     """Their mount namespaces: which /tmp they have."""
     return {os.readlink(f"/proc/{process.pid}/ns/mnt") for process in processes}
@@ -110,18 +98,6 @@ def mounts_of(processes: list[psutil.Process]) -> set[str]:
 
 def listens_at(process: psutil.Process) -> set[int]:
     return {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-
-
-def place_of(process: psutil.Process) -> tuple[str, str] | None:
-    """(node, job) by the environment of the nearest ancestor that tells: Ray's workers write over their own."""
-    try:
-        for ancestor in (process, *process.parents()):
-            environment = ancestor.environ()
-            if "SLURMD_NODENAME" in environment:
-                return environment["SLURMD_NODENAME"], environment["SLURM_JOB_ID"]
-    except psutil.Error:
-        return None
-    return None
 
 
 def test_stopped_requeued_and_resumed_it_ends_with_the_same_weights(slurm: Slurm, tmp_path: Path) -> None:
@@ -161,21 +137,6 @@ def test_stopped_requeued_and_resumed_it_ends_with_the_same_weights(slurm: Slurm
     assert (folder / "metrics.jsonl").read_text().count("\n") == 300
 
 
-def test_two_nodes_with_ray_across_both(slurm: Slurm, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    job = submit(slurm, folder, "--config", str(CONFIG), *REAL, "steps=3", options=TWO_NODES)
-    until(lambda: steps(folder) >= 1 or slurm.job(job)["JobState"] in ENDED, "first step", 200)
-    ranks = {name: len(on_node(name, job, "MegatronWorker")) for name in ("n1", "n2")}
-    engines = {name: len(on_node(name, job, "VllmEngine")) for name in ("n1", "n2")}
-    ended = slurm.wait(job)
-    assert ended["JobState"] == "COMPLETED", log(folder, job)
-    assert ranks == {"n1": 1, "n2": 1}
-    assert engines == {"n1": 1, "n2": 0}  # beside the driver
-    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [1, 2, 3]
-    assert (folder / "hf" / "model.safetensors").is_file()
-    assert list((folder / "slurm" / job / "0" / "ray").glob("n?/*")), "Ray's logs are kept"
-
-
 def test_two_nodes_in_containers(slurm: Slurm, tmp_path: Path) -> None:
     """On the first node the driver is in the container of Ray's head: it reaches Ray by sockets in /tmp."""
     folder, image = tmp_path / "run", make_image(tmp_path / "image")
@@ -199,7 +160,8 @@ def test_two_nodes_in_containers(slurm: Slurm, tmp_path: Path) -> None:
 
     ended = slurm.wait(job)
     assert ended["JobState"] == "COMPLETED", log(folder, job)
-    assert steps(folder) == 3
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [1, 2, 3]
+    assert (folder / "hf" / "model.safetensors").is_file()
     assert list((folder / "slurm" / job / "0" / "ray").glob("n?/*")), "Ray's logs are kept"
 
 
@@ -207,6 +169,8 @@ def test_a_dead_worker_fails_the_job_with_its_name(slurm: Slurm, tmp_path: Path)
     folder = tmp_path / "run"
     job = submit(slurm, folder, "--config", str(CONFIG), *REAL, "steps=300", options=TWO_NODES)
     until(lambda: steps(folder) >= 2 or slurm.job(job)["JobState"] in ENDED, "second step", 200)
+    engines = [len(on_node(name, job, "VllmEngine")) for name in ("n1", "n2")]
+    assert engines == [1, 0], log(folder, job)  # beside the driver
     victims = on_node("n2", job, "MegatronWorker")
     assert len(victims) == 1, log(folder, job)
     victims[0].kill()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from nemo_tapo.config.sections import LocalConfig, OptimizerConfig
 from nemo_tapo.equations.vocab import VocabShard
@@ -49,8 +50,10 @@ class CpuPolicyWorkerImpl(MegatronWorker):
         megatron, world = config["megatron_cfg"], int(os.environ["WORLD_SIZE"])
         tp, pp = megatron["tensor_model_parallel_size"], megatron["pipeline_model_parallel_size"]
         local = LocalConfig(tp=tp, pp=pp, dp=world // (tp * pp), threads=world, call_timeout=120)
-        meeting = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        super().__init__(int(os.environ["RANK"]), world, meeting, config["model_name"], local)
+        rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        if rank == 0:  # NeMo-RL has chosen the port and leaves it to this rank to serve the store there
+            self._store = TCPStore(host, port, is_master=True, wait_for_workers=False)
+        super().__init__(rank, world, f"tcp://{host}:{port}", config["model_name"], local)
         self.cfg, self._refits = config, 0
         if init_reference_model:
             self.set_reference()
