@@ -1,12 +1,14 @@
 """Measure speed, as ratios of one run (medians; machines are noisy). `make bench` prints the table of README.
 
-    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [driver]
+    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [peers] [driver]
 
 kernel     the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
 step       a TAPO step against a GRPO step on the same rollouts, by pipeline; the step as the batch doubles; where a
            step's time goes. Learning rate 1e-12: the weights stay, so every round samples the same rollouts.
 pipelines  the same on an engine bound by latency, as on a cluster, whose seconds follow the cost model that
            latency_engine.py states; the numbers are the same on every machine
+peers      a GRPO step of TRL's trainer against one of this package (bench_peers.py); only where it is named, for it
+           installs TRL
 driver     seconds and memory of what the driver does in a step of 1,024 queries with 16 rollouts of 8,192 tokens
            (driver_scale.py); only where it is named, for it takes ten minutes and 16 GiB. --scale 4: a quarter of the
            queries
@@ -207,7 +209,9 @@ def driver(scale: int) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help="kernel, step, pipelines (all three if none is named), driver")
+    arguments.add_argument(
+        "what", nargs="*", help="kernel, step, pipelines: all three if none is named; peers, driver"
+    )
     arguments.add_argument("--model", type=Path, default=Path("assets/tiny-coldstart"))
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--scale", type=int, default=1, help="of driver: divide its queries by so much")
@@ -228,6 +232,10 @@ def main() -> None:
         asyncio.run(steps(given.model, given.repeats))
     if not given.what or "pipelines" in given.what:
         pipelines()
+    if "peers" in given.what:
+        from bench_peers import list_rows, measure_peers
+
+        table("a GRPO step beside TRL's", list_rows(asyncio.run(measure_peers(given.repeats))))
     if "driver" in given.what:
         driver(given.scale)
 

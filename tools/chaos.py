@@ -2,6 +2,7 @@
 
     python tools/chaos.py --runtime scripted --tries 200              hundreds of tries, a few seconds each
     python tools/chaos.py --runtime local --tries 12                  real Ray, vLLM and Megatron-core, a minute each
+    python tools/chaos.py --runtime slurm --tries 12                  chains of jobs on a Slurm of two nodes; as root
     python tools/chaos.py --write docs/reliability.md                 the table, from the results so far
 
 Every try runs a command, breaks it (faults/kinds.py), and looks how it ends: within a minute or not at all, with a
@@ -28,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from faults.kinds import FAULTS, Fault, find_mount_fault  # noqa: E402
 from faults.processes import import_everything  # noqa: E402
 from faults.table import write_table  # noqa: E402
-from faults.trial import make_trial  # noqa: E402
+from faults.trial import Trial, make_trial  # noqa: E402
 
 from nemo_tapo.evaluation.sample_store import cut_torn_line  # noqa: E402
 
@@ -38,7 +39,7 @@ RESULTS = "results.jsonl"
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runtime", choices=("scripted", "local"), default="scripted")
+    parser.add_argument("--runtime", choices=("scripted", "local", "slurm"), default="scripted")
     parser.add_argument("--tries", type=int, default=0, help="how many there shall be in the results")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=110.0, help="start no further try after so long")
@@ -89,10 +90,37 @@ def run_tries(arguments: argparse.Namespace) -> int:
             break
         trial = make_trial(name, arguments.runtime, fault, command, name, work)
         failed += not trial.survived
-        with (work / RESULTS).open("a") as file:
-            file.write(json.dumps(asdict(trial)) + "\n")
-        shown = "survived" if trial.survived else f"NOT SURVIVED: {trial.fault_found}"
-        print(f"{name} {command}: {fault.name} ({trial.moment}): {trial.code}, {trial.seconds} s; {shown}", flush=True)
+        report(trial, work)
+    return failed
+
+
+def report(trial: Trial, work: Path) -> None:
+    """Add a try to the results, and print it."""
+    with (work / RESULTS).open("a") as file:
+        file.write(json.dumps(asdict(trial)) + "\n")
+    shown = "survived" if trial.survived else f"NOT SURVIVED: {trial.fault_found}"
+    told = f"{trial.fault} ({trial.moment}): {trial.code}, {trial.seconds} s"
+    print(f"{trial.name} {trial.command}: {told}; {shown}", flush=True)
+
+
+def run_chains(arguments: argparse.Namespace) -> int:
+    """Break jobs on Slurm until there are as many tries as asked for. Return how many were not survived."""
+    from faults.slurm_chain import make_chain, open_cluster
+
+    work: Path = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    cut_torn_line(work / RESULTS)
+    done = {row["name"] for row in read_results(work / RESULTS) if row["level"] == "slurm"}
+    until, failed, number = time.monotonic() + 60 * arguments.minutes, 0, 0
+    with open_cluster() as slurm:
+        while len(done) < arguments.tries and time.monotonic() < until:
+            name, number = f"slurm-{arguments.seed}-{number:04d}", number + 1
+            if f"{name}-0" in done:
+                continue
+            for trial in make_chain(name, name, slurm, work):
+                failed += not trial.survived
+                done.add(trial.name)
+                report(trial, work)
     return failed
 
 
@@ -100,7 +128,9 @@ def main() -> int:
     """Run the tool; return 1 if a try was not survived."""
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a try that is stopped ends its processes
-    failed = run_tries(arguments) if arguments.tries else 0
+    failed = 0
+    if arguments.tries:
+        failed = run_chains(arguments) if arguments.runtime == "slurm" else run_tries(arguments)
     if arguments.write:
         write_table(arguments.write, read_results(arguments.work / RESULTS))
     return 1 if failed else 0

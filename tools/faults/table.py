@@ -14,6 +14,15 @@ ENDINGS = {
     3: "lost process named (3)", 4: "disk full (4)", 143: "stopped with a checkpoint (143)",
     -9: "killed", -15: "ended before its engines were up",
 }  # fmt: skip
+SLURM_ENDINGS = {
+    None: "queued again", 1: "failed, with the cause named (1)", 137: "failed, with the cause named (137)",
+    138: "stopped with a checkpoint (138)",
+}  # fmt: skip
+TITLES = {
+    "local": "Ray, vLLM and Megatron-core",
+    "slurm": "Chains of jobs on Slurm",
+    "scripted": "The scripted runtime",
+}
 HEAD = """\
 | fault | tried on | tries | survived | how the command ended | seconds to the end: median, most |
 | --- | --- | ---: | ---: | --- | ---: |
@@ -40,7 +49,7 @@ def make_tables(rows: list[Mapping[str, Any]], written: str = "") -> str:
     """
     sections = {section.partition("\n")[0]: section for section in written.split("\n### ")[1:]}
     text = ""
-    for level, title in (("local", "Ray, vLLM and Megatron-core"), ("scripted", "The scripted runtime")):
+    for level, title in TITLES.items():
         mine = [row for row in rows if row["level"] == level]
         if not mine:
             text += f"\n### {sections[title].rstrip()}\n" if title in sections else ""
@@ -56,7 +65,8 @@ def make_tables(rows: list[Mapping[str, Any]], written: str = "") -> str:
 
 def make_row(fault: str, rows: list[Mapping[str, Any]]) -> str:
     """Return the line of one kind of fault."""
-    endings = Counter(ENDINGS.get(row["code"], f"exit code {row['code']}") for row in rows)
+    names = ENDINGS | (SLURM_ENDINGS if rows[0]["level"] == "slurm" else {})
+    endings = Counter(names.get(row["code"], f"exit code {row['code']}") for row in rows)
     told = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
     commands = ", ".join(f"`{name}`" for name in sorted({row["command"] for row in rows}))
     survived = sum(row["fault_found"] is None for row in rows)

@@ -82,6 +82,7 @@ def test_the_table_is_written_between_its_markers(tmp_path: Path) -> None:
     write_table(page, [{**rows[0], "level": "local"}])
     assert page.read_text().count("### ") == 2, "a level that was not tried now keeps its table"
     assert make_tables(rows).strip() in page.read_text() and make_tables(rows).strip() in first
+    assert "| 1 queued again | 2, 2 |" in make_tables([{**rows[0], "level": "slurm", "code": None}])
     page.write_text("no markers")
     with pytest.raises(ValueError, match="no place for the table"):
         write_table(page, rows)
