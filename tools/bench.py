@@ -209,9 +209,7 @@ def driver(scale: int) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument(
-        "what", nargs="*", help="kernel, step, pipelines: all three if none is named; peers, driver"
-    )
+    arguments.add_argument("what", nargs="*", help="kernel, step, pipelines: all three if none is named; peers, driver")
     arguments.add_argument("--model", type=Path, default=Path("assets/tiny-coldstart"))
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--scale", type=int, default=1, help="of driver: divide its queries by so much")

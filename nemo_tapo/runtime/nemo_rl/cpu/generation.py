@@ -85,7 +85,7 @@ class CpuSampler:
                 ids[i, 0] = token
                 tokens[i].append(token)
                 logprobs[i].append(float(scores[i, token]))
-                stopped = stops and any(stop in self.tokenizer.decode(tokens[i]) for stop in stops[i])
+                stopped = stops and any(stop in self.tokenizer.decode(tokens[i]) for stop in stops[i] or ())
                 finished[i] = bool(stopped) or token in cfg["stop_token_ids"]
                 if finished[i] or len(tokens[i]) >= limits[i]:
                     live.discard(i)
