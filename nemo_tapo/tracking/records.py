@@ -269,20 +269,21 @@ def find_turn_end(text: str, kept_chars: int) -> int:
 def decode_token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
     """Decode each token id to its text, so that the pieces joined are the text of all.
 
-    A character that consists of several tokens belongs to the last of them; the others have no text.
+    A character that consists of several tokens belongs to the last of them; the others have no text. Each piece is
+    decoded behind the one before it, as some tokenizers take the blank off that a text begins with.
 
     >>> decode_token_pieces([195, 169, 33], lambda ids: bytes(ids).decode(errors="replace"))
     ['', 'é', '!']
     """
     pieces: list[str] = []
-    begin = 0  # first of the tokens whose text is still missing
+    before = begin = 0  # of the last piece; of the tokens whose text is still missing
     for end in range(1, len(ids) + 1):
-        text = decode(ids[begin:end])
+        text = decode(ids[before:end])[len(decode(ids[before:begin])) :]
         if text.endswith("\ufffd") and end < len(ids) and end - begin < 4:  # UTF-8 has at most four bytes
             pieces.append("")
             continue
         pieces.append(text)
-        begin = end
+        before, begin = begin, end
     return pieces
 
 
