@@ -44,6 +44,7 @@ DROP_REASONS = (
 )
 
 
+LEADS = ("\n", ".", "a")  # what a text is encoded behind: one of them that does not melt into one token with it
 UNGRADED = "ungraded"  # one more, counted only where it happens: a reward function gave the construction no reward
 
 
@@ -195,7 +196,24 @@ def encode_as_sampled(
     """
     kept = cut_sampled(sampled, text[:shared], tokenizer)
     chars = len(tokenizer.decode(kept))
-    return (*kept, *tokenizer.encode(text[chars:])), len(kept), chars
+    return (*kept, *encode_behind(kept, text[chars:], tokenizer)), len(kept), chars
+
+
+def encode_behind(kept: Sequence[int], rest: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids of `rest`, a text that goes on behind the ids `kept`.
+
+    Some tokenizers (Llama 2's, Mistral's) put a blank before whatever they encode. Inside a row that would be a blank
+    which nobody wrote and no verifier saw. There the text is encoded behind a lead, whose ids are taken off again.
+    """
+    ids, wanted = tuple(tokenizer.encode(rest)), tokenizer.decode(kept) + rest
+    if not kept or tokenizer.decode((*kept, *ids)) == wanted:
+        return ids
+    for lead in LEADS:
+        head, whole = tokenizer.encode(lead), tokenizer.encode(lead + rest)
+        behind = tuple(whole[len(head) :])
+        if whole[: len(head)] == head and tokenizer.decode((*kept, *behind)) == wanted:
+            return behind
+    return ids
 
 
 def cut_sampled(sampled: Sequence[int], shared: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -17,25 +17,26 @@ BLOCK = 64  # tokens that are decoded at once
 def decode_token_pieces(ids: Sequence[int], decode: Decode) -> list[str]:
     """Decode each token id to its text, so that the pieces joined are the text of all.
 
-    A character that consists of several tokens belongs to the last of them; the others have no text.
+    A character that consists of several tokens belongs to the last of them; the others have no text. Each piece is
+    decoded behind the one before it, as some tokenizers take the blank off that a text begins with.
 
     >>> decode_token_pieces([195, 169, 33], lambda ids: bytes(ids).decode(errors="replace"))
     ['', 'é', '!']
     """
     pieces: list[str] = []
-    begin = 0  # first of the tokens whose text is still missing
+    before = begin = 0  # of the last piece; of the tokens whose text is still missing
     for end in range(1, len(ids) + 1):
-        text = decode(ids[begin:end])
+        text = decode(ids[before:end])[len(decode(ids[before:begin])) :]
         if text.endswith("\ufffd") and end < len(ids) and end - begin < LONGEST_CHARACTER:
             pieces.append("")
             continue
         pieces.append(text)
-        begin = end
+        before, begin = begin, end
     return pieces
 
 
 class TokenPieces:
-    """Decodes tokens to pieces as `decode_token_pieces` does, and remembers the text of each token by itself.
+    """Decodes tokens to pieces as `decode_token_pieces` does, and remembers the text of each token within a text.
 
     >>> pieces = TokenPieces(lambda ids: bytes(ids).decode(errors="replace"))
     >>> pieces.split([33, 195, 169, 33])
@@ -45,12 +46,15 @@ class TokenPieces:
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._seen: dict[int, str] = {}
+        self._before: Sequence[int] = ()  # a token behind which others are decoded: see `decode_token_pieces`
 
     def split(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token; joined they are the text of all."""
+        if not self._before:
+            self._before = next(([token] for token in ids if _is_whole(self._decode([token]))), ())
         for token in set(ids).difference(self._seen):
-            self._seen[token] = self._decode([token])
-        pieces = [self._seen[token] for token in ids]
+            self._seen[token] = self._decode([*self._before, token])[len(self._decode(self._before)) :]
+        pieces = [self._decode(ids[:1]), *(self._seen[token] for token in ids[1:])] if ids else []
         if "\ufffd" in "".join(pieces):
             self._mend(pieces, ids)
         return pieces if "".join(pieces) == self._decode(ids) else decode_token_pieces(ids, self._decode)
@@ -64,6 +68,10 @@ class TokenPieces:
                 end += 1
             pieces[begin:end] = decode_token_pieces(ids[begin:end], self._decode)
             begin = end + 1
+
+
+def _is_whole(text: str) -> bool:
+    return text != "" and "\ufffd" not in text
 
 
 def common_prefix_length(a: str, b: str) -> int:
@@ -94,9 +102,17 @@ def count_tokens_within(ids: Sequence[int], text: str, decode: Decode) -> int:
     # a prefix that ends inside a character decodes to a replacement character, and so fits nowhere
     while low and not text.startswith(decode(ids[:low])):
         low -= 1
-    while low and decode(ids[low - 1 : low]) == "":  # another model's second end-of-turn token, say
+    while low and not _adds_text(ids, low, decode):
         low -= 1
     return low
+
+
+def _adds_text(ids: Sequence[int], place: int, decode: Decode) -> bool:
+    """Return whether the last of the first `place` ids has text; another model's second end-of-turn token has none.
+
+    A blank may have none by itself where a tokenizer takes the blank off that a text begins with (Llama 2's).
+    """
+    return decode(ids[place - 1 : place]) != "" or decode(ids[: place - 1]) != decode(ids[:place])
 
 
 def _find_longest(ids: Sequence[int], text: str, decode: Decode) -> int:
