@@ -20,7 +20,7 @@ from nemo_tapo.commands import export, folders, grade, judge, replay, start, swe
 from nemo_tapo.commands.run_stage import run_stages
 from nemo_tapo.config.algorithms import ALGORITHMS
 from nemo_tapo.config.run_config import RunConfig
-from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped, is_full_disk
+from nemo_tapo.utils.errors import DiskFull, RuntimeFailure, Stopped, is_full_disk, is_out_of_memory
 from nemo_tapo.utils.files import require_free_disk
 from nemo_tapo.utils.text_table import make_visible
 
@@ -110,12 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_failure(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return print_failure("interrupted; what was saved before is kept.", 130)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return print_failure(f"there is not enough memory. {GO_ON}", FAILED)
     except BrokenPipeError:  # as in `nemo-tapo report ... | head`: the reader stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail either
         return DONE
-
     except OSError as error:
         what = f" for {error.filename}" if error.filename else ""
         if is_full_disk(error):

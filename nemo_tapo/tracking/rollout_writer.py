@@ -76,7 +76,8 @@ class RolloutWriter:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            room = f"no room for the rollouts of step {step} in {self._folder}: free some, or lower rollouts_gib"
+            what = f"the rollouts of step {step} in {self._folder}"
+            room = f"no room on the disk for {what}: free some, or lower rollouts_gib"
             raise DiskFull(error.errno, room) from None
         self._rotate()
 

@@ -36,6 +36,15 @@ def is_full_disk(error: BaseException | None) -> bool:
     return error is not None and any(words in str(error) for words in NO_SPACE)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for the error of a process without memory, Python's or that of torch's allocator on a CPU.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("[...] can't allocate memory: you tried to ..."))
+    (True, True)
+    """
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def name_full_disk(what: object, kept: str) -> Iterator[None]:
     """Turn a full disk in the block into DiskFull: there was no room for `what`, and what is `kept`.

@@ -54,6 +54,7 @@ class Command:
     arguments: tuple[str, ...]
     results: tuple[str, ...]  # below OUTPUT, by patterns; equal bytes
     metrics: tuple[str, ...] = ()  # below OUTPUT; equal but for MEASURED_ANEW
+    written: tuple[str, ...] = ()  # below OUTPUT; files that hold times, so that they only have to be there
     prepare: Callable[[Path], None] = lambda folder: None  # writes files that it needs into the try's folder
     after: Command | None = None  # a command that has to have run before
     outlived: bool = False  # what it started goes on when it is killed, and the same command waits for that
@@ -75,7 +76,7 @@ MAIN_JOB = (*TRAINED, "evaluation.json", *(f"coldstart/{name}" for name in COLD_
 RUN = ("run", *TINY, *SCRIPTED, "parts=[coldstart,before,train,after]")
 SCRIPTED_COMMANDS = {
     "run": Command(RUN, MAIN_JOB, ("metrics.jsonl", "coldstart/metrics.jsonl")),
-    "run with its report": Command((*RUN[:-1],), (*MAIN_JOB, "report.html"), ("metrics.jsonl",)),
+    "run with its report": Command((*RUN[:-1],), MAIN_JOB, ("metrics.jsonl",), written=("report.html",)),
     "coldstart": Command(("coldstart", *TINY, *SCRIPTED), COLD_START, ("metrics.jsonl",)),
     "filter": Command(
         ("filter", *TINY, *SCRIPTED, f"model.path={MODEL}"),
@@ -98,7 +99,7 @@ SCRIPTED_COMMANDS = {
     "train by a user's reward": Command(
         ("run", *TINY, *SCRIPTED, "parts=[train]", "task.reward=reward.py:score", "task.grading.workers=1",
          "task.grading.deadline=60"),
-        TRAINED, ("metrics.jsonl",), write_reward,
+        TRAINED, ("metrics.jsonl",), prepare=write_reward,
     ),
 }  # fmt: skip
 LOCAL_COMMANDS = {"run": Command(("run", *TINY, *LOCAL), (*TRAINED, "evaluation.json"), ("metrics.jsonl",))}
@@ -112,6 +113,8 @@ def collect_results(folder: Path, command: Command) -> dict[str, Any]:
     for name in command.results:
         file = output / name
         found[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+    for name in command.written:
+        found[name] = "there" if (output / name).is_file() else "missing"
     for name in command.metrics:
         found[name] = read_metrics(output / name)
     return found

@@ -154,7 +154,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(rollout_writer.os, "fsync", full)
     writer = RolloutWriter(tmp_path, PLENTY)
-    with pytest.raises(DiskFull, match="no room for the rollouts of step 1"):
+    with pytest.raises(DiskFull, match="no room on the disk for the rollouts of step 1"):
         writer.write(1, [record("1")])
     assert read_index(tmp_path).steps == {}
 
