@@ -19,6 +19,7 @@ TOLERATED_IN_TRAINING = NOT_NEEDED | {"answer_missing", "answer_without_marker",
 
 NGRAM_WORDS = 13  # consecutive words, as in GPT-3's and most later decontaminations
 MIN_OVERLAP = 0.5  # a training query with this share of a benchmark problem's 13-grams counts as that problem
+TEMPLATE = 4  # a 13-gram of so many different problems is no problem's own
 
 
 def drop_ungradable(
@@ -90,6 +91,7 @@ class OverlapIndex:
     A problem is found if the text contains at least a share of `MIN_OVERLAP` of the problem's 13-grams. One common
     13-gram, the usual rule for web pages, is too little for competition problems: hundreds of them end with "... where
     $m$ and $n$ are relatively prime positive integers. Find $m+n$." Problems of fewer than 13 words have to be equal.
+    So have those that are made from a template, as generated puzzles are: most of their 13-grams stand in others too.
 
     >>> OverlapIndex([("aime 1", "Compute $17 + 25$.")]).find("compute 17+25")
     'aime 1, word for word'
@@ -103,18 +105,21 @@ class OverlapIndex:
         self.indices_by_ngram: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index, (_, text) in enumerate(problems):
             words = split_words(text)
-            self.index_by_words.setdefault(words, index)
-            ngrams = make_ngrams(words)
+            known = self.index_by_words.setdefault(words, index) != index
+            ngrams = set() if known else make_ngrams(words)
             self.ngram_counts.append(len(ngrams))
             for gram in ngrams:
                 self.indices_by_ngram[gram].append(index)
+        shared = Counter(i for members in self.indices_by_ngram.values() if len(members) >= TEMPLATE for i in members)
+        self.templated = {i for i, n in shared.items() if n > MIN_OVERLAP * self.ngram_counts[i]}
 
     def find(self, text: str) -> str | None:
         """Return a sentence with the problem's name and the share found, or None if no problem matches."""
         words = split_words(text)
         if words in self.index_by_words:
             return f"{self.names[self.index_by_words[words]]}, word for word"
-        common = Counter(index for gram in make_ngrams(words) for index in self.indices_by_ngram.get(gram, ()))
+        found = (index for gram in make_ngrams(words) for index in self.indices_by_ngram.get(gram, ()))
+        common = Counter(index for index in found if index not in self.templated)
         share, index = max(((n / self.ngram_counts[i], -i) for i, n in common.items()), default=(0.0, 0))
         return f"{self.names[-index]}, {share:.0%} of its 13-grams" if share >= MIN_OVERLAP else None
 

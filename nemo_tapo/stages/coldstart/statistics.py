@@ -88,7 +88,7 @@ def summarize_values(values: Sequence[float]) -> dict[str, float] | None:
 def find_overlaps(queries: Sequence[Query], benchmarks: Mapping[str, Sequence[Query]]) -> dict[str, str]:
     """Return {uid of a query: the evaluation problem it equals}.
 
-    Two problems are equal if they have the same words or share a 13-gram (datasets/screening.py).
+    They are equal if they have the same words, or the query half of the problem's 13-grams (datasets/screening.py).
     """
     index = OverlapIndex([(f"{name} {q.uid}", q.question) for name, problems in benchmarks.items() for q in problems])
     return {q.uid: problem for q in queries if (problem := index.find(q.question)) is not None}

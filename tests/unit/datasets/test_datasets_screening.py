@@ -82,6 +82,30 @@ def test_short_problems_have_to_be_equal_and_operators_count() -> None:
     assert overlaps.find("Compute $17 + 25 - 3$ and then its square root.") is None
 
 
+LEGS = (
+    "Your task is to count how many legs there are in total when given a list of animals. Now, how many legs are there "
+    "in total if you have {}?"
+)
+
+
+def test_problems_of_one_template_have_to_be_equal() -> None:
+    """Two puzzles of a generated data set share nearly all of their words and are different problems all the same."""
+    animals = ("2 dogs, 1 hen", "3 ants, 2 ducks", "5 crabs, 1 bee", "4 cats, 6 wasps")
+    overlaps = OverlapIndex([(f"legs {i}", LEGS.format(each)) for i, each in enumerate(animals)])
+    assert overlaps.find(LEGS.format("2 dogs, 3 hens")) is None
+    assert overlaps.find(LEGS.format("5 Crabs, 1 bee")) == "legs 2, word for word"
+    few = OverlapIndex([(f"legs {i}", LEGS.format(each)) for i, each in enumerate(animals[:3])])
+    assert few.find(LEGS.format("2 dogs, 3 hens")) == "legs 0, 90% of its 13-grams"  # 19 of 21: three are no template
+
+
+def test_a_problem_of_several_benchmarks_is_no_template() -> None:
+    copies = [(f"set{i} 7", WALK) for i in range(6)]
+    changed = WALK.replace("Aya", "Mara")
+    found = OverlapIndex([*copies, ("other 1", "Compute $17 + 25$.")]).find(changed)
+    assert found is not None
+    assert found.startswith("set0 7, ")
+
+
 def test_words_leave_layout_out() -> None:
     assert split_words("Let $x\\,=\\,\\dfrac{1}{2}$;  find $x^{2}$.") == (
         "let",
