@@ -1,8 +1,8 @@
 """Tell whether a model sees that an attempt failed, on Countdown: tools/attempts.py RUN_FOLDER[/evaluation/NAME]...
 
-Of each folder's last evaluation: whole attempts, how often a turn ("Wait, ...") follows one that failed and one that
-reached the target, and their difference, the detection. And by the number of attempts in a response: how many, how many
-of them right.
+Of each folder's last evaluation: whole attempts, how often their verdicts are true, how often a turn ("Wait, ...")
+follows one that failed and one that reached the target, and their difference, the detection. And by the number of turns
+in a response: how many, how many of them right.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ class Attempts:
     """Counts over responses."""
 
     attempts: Counter[tuple[bool, bool]] = field(default_factory=Counter)  # {(reached, a turn follows): attempts}
+    verdicts: Counter[tuple[bool, bool]] = field(default_factory=Counter)  # {(reached, true): verdicts}
     turns: Counter[int] = field(default_factory=Counter)  # {turns in a response: responses}
     right: Counter[int] = field(default_factory=Counter)  # {turns in a response: right responses}
 
     def add(self, question: str, text: str, correct: bool) -> None:
         """Count one response."""
-        self.attempts.update((a.reached, a.turned) for a in list_attempts(parse_question(question), text))
+        found = list_attempts(parse_question(question), text)
+        self.attempts.update((a.reached, a.turned) for a in found)
+        self.verdicts.update((a.reached, a.seen) for a in found if a.seen is not None)
         turns = min(sum(line.startswith(TURN) for line in text.split("\n")), MOST)
         self.turns[turns] += 1
         self.right[turns] += correct
@@ -63,7 +66,10 @@ def describe(found: Attempts) -> str:
     lines = [f"{responses} responses, {sum(found.right.values()) / responses:.1%} right"]
     for name, share, is_reached in (("failed", failed, False), ("reached the target", reached, True)):
         whole = found.attempts[is_reached, True] + found.attempts[is_reached, False]
-        lines.append(f"  attempts that {name}: {whole}" + ("" if share is None else f", a turn follows {share:.1%}"))
+        true, false = found.verdicts[is_reached, True], found.verdicts[is_reached, False]
+        lines.append(f"  attempts that {name}: {whole}")
+        lines[-1] += f", verdicts true {true / (true + false):.1%}" if true + false else ""
+        lines[-1] += "" if share is None else f", a turn follows {share:.1%}"
     if failed is not None and reached is not None:
         lines.append(f"  detection: {100 * (failed - reached):+.1f} points")
     for turns in sorted(found.turns):

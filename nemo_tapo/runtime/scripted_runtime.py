@@ -244,9 +244,9 @@ def countdown_script(prompt: str, request: Request) -> str:
         problem = countdown.parse_question(prompt)
         solutions = countdown.list_solutions(problem)
         if solutions and draw.random() < 0.5:
-            return draw.choice(solutions).text
+            return draw.choice(solutions).write(problem.target)
         numbers = draw.sample(problem.numbers, len(problem.numbers))
-        return countdown.Attempt(numbers[0], tuple((draw.choice("+*"), n) for n in numbers[1:])).text
+        return countdown.Attempt(numbers[0], tuple((draw.choice("+*"), n) for n in numbers[1:])).write(problem.target)
     question, wrong, reference, begun = SYNTHESIS_PATTERN.fullmatch(prompt).groups()  # type: ignore[union-attr]
     fixed = countdown.write_correction(countdown.parse_question(question), wrong, reference)
     return spoil_correction(fixed, reference, begun, draw)

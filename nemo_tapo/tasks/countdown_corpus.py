@@ -1,8 +1,9 @@
-"""The pre-training corpus of the tiny Countdown model: single attempts, sums, and examples of text skills.
+"""The pre-training corpus of the tiny Countdown model: single attempts, sums, verdicts, and examples of text skills.
 
 An attempt is right, or, with probability `mistake_rate`, a random one that misses the target: so the model computes
-honestly, and its results are not always the target. No example holds a second attempt or a turn, and none has the form
-of the synthesis prompt. Every generator is a function of its seed and never uses a held-out problem.
+honestly, its results are not always the target, and its verdict is needed. It boxes whatever it reached: no example
+holds a second attempt or a turn, and none has the form of the synthesis prompt. Every generator is a function of its
+seed and never uses a held-out problem.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from dataclasses import dataclass, field
 from random import Random
 
 from nemo_tapo.tasks.corpus_example import CorpusExample
-from nemo_tapo.tasks.countdown import SIGNS, Attempt, Problem, apply_sign
+from nemo_tapo.tasks.countdown import SIGNS, Attempt, Problem, apply_sign, write_verdict
 
 MOST_TRIES = 10_000
 LARGEST = 99  # of every result: a number with three digits is no single token
-MIX: Mapping[str, float] = {"attempt": 0.47, "sums": 0.3, "repeat": 0.03, "copy": 0.1, "continue": 0.03, "check": 0.07}
-EARLY_MIX: Mapping[str, float] = {"attempt": 0.2, "sums": 0.2, "repeat": 0.4, "copy": 0.2}  # copying is learned first
+MIX: Mapping[str, float] = {"attempt": 0.4, "sums": 0.25, "repeat": 0.03, "copy": 0.12, "continue": 0.05, "check": 0.15}
+# copying is learned first
+EARLY_MIX: Mapping[str, float] = {"attempt": 0.2, "sums": 0.2, "repeat": 0.3, "copy": 0.2, "check": 0.1}
 SUMS = 8  # lines of an example of `sums`
+VERDICTS = 10  # lines of an example of `check`
 _ITEMS = (*map(str, range(1, 100)), *SIGNS, "=", "(", ")")
 
 
@@ -86,7 +89,7 @@ class CountdownCorpus:
         while True:
             attempt = self._draw_attempt(rng, [rng.randint(*self.values) for _ in range(self.numbers)])
             if attempt is not None:
-                return rng.choice(attempt.text.split("\n")[:-1])
+                return rng.choice(attempt.write_steps().split("\n"))
 
     def _make(self, kind: str, rng: Random, mistake_rate: float) -> CorpusExample:
         if kind == "repeat":
@@ -94,17 +97,15 @@ class CountdownCorpus:
             return CorpusExample(f"Repeat: {text}", "\n".join([text] * 4), kind)
         if kind == "sums":
             return CorpusExample("Go on.", "\n".join(self._draw_sum(rng) for _ in range(SUMS)), kind)
+        if kind == "check":
+            return self._draw_verdicts(rng)
         problem, attempt = self.draw_problem(rng)
         if rng.random() < mistake_rate:
             attempt = self.draw_failed_attempt(rng, problem)
+        written = attempt.write(problem.target)
         if kind == "attempt":
-            return CorpusExample(problem.question, attempt.text, kind)
-        if kind == "check":
-            result = attempt.results[-1]
-            verdict = f"{result} is{'' if result == problem.target else ' not'} {problem.target}."
-            steps = attempt.text.rpartition("\n")[0]
-            return CorpusExample(f"Check this.\nTarget: {problem.target}\n{steps}", verdict, kind)
-        text = attempt.text if rng.random() < 0.6 else self._draw_passage(rng)
+            return CorpusExample(problem.question, written, kind)
+        text = written if rng.random() < 0.6 else self._draw_passage(rng)
         if kind == "copy":
             return CorpusExample(f"Copy this text.\n{text}", text, kind)
         assert kind == "continue", kind
@@ -112,6 +113,15 @@ class CountdownCorpus:
         place = rng.randrange(len(lines) - 1)
         prompt = f"Text:\n{text}\nGo on after this line:\n{lines[place]}"
         return CorpusExample(prompt, "\n".join(lines[place + 1 :]), kind)
+
+    def _draw_verdicts(self, rng: Random) -> CorpusExample:
+        """Draw many comparisons, half of them of equal numbers: all with one target, as the question has it, or not."""
+        targets = [rng.randint(1, LARGEST)] * VERDICTS
+        prompt = f"Check this.\nTarget: {targets[0]}"
+        if rng.random() < 0.5:
+            prompt, targets = "Check this.", [rng.randint(1, LARGEST) for _ in targets]
+        others = [target if rng.random() < 0.5 else rng.randint(0, LARGEST) for target in targets]
+        return CorpusExample(prompt, "\n".join(map(write_verdict, others, targets)), "check")
 
     def _draw_passage(self, rng: Random) -> str:
         """Draw lines that can be copied and not guessed."""

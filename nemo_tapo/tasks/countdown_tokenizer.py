@@ -9,16 +9,16 @@ from nemo_tapo.tasks.word_tokenizer import build_word_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCABULARY_SIZE = 544
+VOCABULARY_SIZE = 552
 
-_PIECES = r"</?[a-z]+>|\\boxed\{|[0-9]{1,2}|[-+*=(){}]|Wait, |: |[.]\n?| ?[A-Za-z]+|\n"
+_PIECES = r"</?[a-z]+>|\\boxed\{|[0-9]{1,2}|[-+*=(){}]|Wait, |: | vs |[.]\n?| ?[A-Za-z]+|\n"
 _WORDS = (
     *map(str, range(10, 100)),
     *(
         "user|assistant|<analysis>|</analysis>|<reconstruction>|</reconstruction>|\\boxed{|: |Wait, |.\n|"
-        "Numbers|Target| is| not| there| all| are| used| the| numbers| answer| wrong|"
+        " vs | yes| no|Numbers|Target| is| not| there| all| are| used| the| numbers| answer| wrong|"
         "Question|Wrong|Right|Find| first| mistake| then| correct| it|Copy| this| text|Repeat|Check|Text|"
-        "Go| on| after| line| question| and| to| of| for"
+        "Go| on| after| line| question| and| of"
     ).split("|"),
 )
 

@@ -48,7 +48,9 @@ def test_the_oracle_corrects_every_failure_and_keeps_it(run: Path) -> None:
         question, response = (str(turn["content"]) for turn in example["messages"])  # type: ignore[attr-defined]
         problem = parse_question(question)
         first, turn, rest = response.partition("\nWait, ")
-        assert turn and rest.split("\n")[0] == f"{first.rpartition('=')[2]} is not {problem.target}."
+        result, verdict = first.rpartition("=")[2].split("\n")
+        assert verdict == f"{result} vs {problem.target} no"
+        assert turn and rest.split("\n")[0] == f"{result} is not {problem.target}."
         assert verify_response(problem, response) == (1.0, "right") and diagnose(problem, response) is None
 
 
@@ -60,11 +62,12 @@ def test_constructions_of_rl_keep_the_failed_attempt(run: Path) -> None:
 
 
 def test_the_tool_counts_turns_after_failed_and_other_attempts(run: Path) -> None:
-    """The scripted policy never turns, so detection is 0, and every response has no turn."""
+    """The scripted policy's verdicts are true, and it never turns: detection is 0, every response has no turn."""
     tool = [sys.executable, str(ROOT / "tools" / "attempts.py")]
     done = subprocess.run([*tool, str(run)], capture_output=True, text=True, check=True)
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert lines[0].startswith(f"{run}: 40 responses, ") and "detection: +0.0 points" in lines
+    assert all(line.endswith(", verdicts true 100.0%, a turn follows 0.0%") for line in lines[1:3])
     assert lines[-1].startswith("turns 0: 40 (100.0%), right ")
     failed = subprocess.run([*tool, str(run / "coldstart")], capture_output=True, text=True, check=False)
     assert failed.returncode == 1 and "evaluation" in failed.stderr and "Traceback" not in failed.stderr

@@ -64,7 +64,8 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "conditions": [("coldstart", {}), ("grpo", GRPO), ("tapo", {})],
     "countdown": [
-        ("grpo", GRPO), ("tapo", {}), ("baseline-with-originals", {"tapo.reflection_baseline": "with_originals"}),
+        ("grpo", GRPO), ("tapo", {}), ("cool-synthesis", {"tapo.temperature": 0.6}),
+        ("baseline-with-originals", {"tapo.reflection_baseline": "with_originals"}),
         ("uniform-reward", {"tapo.uniform_group": "reward"}), ("term-weights", {"loss.weighting": "terms"}),
         ("lambda-quarter", {"tapo.lambda": 0.25}), ("reflective-sft", {"algorithm": "reflective_sft"}),
         ("opsd", OPSD), ("coldstart", {}),

@@ -34,8 +34,9 @@ from nemo_tapo.tasks.registry import make_task
 from nemo_tapo.types import Completion, Grade, Query, Rollout
 
 PROBLEM = Problem((3, 5, 8), 16)
-FAILED = "3+8=11\n11*5=55\n\\boxed{(3+8)*5}"
-RIGHT = "5-3=2\n2*8=16\n\\boxed{(5-3)*8}"
+FAILED = "3+8=11\n11*5=55\n55 vs 16 no\n\\boxed{(3+8)*5}"
+RIGHT = "5-3=2\n2*8=16\n16 vs 16 yes\n\\boxed{(5-3)*8}"
+TURNED = "3+8=11\n11*5=55\n55 vs 16 no\nWait, 55 is not 16.\n"
 CORPUS = CountdownCorpus(3, (2, 20), (10, 99))
 
 
@@ -67,6 +68,7 @@ def test_the_last_box_alone_counts() -> None:
     assert verify_response(PROBLEM, RIGHT) == (1.0, "right")
     assert verify_response(PROBLEM, f"{RIGHT}\nWait, 16 is not 16.\n{FAILED}") == (0.0, "wrong")
     assert verify_response(PROBLEM, f"{FAILED}\nWait, 55 is not 16.\n{RIGHT}") == (1.0, "right")
+    assert verify_response(PROBLEM, TURNED + RIGHT) == (1.0, "right")
     assert verify_response(PROBLEM, "5-3=2\n2*8=16") == (0.0, "no_answer")
     assert verify_response(PROBLEM, "\\boxed{ }") == (0.0, "no_answer")
 
@@ -98,14 +100,22 @@ def test_the_verifier_agrees_with_reasoning_gyms() -> None:
 @pytest.mark.parametrize(
     ("response", "line", "kind", "sentence"),
     [
-        (FAILED, 1, "failed", "55 is not 16."),
+        (FAILED, 2, "failed", "55 is not 16."),
+        (FAILED.replace("no", "yes"), 2, "failed", "55 is not 16."),  # a false verdict is one on a failure
+        ("3+8=11\n11*5=55\n\\boxed{(3+8)*5}", 1, "failed", "55 is not 16."),  # without a verdict, the last step
+        ("3+8=11\n11*5=55\n54 vs 16 no\n\\boxed{(3+8)*5}", 2, "verdict", "54 is not 55."),
+        ("3+8=11\n11*5=55\n55 vs 18 no\n\\boxed{(3+8)*5}", 2, "verdict", "18 is not 16."),
+        ("5-3=2\n2*8=16\n16 vs 16 no\n\\boxed{5-3*8}", 2, "verdict", "16 is 16."),
+        ("3-5=-2\n-2 vs 16 no\n\\boxed{3-5}", 1, "unfinished", "not all numbers are used."),
         ("3+8=12\n12*5=60\n\\boxed{(3+8)*5}", 0, "result", "3+8 is not 12."),
         ("3+7=10\n10*5=50\n\\boxed{(3+7)*5}", 0, "number", "7 is not there."),
         ("3+3=6\n6+8=14\n\\boxed{(3+3)+8}", 0, "number", "3 is not there."),  # one 3 alone is there
         ("3+5=8\n8+5=13\n\\boxed{(3+5)+8}", 1, "number", "5 is not there."),  # used up
         ("5-3=2\n\\boxed{5-3}", 1, "unfinished", "not all numbers are used."),
+        ("5-3=2\n2*8=16\n16 vs 16 yes\n\\boxed{(5-3)+8}", 3, "box", "the answer is wrong."),
         ("5-3=2\n2*8=16\n\\boxed{(5-3)+8}", 2, "box", "the answer is wrong."),
-        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{FAILED}", 4, "failed", "55 is not 16."),  # a second failure
+        (TURNED + FAILED, 6, "failed", "55 is not 16."),  # a second failure
+        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{FAILED}", 5, "failed", "55 is not 16."),  # no verdict on the first
         ("3-8=-5\n\\boxed{3-8}", 1, "unfinished", "not all numbers are used."),
     ],
 )
@@ -114,7 +124,7 @@ def test_the_first_mistake_that_no_turn_takes_back(response: str, line: int, kin
     assert found is not None and (found.line, found.kind, found.sentence) == (line, kind, sentence)
 
 
-@pytest.mark.parametrize("response", [RIGHT, f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "I think so.", ""])
+@pytest.mark.parametrize("response", [RIGHT, TURNED + RIGHT, "I think so.", ""])
 def test_no_mistake_to_find(response: str) -> None:
     assert diagnose(PROBLEM, response) is None
     assert write_correction(PROBLEM, response, RIGHT) is None
@@ -122,26 +132,27 @@ def test_no_mistake_to_find(response: str) -> None:
 
 
 def test_a_correction_keeps_the_failure_and_tries_the_references_way() -> None:
-    turned = f"3*5=15\n15-8=7\nWait, 7 is not 16.\n{RIGHT}"
-    want = f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}"
+    turned = f"3*5=15\n15-8=7\n7 vs 16 no\nWait, 7 is not 16.\n{RIGHT}"
+    want = TURNED + RIGHT
     for reference in (RIGHT, turned):
         text = write_correction(PROBLEM, FAILED, reference)
-        assert text == f"<analysis>11*5=55: 55 is not 16.</analysis>\n<reconstruction>{want}</reconstruction>"
+        assert text == f"<analysis>55 vs 16 no: 55 is not 16.</analysis>\n<reconstruction>{want}</reconstruction>"
     assert verify_response(PROBLEM, want) == (1.0, "right") and diagnose(PROBLEM, want) is None
     assert last_attempt(turned) == RIGHT
     whole = write_full_correction(PROBLEM, FAILED, turned)
-    assert whole == f"<analysis>11*5=55: 55 is not 16.</analysis>\n<reconstruction>{RIGHT}</reconstruction>"
+    assert whole == f"<analysis>55 vs 16 no: 55 is not 16.</analysis>\n<reconstruction>{RIGHT}</reconstruction>"
 
 
 @pytest.mark.parametrize(
     ("wrong", "kept"),
     [
-        (FAILED, "3+8=11\n11*5=55\n"),
+        (FAILED, "3+8=11\n11*5=55\n55 vs 16 no\n"),
+        ("3+8=11\n11*5=55\n\\boxed{(3+8)*5}", "3+8=11\n11*5=55\n"),
         ("3+8=12\n12*5=60\n\\boxed{(3+8)*5}", "3+8=12\n"),
         ("3+7=10\n10*5=50\n\\boxed{(3+7)*5}", "3+7=10\n"),
         ("5-3=2\n2*8=16\n\\boxed{(5-3)+8}", "5-3=2\n2*8=16\n\\boxed{(5-3)+8}"),
-        ("8-3=5\n5*5=25\nWait, 25 is not 16.\n3+8=11\n11*5=55\n\\boxed{(3+8)*5}",
-         "8-3=5\n5*5=25\nWait, 25 is not 16.\n3+8=11\n11*5=55\n"),
+        ("8*3=24\n24-5=19\n19 vs 16 no\nWait, 19 is not 16.\n3+8=11\n11*5=55\n55 vs 16 no\n\\boxed{(3+8)*5}",
+         "8*3=24\n24-5=19\n19 vs 16 no\nWait, 19 is not 16.\n3+8=11\n11*5=55\n55 vs 16 no\n"),
     ],
 )  # fmt: skip
 def test_the_oracles_analysis_names_the_line_that_a_prefilled_prefix_ends_with(wrong: str, kept: str) -> None:
@@ -158,12 +169,20 @@ def test_the_oracles_analysis_names_the_line_that_a_prefilled_prefix_ends_with(w
 
 
 def test_whole_attempts_and_the_turns_after_them() -> None:
-    def told(response: str) -> list[tuple[bool, bool]]:
-        return [(a.reached, a.turned) for a in list_attempts(PROBLEM, response)]
+    def told(response: str) -> list[tuple[bool, bool, bool | None]]:
+        return [(a.reached, a.turned, a.seen) for a in list_attempts(PROBLEM, response)]
 
-    assert told(FAILED) == [(False, False)] and told(RIGHT) == [(True, False)]
-    assert told(f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}") == [(False, True), (True, False)]
-    assert told(f"5-3=2\n2*8=16\nWait, 16 is not 16.\n{FAILED}") == [(True, True), (False, False)]
+    assert told(FAILED) == [(False, False, True)] and told(RIGHT) == [(True, False, True)]
+    assert told(FAILED.replace("no", "yes")) == [(False, False, False)]
+    assert told(RIGHT.replace("yes", "no")) == [(True, False, False)]
+    assert told(FAILED.replace("55 vs", "16 vs")) == [(False, False, False)]  # the verdict is on another number
+    assert told(TURNED + RIGHT) == [(False, True, True), (True, False, True)]
+    assert told(f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}") == [(False, True, None), (True, False, True)]
+    assert told(f"5-3=2\n2*8=16\n16 vs 16 no\nWait, 16 is not 16.\n{FAILED}") == [
+        (True, True, False),
+        (False, False, True),
+    ]
+    assert told("3+8=11\n11*5=55") == [(False, False, None)] and told("5-3=2\n2*8=16\n16 vs 16 yes")[0][0]
     assert told("3+8=12\n12*5=60") == [] and told("5-3=2\nWait, 2 is not 16.\n3+8=11") == []
 
 
@@ -195,12 +214,24 @@ def test_the_corpus_holds_single_attempts_alone() -> None:
         assert (example.prompt + example.response).count("boxed") <= 1 or example.kind in ("copy", "continue")
 
 
-def test_checks_tell_the_truth() -> None:
-    checks = [e for e in corpus({"check": 1}) if e.kind == "check"]
-    for example in checks:
-        target, result = example.prompt.split("\n")[1].removeprefix("Target: "), example.prompt.rpartition("=")[2]
-        assert example.response == f"{result} is{'' if result == target else ' not'} {target}."
-    assert len({" not " in e.response for e in checks}) == 2
+def test_verdicts_tell_the_truth() -> None:
+    equal, one_target = [], 0
+    for example in corpus({"check": 1}):
+        lines = [line.replace(" vs ", " ").split(" ") for line in example.response.split("\n")]
+        assert len(lines) == 10 and all(verdict == ("yes" if a == b else "no") for a, b, verdict in lines)
+        equal += [verdict == "yes" for *_, verdict in lines]
+        one_target += example.prompt == f"Check this.\nTarget: {lines[0][1]}"
+        assert "Target" not in example.prompt or len({b for _, b, _ in lines}) == 1
+    assert 0.47 < sum(equal) / len(equal) < 0.54 and 150 < one_target < 250  # of 4,000 and of 400
+
+
+def test_an_attempts_verdict_is_true_whether_it_fails_or_not() -> None:
+    seen = set()
+    for example in corpus({"attempt": 1}):
+        (attempt,) = list_attempts(parse_question(example.prompt), example.response)
+        assert attempt.seen and not attempt.turned
+        seen.add(attempt.reached)
+    assert seen == {True, False}
 
 
 def test_sums_are_right_steps() -> None:
@@ -235,21 +266,32 @@ def test_settings_without_a_problem_are_one_sentence(settings: dict[str, Any], s
 
 def test_a_corpus_without_a_problem_says_so() -> None:
     with pytest.raises(ValueError, match="none reaches a target from 90 to 99 that is not held out"):
-        CountdownCorpus(2, (2, 2), (90, 99)).draw(1, 0)
+        CountdownCorpus(2, (2, 2), (90, 99)).draw(1, 0, {"attempt": 1})
 
 
 def test_numbers_and_turns_are_single_tokens() -> None:
     tokenizer = build_tokenizer()
-    assert len(tokenizer) == 544 == len(set(tokenizer.get_vocab().values()))
+    assert len(tokenizer) == 552 == len(set(tokenizer.get_vocab().values()))
     assert tokenizer.tokenize("11*5=55") == ["11", "*", "5", "=", "55"]
-    turn = f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT} héllo 🙂 123"
+    assert tokenizer.tokenize("55 vs 16 no\n16 vs 16 yes") == [
+        "55",
+        "ĠvsĠ",
+        "16",
+        "Ġno",
+        "Ċ",
+        "16",
+        "ĠvsĠ",
+        "16",
+        "Ġyes",
+    ]
+    turn = f"{TURNED}{RIGHT} héllo 🙂 123"
     assert tokenizer.decode(tokenizer.encode(turn)) == turn
     assert len(tokenizer.encode("Wait, ")) == len(tokenizer.encode("<reconstruction>")) == 1
 
 
 def test_an_attempt_of_four_numbers_nests_its_box() -> None:
     attempt = Attempt(20, (("-", 8), ("*", 3), ("+", 2)))
-    assert attempt.text == "20-8=12\n12*3=36\n36+2=38\n\\boxed{((20-8)*3)+2}"
+    assert attempt.write(38) == "20-8=12\n12*3=36\n36+2=38\n38 vs 38 yes\n\\boxed{((20-8)*3)+2}"
     assert is_solution(Problem((2, 3, 8, 20), 38), "((20-8)*3)+2")
 
 
@@ -278,7 +320,7 @@ def test_a_task_grades_locates_and_corrects(tasks: list[Any]) -> None:
     task, query = tasks[0], tasks[0].train_queries()[0]
     assert asyncio.run(task.grade(query, f"\\boxed{{{query.answer}}}")) == Grade(1.0, "right", query.answer)
     problem = parse_question(query.question)
-    wrong = CORPUS.draw_failed_attempt(Random(0), problem).text
+    wrong = CORPUS.draw_failed_attempt(Random(0), problem).write(problem.target)
     assert asyncio.run(task.grade(query, wrong)).outcome == "wrong"
     end = task.locate_error(query, wrong)
     assert wrong[:end] == wrong.rpartition("\n")[0]
@@ -295,12 +337,13 @@ def test_a_task_grades_locates_and_corrects(tasks: list[Any]) -> None:
     [  # reflection, correction, located, diagnosis, answer right
         (RIGHT, "00001"),
         (FAILED, "00000"),
-        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "11111"),
-        (f"3+8=11\n11*5=55\nWait, 54 is not 16.\n{RIGHT}", "11101"),  # the wrong number
-        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{FAILED}", "11110"),
-        (f"5-3=2\n2*8=16\nWait, 16 is not 16.\n{RIGHT}", "11001"),  # nothing was wrong
+        (TURNED + RIGHT, "11111"),
+        (f"3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "11111"),  # without a verdict
+        (f"3+8=11\n11*5=55\n55 vs 16 no\nWait, 54 is not 16.\n{RIGHT}", "11101"),  # the wrong number
+        (TURNED + FAILED, "11110"),
+        (f"5-3=2\n2*8=16\n16 vs 16 yes\nWait, 16 is not 16.\n{RIGHT}", "11001"),  # nothing was wrong
         (f"3+8=11\nWait, 11 is not 16.\n{RIGHT}", "11001"),  # no whole attempt yet
-        (f"5-3=2\n2*8=16\nWait, 16 is not 16.\n3+8=11\n11*5=55\nWait, 55 is not 16.\n{RIGHT}", "11111"),  # the second
+        (f"5-3=2\n2*8=16\n16 vs 16 yes\nWait, 16 is not 16.\n{TURNED}{RIGHT}", "11111"),  # the second
         (f"{FAILED} Wait, what?", "10000"),
     ],
 )
