@@ -21,7 +21,7 @@ CONDITIONS = (  # report, row, what is said beside it; the order of the figure
     ("four", "tapo", "arithmetic, chains of four (each term its own mean)"),
     ("table1", "tapo", "arithmetic, each term a mean over its own rows, error not kept"),
     ("weighting", "term-weights", "arithmetic, each term a mean over its own rows"),
-    ("countdown", "tapo", "Countdown"),
+    ("countdown", "tapo", "Countdown, a base that sees its errors"),
 )
 OURS, BASELINE = "#0072B2", "#555555"
 

@@ -7,6 +7,7 @@ jobs are real ones, by tools/slurm/launch.py, with Ray across both nodes; the ru
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,10 +68,10 @@ def requeue(slurm: Slurm, job: str, rng: Random) -> bool:
     return True
 
 
-FAULTS: dict[str, tuple[Strike, str]] = {  # name -> (strike, words that the log has to have if the job failed)
+FAULTS: dict[str, tuple[Strike, str]] = {  # name -> (strike, a pattern that the log of a failed job has to have)
     "SIGKILL to the driver": (kill_one(NODES[:1], "nemo_tapo.cli train"), "FAILED: nemo-tapo ended with exit code"),
     "SIGKILL to a raylet": (kill_one(NODES, "raylet/raylet"), "FAILED: node n"),
-    "SIGKILL to a node's step": (kill_one(NODES, "node.sh"), "FAILED: node n"),
+    "SIGKILL to a node's step": (kill_one(NODES, "node.sh"), "FAILED: (node n|srun ended with exit code)"),
     "the signal before the time limit": (signal_job, ""),
     "taken off its nodes and queued again": (requeue, ""),
 }
@@ -141,7 +142,7 @@ def break_job(name: str, slurm: Slurm, folder: Path, rng: Random) -> Trial:
     state = wait_for_end(slurm, job, WITHIN, requeued=True)
     seconds, said = round(time.monotonic() - begin, 1), tell_log(folder, job)
     wrong = None
-    if state == "FAILED" and words not in said:
+    if state == "FAILED" and not re.search(words, said):
         wrong = f"the log does not name the cause: {said[-300:]}"
     elif state not in (*ENDED, *QUEUED_AGAIN):
         wrong = f"it is {state} {seconds:.0f} s after the fault"
