@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_tapo.algorithms.reasoning_steps import find_step_ends
 from nemo_tapo.metrics import (
     BEYOND,
     CORRECT,
@@ -29,6 +30,20 @@ from nemo_tapo.types import Experience
 LEAST_ELIGIBLE, LEAST_PARSED, LEAST_MIXED, LEAST_DETECTION = 0.05, 0.3, 0.1, 0.2
 
 
+TURN_WITHIN = 2  # steps: a verdict on what stands before ("55 vs 16 no") may come before the turn
+
+
+def turns_soon(continuation: str, turn: str) -> bool:
+    r"""Return whether one of the first TURN_WITHIN steps of a continuation begins with `turn`.
+
+    >>> turns_soon("\n55 vs 16 no\nWait, again.\n", "Wait"), turns_soon("\n1+1=2\n2+2=4\nWait, again.", "Wait")
+    (True, False)
+    """
+    text = continuation.lstrip()
+    ends = [0, *find_step_ends(text)][:TURN_WITHIN]
+    return any(text[end:].lstrip().startswith(turn) for end in ends)
+
+
 @dataclass(frozen=True)
 class PrefixProbe:
     """What a model did next behind a prefix of one of its own rollouts.
@@ -38,7 +53,7 @@ class PrefixProbe:
     """
 
     behind_error: bool  # the prefix ends with the first wrong step of a wrong rollout, else with a step of a right one
-    turned: bool  # its next step takes something back
+    turned: bool  # one of its next TURN_WITHIN steps takes something back
     correct: bool  # the answer that it came to is right
 
 
@@ -155,7 +170,7 @@ def describe(found: Mapping[str, Any]) -> str:
         lines.append("detection  not measured: the task does not tell where a response is wrong")
     else:
         lines.append(
-            f"detection  behind {detection['prefixes']} errors the next step turns in "
+            f"detection  behind {detection['prefixes']} errors the model turns back in "
             f"{detection['turned_behind_error']:.0%}, behind right steps in {detection['turned_behind_right']:.0%}; "
             f"{detection['recovered']:.0%} of the answers behind an error are right"
         )

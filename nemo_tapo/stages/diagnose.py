@@ -55,7 +55,7 @@ async def probe_prefixes(session: Session, pairs: list[Pair]) -> list[diagnosis.
         prefix = continuation.cut(rollout, end)
         seed = seed_from(session.cfg.seed, "diagnose", rollout.uid, end, behind_error)
         completion = await continuation.sample(rollout, prefix, seed)
-        turned = completion.text.lstrip().startswith(settings.turn)
+        turned = diagnosis.turns_soon(completion.text, settings.turn)
         return diagnosis.PrefixProbe(behind_error, turned, await continuation.is_right(rollout, prefix, completion))
 
     probes = []
