@@ -10,6 +10,7 @@ from nemo_tapo.algorithms.prefilled import find_prefix_end
 from nemo_tapo.algorithms.reasoning_steps import find_step_ends
 from nemo_tapo.evaluation import diagnosis
 from nemo_tapo.evaluation.benchmarks import collect_once
+from nemo_tapo.interfaces import Task
 from nemo_tapo.types import Pair, Rollout
 from nemo_tapo.utils.concurrency import run_concurrently
 from nemo_tapo.utils.files import replace_text
@@ -42,12 +43,13 @@ async def diagnose(session: Session) -> str:
 async def probe_prefixes(session: Session, pairs: list[Pair]) -> list[diagnosis.PrefixProbe]:
     """Let the model go on behind the first wrong step of each wrong rollout, and behind as many right ones.
 
-    There are none where the task does not tell where a response is wrong.
+    A step counts as wrong whether or not the rollout took it back: those that it did not would be those that the model
+    does not see. There are no probes where the task does not tell where a response is wrong.
     """
     continuation, settings = Continuation(session.cfg, session.tools), session.cfg.diagnose
     found = {}  # {uid of the wrong rollout: (its prefix's end, a right rollout)}
     for pair in pairs:
-        end = session.task.locate_error(pair.wrong.query, pair.wrong.text)
+        end = find_first_error(session.task, pair.wrong)
         if end is not None:
             found[pair.wrong.uid] = (pair.wrong, find_prefix_end(pair.wrong.text, end), pair.right)
 
@@ -62,7 +64,19 @@ async def probe_prefixes(session: Session, pairs: list[Pair]) -> list[diagnosis.
     for wrong, end, right in found.values():
         probes.append(probe(wrong, end, True))
         steps = sum(step_end <= end for step_end in find_step_ends(wrong.text))
-        ends = find_step_ends(right.text)[:-1][:steps]  # not behind the answer, where nothing is left to say
+        taken_back = find_first_error(session.task, right)
+        before = find_step_ends(right.text)[:-1]  # not behind the answer, where nothing is left to say
+        ends = [each for each in before if taken_back is None or each < taken_back][:steps]
         if ends:
             probes.append(probe(right, find_prefix_end(right.text, ends[-1]), False))
     return list(await run_concurrently(probes))
+
+
+def find_first_error(task: Task, rollout: Rollout) -> int | None:
+    """Return where the first wrong step of a rollout ends, taken back later or not; None if the task knows of none."""
+    ends = find_step_ends(rollout.text)
+    for end in ends:
+        error = task.locate_error(rollout.query, rollout.text[:end])
+        if error is not None:
+            return next(each for each in ends if each >= error)
+    return None
