@@ -12,6 +12,7 @@ from nemo_tapo.types import Construction, Group, Kind, Query, Rollout, Row, Step
 from nemo_tapo.utils.jsonl import Record
 from nemo_tapo.utils.token_text import TokenPieces
 
+MOST_SCORED_TOKENS = 2_000_000  # in a step: of so many the log-probabilities are stored, in query order
 LOGPROB_DECIMALS = 4  # of the stored ones: they are looked at, not computed with
 
 
@@ -21,9 +22,11 @@ class StepRecords:
     def __init__(self, tokenizer: Tokenizer, tapo: TapoConfig | None) -> None:
         """Decode with `tokenizer`; `tapo` has the thresholds of Eq. 3, or is None if nothing is constructed."""
         self._pieces, self._tapo = TokenPieces(tokenizer.decode), tapo
+        self._scored_tokens = 0  # of this step, whose log-probabilities are in its records
 
     def make_query_records(self, record: StepRecord) -> list[Record]:
         """Return one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
+        self._scored_tokens = 0
         weights = collect_weights(record.rows, record.results)
         advantages = {row.uid: row.advantage for row in record.rows}
         own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
@@ -74,7 +77,9 @@ class StepRecords:
     def _make_rollout(self, rollout: Rollout, advantage: float | None) -> Record:
         completion, grade = rollout.completion, rollout.grade
         scored: Record = {}
-        if completion.logprobs is not None:
+        scored_tokens = self._scored_tokens + len(completion.token_ids)
+        if completion.logprobs is not None and scored_tokens <= MOST_SCORED_TOKENS:
+            self._scored_tokens = scored_tokens
             logprobs = [round(each, LOGPROB_DECIMALS) for each in completion.logprobs]
             scored = {"logprobs": logprobs, "tokens": self._pieces.split(completion.token_ids)}
         return {

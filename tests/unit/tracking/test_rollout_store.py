@@ -200,6 +200,16 @@ def test_all_rollouts_with_advantages_and_pairs_of_a_query() -> None:
     assert grpo["zone"] is None and grpo["pairs"] == []
 
 
+def test_log_probabilities_are_kept_up_to_so_many_tokens_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three rollouts of three tokens, with room for seven."""
+    monkeypatch.setattr("nemo_tapo.tracking.step_records.MOST_SCORED_TOKENS", 7)
+    records = StepRecords(TOKENIZER, None)
+    for _ in range(2):  # each step anew
+        step = step_record(Experience((Group(QUERY, rollouts([0.0, 1.0, 1.0], logprobs=True)),)))
+        [query] = records.make_query_records(step)
+        assert ["logprobs" in rollout for rollout in query["rollouts"]] == [True, True, False]
+
+
 def test_pairs_of_the_step_before_are_kept_even_if_their_query_is_not_drawn_again() -> None:
     earlier = rollouts([0.0, 1.0])
     made = Construction(Pair(earlier[0], earlier[1], 0), None, response_ids=(55, 53, 1), grade=Grade(1.0, "right"))
