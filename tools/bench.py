@@ -10,8 +10,8 @@ pipelines  the same on an engine bound by latency, as on a cluster, whose second
 peers      a GRPO step of TRL's trainer against one of this package (bench_peers.py); only where it is named, for it
            installs TRL
 driver     seconds and memory of what the driver does in a step of 1,024 queries with 16 rollouts of 8,192 tokens
-           (driver_scale.py); only where it is named, for it takes ten minutes and 16 GiB. --scale 4: a quarter of the
-           queries
+           (driver_scale.py); only where it is named, for it takes long and much memory. --scale 4: a quarter of the
+           queries, five minutes and 6.3 GiB
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ def kernel_once(which: str, tokens: int, vocab: int, dtype: str, repeats: int, g
     return {"seconds": statistics.median(seconds), "extra": (peak_bytes() - before) / size}
 
 
+def run_apart(option: str, *arguments: object) -> dict[str, float]:
+    """Call what this tool's hidden `option` names in a process of its own: so the peak of its memory is its own."""
+    command = [sys.executable, __file__, option, json.dumps(arguments)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    return found
+
+
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -79,11 +87,7 @@ def kernel(repeats: int) -> None:
         for gradient in (False, True):
             results = {}
             for which in ("one_pass", "plain"):
-                arguments = json.dumps([which, tokens, vocab, dtype, repeats, gradient])
-                out = subprocess.run(
-                    [sys.executable, __file__, "--kernel-once", arguments], check=True, capture_output=True, text=True
-                ).stdout
-                results[which] = json.loads(out.splitlines()[-1])
+                results[which] = run_apart("--kernel-once", which, tokens, vocab, dtype, repeats, gradient)
             one, plain = results["one_pass"], results["plain"]
             name = f"{tokens} x {vocab:,} {dtype}, {'with gradient' if gradient else 'forward'}"
             rows.append(
@@ -196,10 +200,7 @@ def driver(scale: int) -> None:
     from driver_scale import TOKENS_TRAINED
 
     for pipeline in ("overlapped", "deferred"):
-        arguments = json.dumps([1024 // scale, 16, 8192, pipeline])
-        command = [sys.executable, __file__, "--driver-once", arguments]  # a process of its own: its peak is its own
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        seen = json.loads(out.splitlines()[-1])
+        seen = run_apart("--driver-once", 1024 // scale, 16, 8192, pipeline)
         title = f"the driver's part of a step, {1024 // scale:,} queries, {pipeline}"
         table(
             title,

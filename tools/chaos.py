@@ -70,12 +70,17 @@ def read_results(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def open_results(work: Path) -> list[dict[str, object]]:
+    """Make the folder, and return the results of earlier calls, without a line that a kill has cut."""
+    work.mkdir(parents=True, exist_ok=True)
+    cut_torn_line(work / RESULTS)
+    return read_results(work / RESULTS)
+
+
 def run_tries(arguments: argparse.Namespace) -> int:
     """Make the tries that are missing, and append each to the results. Return how many were not survived."""
     work: Path = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(work / RESULTS)
-    done = {row["name"] for row in read_results(work / RESULTS)}
+    done = {row["name"] for row in open_results(work)}
     no_disk, until, failed = find_mount_fault(work), time.monotonic() + 60 * arguments.minutes, 0
     if no_disk:
         print(f"chaos: a full disk is left out: {no_disk}")
@@ -108,9 +113,7 @@ def run_chains(arguments: argparse.Namespace) -> int:
     from faults.slurm_chain import make_chain, open_cluster
 
     work: Path = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(work / RESULTS)
-    done = {row["name"] for row in read_results(work / RESULTS) if row["level"] == "slurm"}
+    done = {row["name"] for row in open_results(work) if row["level"] == "slurm"}
     until, failed, number = time.monotonic() + 60 * arguments.minutes, 0, 0
     with open_cluster() as slurm:
         while len(done) < arguments.tries and time.monotonic() < until:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nemo_tapo.algorithms.tapo import TAPO
 from nemo_tapo.algorithms.tools import Tools
@@ -128,14 +127,6 @@ class IdleActor(ScriptedActor):
     async def train(self, batch: Batch, loss: Loss) -> UpdateResult:
         """Return weights of 1."""
         return UpdateResult(0.0, 0.0, 0.0, {}, torch.ones(batch.input_ids.shape))
-
-    async def logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """Return 0 for every token."""
-        return torch.zeros(batch.input_ids.shape)
-
-    async def reference_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """Return 0 for every token."""
-        return torch.zeros(batch.input_ids.shape)
 
 
 class LastLineTask:

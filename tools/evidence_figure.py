@@ -12,6 +12,12 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_tapo.report.plots import COLOURS, open_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FOLDER = Path(__file__).parents[1] / "docs" / "evidence"
 CONDITIONS = (  # report, row, what is said beside it; the order of the figure
@@ -23,7 +29,7 @@ CONDITIONS = (  # report, row, what is said beside it; the order of the figure
     ("weighting", "term-weights", "arithmetic, each term a mean over its own rows"),
     ("countdown", "tapo", "Countdown, a base that sees its errors"),
 )
-OURS, BASELINE = "#0072B2", "#555555"
+OURS, BASELINE = COLOURS[0], "#555555"
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,11 @@ def read_difference(report: str, row: str, label: str) -> Difference:
 
 def draw(rows: list[Difference], target: Path) -> None:
     """Draw the rows from top to bottom."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with open_figure(target, size=(9, 0.55 * len(rows) + 1.2)) as figure:
+        _draw_rows(figure.subplots(), rows)
 
-    figure = Figure(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+
+def _draw_rows(axes: Axes, rows: list[Difference]) -> None:
     places = range(len(rows), 0, -1)
     axes.axvline(0, color=BASELINE, linewidth=1)
     for place, row in zip(places, rows, strict=True):
@@ -72,7 +77,6 @@ def draw(rows: list[Difference], target: Path) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.savefig(target, dpi=110, metadata={"Software": None})
 
 
 def main() -> int:

@@ -30,9 +30,11 @@ existing=$(get_version "$VENV/bin/python")
 if [ -z "${PYTHON:-}" ]; then # what is there stays, also where another Python was installed since
     if is_suitable "$VENV/bin/python"; then PYTHON=$VENV/bin/python; else PYTHON=$(find_python); fi
 fi
-answer=$("$PYTHON" -V 2>&1 || true)
-is_suitable "$PYTHON" || fail "the pinned local stack is for Python ${VERSIONS// /, }, and $PYTHON is \
-${answer%%$'\n'*}. Name one: make demo PYTHON=python3.12"
+is_suitable "$PYTHON" || {
+    answer=$("$PYTHON" -V 2>&1 || true)
+    fail "the pinned local stack is for Python ${VERSIONS// /, }, and $PYTHON is ${answer%%$'\n'*}. Name one: \
+make demo PYTHON=python3.12"
+}
 [ "${existing:-$(get_version "$PYTHON")}" = "$(get_version "$PYTHON")" ] || fail \
     "$VENV is of Python $existing, and $PYTHON is another: remove $VENV, or name another folder: VENV=.venv-other"
 stamp=$({ get_version "$PYTHON"; cat requirements/local.txt requirements/reasoning_gym.txt pyproject.toml setup.py tools/setup.sh; } | sha256sum)

@@ -42,10 +42,9 @@ DROP_REASONS = (
     "row_too_long",  # query and reconstruction do not fit model.max_length
     "run_ended",  # chosen in the last step of a run whose constructions are made a step later (pipeline: deferred)
 )
-
+UNGRADED = "ungraded"  # one more, counted only where it happens: a reward function gave the construction no reward
 
 LEADS = ("\n", ".", "a")  # what a text is encoded behind: one of them that does not melt into one token with it
-UNGRADED = "ungraded"  # one more, counted only where it happens: a reward function gave the construction no reward
 
 
 @dataclass(frozen=True)
@@ -196,22 +195,23 @@ def encode_as_sampled(
     """
     kept = cut_sampled(sampled, text[:shared], tokenizer)
     chars = len(tokenizer.decode(kept))
-    return (*kept, *encode_behind(kept, text[chars:], tokenizer)), len(kept), chars
+    return (*kept, *encode_behind(kept, text, chars, tokenizer)), len(kept), chars
 
 
-def encode_behind(kept: Sequence[int], rest: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids of `rest`, a text that goes on behind the ids `kept`.
+def encode_behind(kept: Sequence[int], text: str, chars: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids of text[chars:], which goes on behind the ids `kept`: their text is text[:chars].
 
     Some tokenizers (Llama 2's, Mistral's) put a blank before whatever they encode. Inside a row that would be a blank
     which nobody wrote and no verifier saw. There the text is encoded behind a lead, whose ids are taken off again.
     """
-    ids, wanted = tuple(tokenizer.encode(rest)), tokenizer.decode(kept) + rest
-    if not kept or tokenizer.decode((*kept, *ids)) == wanted:
+    rest = text[chars:]
+    ids = tuple(tokenizer.encode(rest))
+    if not kept or tokenizer.decode((*kept, *ids)) == text:
         return ids
     for lead in LEADS:
         head, whole = tokenizer.encode(lead), tokenizer.encode(lead + rest)
         behind = tuple(whole[len(head) :])
-        if whole[: len(head)] == head and tokenizer.decode((*kept, *behind)) == wanted:
+        if whole[: len(head)] == head and tokenizer.decode((*kept, *behind)) == text:
             return behind
     return ids
 

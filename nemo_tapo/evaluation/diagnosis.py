@@ -28,8 +28,6 @@ from nemo_tapo.types import Experience
 
 # Below these little is left to learn from: judgement, from two tasks and tiny models (docs/evidence.md).
 LEAST_ELIGIBLE, LEAST_PARSED, LEAST_MIXED, LEAST_DETECTION = 0.05, 0.3, 0.1, 0.2
-
-
 TURN_WITHIN = 2  # steps: a verdict on what stands before ("55 vs 16 no") may come before the turn
 
 

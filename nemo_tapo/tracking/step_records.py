@@ -22,14 +22,13 @@ class StepRecords:
     def __init__(self, tokenizer: Tokenizer, tapo: TapoConfig | None) -> None:
         """Decode with `tokenizer`; `tapo` has the thresholds of Eq. 3, or is None if nothing is constructed."""
         self._pieces, self._tapo = TokenPieces(tokenizer.decode), tapo
-        self._scored_tokens = 0  # of this step, whose log-probabilities are in its records
 
     def make_query_records(self, record: StepRecord) -> list[Record]:
         """Return one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
-        self._scored_tokens = 0
         weights = collect_weights(record.rows, record.results)
         advantages = {row.uid: row.advantage for row in record.rows}
         own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
+        scored = _choose_scored(record.experience.groups)
 
         def make_pairs(constructions: Sequence[Construction]) -> list[Record]:
             return [
@@ -39,7 +38,7 @@ class StepRecords:
 
         records = []
         for group, constructions in zip(record.experience.groups, own, strict=True):
-            rollouts = [self._make_rollout(rollout, advantages.get(rollout.uid)) for rollout in group.rollouts]
+            rollouts = [self._make_rollout(r, advantages.get(r.uid), id(r) in scored) for r in group.rollouts]
             thresholds = {rollout.grade.correct_at for rollout in group.rollouts} - {None}
             zone = self._find_zone(group)
             records.append(
@@ -74,12 +73,10 @@ class StepRecords:
     def _find_zone(self, group: Group) -> Zone | None:
         return classify_zone(group, self._tapo.n_pos, self._tapo.n_neg) if self._tapo else None
 
-    def _make_rollout(self, rollout: Rollout, advantage: float | None) -> Record:
+    def _make_rollout(self, rollout: Rollout, advantage: float | None, is_scored: bool) -> Record:
         completion, grade = rollout.completion, rollout.grade
         scored: Record = {}
-        scored_tokens = self._scored_tokens + len(completion.token_ids)
-        if completion.logprobs is not None and scored_tokens <= MOST_SCORED_TOKENS:
-            self._scored_tokens = scored_tokens
+        if is_scored and completion.logprobs is not None:
             logprobs = [round(each, LOGPROB_DECIMALS) for each in completion.logprobs]
             scored = {"logprobs": logprobs, "tokens": self._pieces.split(completion.token_ids)}
         return {
@@ -103,6 +100,17 @@ class StepRecords:
             "wrong_index": construction.pair.wrong.index,
             "right_index": construction.pair.right.index,
         }
+
+
+def _choose_scored(groups: Sequence[Group]) -> set[int]:
+    """Return the rollouts, by `id`, whose log-probabilities are stored."""
+    chosen, tokens = set(), 0
+    for rollout in (rollout for group in groups for rollout in group.rollouts):
+        length = len(rollout.completion.token_ids)
+        if rollout.completion.logprobs is not None and tokens + length <= MOST_SCORED_TOKENS:
+            chosen.add(id(rollout))
+            tokens += length
+    return chosen
 
 
 def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:

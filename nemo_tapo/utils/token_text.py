@@ -80,13 +80,14 @@ def common_prefix_length(a: str, b: str) -> int:
     >>> common_prefix_length("47+38=75", "47+38=85")
     6
     """
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # what is equal up to `low` need not be compared again
+    return _find_last(0, min(len(a), len(b)), lambda end: a[:end] == b[:end])
+
+
+def _find_last(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """Return the largest number up to `high` for which `holds` is true: it is for `low`, and up to some number."""
+    while low < high:
         middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
 
 
@@ -130,17 +131,8 @@ def _find_longest(ids: Sequence[int], text: str, decode: Decode) -> int:
     def fits(end: int) -> bool:
         return len(decode(ids[:end])) <= len(text)
 
-    low, high = begin, min(begin + BLOCK, len(ids))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if offset + len(decode(ids[begin:middle])) <= len(text):
-            low = middle
-        else:
-            high = middle - 1
-    if fits(low) and (low == len(ids) or not fits(low + 1)):
-        return low
-    low, high = 0, len(ids)  # a text is not that of its blocks, joined
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    last = min(begin + BLOCK, len(ids))
+    found = _find_last(begin, last, lambda end: offset + len(decode(ids[begin:end])) <= len(text))
+    if fits(found) and (found == len(ids) or not fits(found + 1)):
+        return found
+    return _find_last(0, len(ids), fits)  # a text is not that of its blocks, joined

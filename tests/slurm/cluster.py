@@ -24,6 +24,10 @@ from pathlib import Path
 import psutil
 
 NODES = ("n1", "n2")
+# What the launcher needs for them. Both nodes are this host. 127.0.0.1 itself Ray takes for "find my address out",
+# others of loopback as they are.
+ADDRESSES = "NT_ADDRESSES=n1=127.0.0.2 n2=127.0.0.3"
+TWO_NODES = ("--nodes", "2", "--env", "NT_OBJECT_STORE=100000000", "--env", ADDRESSES)
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CONF = """
 ClusterName=test

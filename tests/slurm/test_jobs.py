@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.slurm.cluster import ENDED, Slurm, cluster, on_node, why_not
+from tests.slurm.cluster import ENDED, TWO_NODES, Slurm, cluster, on_node, why_not
 from tests.slurm.pyxis import make_image
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -35,9 +35,6 @@ REAL = [
     f"model.path={ROOT}/assets/tiny-coldstart", "rollout.queries_per_step=4", "rollout.samples_per_query=6",
     "local.dp=2", "local.threads=2", "checkpoint.every=1", "checkpoint.min_free_gib=0",
 ]  # fmt: skip
-# Both nodes are this host. 127.0.0.1 itself Ray takes for "find my address out", others of loopback as they are.
-ADDRESSES = "NT_ADDRESSES=n1=127.0.0.2 n2=127.0.0.3"
-TWO_NODES = ("--nodes", "2", "--env", "NT_OBJECT_STORE=100000000", "--env", ADDRESSES)
 
 
 @pytest.fixture(scope="module")

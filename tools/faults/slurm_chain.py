@@ -22,7 +22,7 @@ from random import Random
 from faults.commands import MODEL, OUTPUT, ROOT, Command, collect_results, find_difference
 from faults.kinds import count_lines
 from faults.trial import Trial, find_debris
-from tests.slurm.cluster import ENDED, NODES, Slurm, cluster, on_node, why_not
+from tests.slurm.cluster import ENDED, NODES, TWO_NODES, Slurm, cluster, on_node, why_not
 
 STEPS = 240
 SETTINGS = (
@@ -31,10 +31,9 @@ SETTINGS = (
     "checkpoint.min_free_gib=0",
 )  # fmt: skip
 TRAINING = Command(("train", *SETTINGS), ("hf/model.safetensors", "trajectories.jsonl"), ("metrics.jsonl",))
-ADDRESSES = "NT_ADDRESSES=" + " ".join(f"{name}=127.0.0.{2 + i}" for i, name in enumerate(NODES))
 LAUNCH = (
     sys.executable, str(ROOT / "tools" / "slurm" / "launch.py"), "--python", sys.executable, "--cpus-per-node", "2",
-    "--nodes", "2", "--chain", "3", "--env", "NT_OBJECT_STORE=100000000", "--env", ADDRESSES,
+    *TWO_NODES, "--chain", "3",
 )  # fmt: skip
 FAULTS_OF_A_CHAIN = 3
 QUEUED_AGAIN = ("PENDING", "REQUEUED")
