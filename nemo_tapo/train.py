@@ -103,6 +103,7 @@ async def train(
                 await store.save(state, runtime.actor.save, measured)
             if not last:
                 stop.check(f"checkpoint of step {step + 1} saved in {cfg.folder / 'checkpoints'}")
+            del experience, rows, update, batches, batch, results  # or they stay while the next step is collected
 
 
 async def resume(

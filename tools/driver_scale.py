@@ -50,6 +50,7 @@ from nemo_tapo.types import (
     UpdateResult,
 )
 from nemo_tapo.utils.signals import Stop
+from nemo_tapo.utils.token_ids import share_ids
 
 FIRST, WORDS = 0x4E00, 20_000  # the characters that stand for tokens
 LINE = 64  # tokens
@@ -72,7 +73,7 @@ class WideTokenizer(CharacterTokenizer):
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return one id per character."""
-        return tuple(map(ord, text))
+        return share_ids(list(map(ord, text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens left out."""

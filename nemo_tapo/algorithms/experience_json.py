@@ -1,4 +1,4 @@
-"""Write what a step collected as JSON, and read it back: rollouts that wait for their update (`rollout.lag: 1`).
+"""Write what a step collected as JSON, and read it back: what waits for its update, or for its construction.
 
 Every object is written once, after those that it refers to, so that what was one object is one again: a pair's rollouts
 are those of its group. The last one is the experience::
@@ -17,6 +17,7 @@ from dataclasses import fields
 from typing import Any
 
 from nemo_tapo.types import Completion, Construction, Experience, Grade, Group, Pair, Query, Rollout
+from nemo_tapo.utils.token_ids import share_ids
 
 KINDS: dict[str, Any] = {
     kind.__name__: kind for kind in (Query, Completion, Grade, Rollout, Group, Pair, Construction, Experience)
@@ -77,7 +78,9 @@ def read_experience(written: Sequence[Any]) -> Experience:
             return tuple(read(each) for each in content)
         if kind == "mapping":
             return content
-        return tuple(map({"ints": int, "floats": float}[kind], content.split()))
+        if kind == "ints":
+            return share_ids(list(map(int, content.split())))
+        return tuple(map(float, content.split()))
 
     for name, values in written:
         objects.append(KINDS[name](**{key: read(value) for key, value in values.items()}))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_tapo.types import Completion, Grade, Query, Rollout
+from nemo_tapo.utils.token_ids import share_ids
 
 
 def write_rollout(rollout: Rollout) -> dict[str, Any]:
@@ -35,6 +36,6 @@ def read_rollout(query: Query, index: int, written: Mapping[str, Any]) -> Rollou
     return Rollout(
         query,
         index,
-        Completion(tuple(written["token_ids"]), written["text"], written["truncated"]),
+        Completion(share_ids(written["token_ids"]), written["text"], written["truncated"]),
         Grade(written["reward"], written["outcome"], written["answer"], written.get("correct_at")),
     )

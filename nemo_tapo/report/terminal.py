@@ -75,7 +75,7 @@ def _choose_records(records: Sequence[Record], step: int | None, limit: int) -> 
         if not records:
             known = f"steps {steps[0]} to {steps[-1]} have some" if steps else "no step has any"
             raise ValueError(f"step {step} has no recorded trajectory; {known}.")
-    return take_fair_share(records[::-1], limit)[::-1]
+    return take_fair_share(records[::-1], limit, get_outcome)[::-1]
 
 
 def _make_tables(run: summary.RunSummary) -> Iterator[Table]:

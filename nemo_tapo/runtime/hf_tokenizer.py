@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_tapo.utils.token_ids import share_ids
+
 
 class HFTokenizer:
     """Implementation of `interfaces.Tokenizer` that wraps Hugging Face's AutoTokenizer.
@@ -54,7 +56,7 @@ class HFTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of plain text, nothing added. The text of a special token becomes that token."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return share_ids(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens left out; no clean-up of spaces."""

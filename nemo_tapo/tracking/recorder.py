@@ -37,7 +37,7 @@ class SampleRecording:
 
     tokenizer: Tokenizer
     tapo: TapoConfig | None  # n_pos and n_neg decide why a query was not eligible; None: nothing is constructed
-    per_step: int | None = None  # maximum number of records per step in trajectories.jsonl; None: all
+    per_step: int | None = None  # most records of a step in trajectories.jsonl; None: all
     max_bytes: int = 0  # of all rollouts, compressed; 0: they are not recorded
 
 
@@ -66,8 +66,9 @@ class RunRecorder:
         self.metrics = MetricsWriter(folder, tensorboard)
         self.trackers = trackers
         constructs = samples is not None and samples.tapo is not None
+        self.per_step = samples.per_step if samples else None
         self.records = StepRecords(samples.tokenizer, samples.tapo) if samples else None
-        self.trajectories = TrajectoryWriter(folder, samples.per_step) if samples and constructs else None
+        self.trajectories = TrajectoryWriter(folder) if constructs else None
         self.rollouts = RolloutWriter(folder, samples.max_bytes) if samples and samples.max_bytes else None
         self.groups = GroupWriter(folder) if groups else None
         self.list_processes: ListProcesses = dict  # whose memory is recorded with every step
@@ -101,12 +102,10 @@ class RunRecorder:
         self.metrics.write(record.step, numbers)
         if self.trackers:
             self.trackers.log(record.step, numbers)
-        if self.records and (self.trajectories or self.rollouts):
-            queries = self.records.make_query_records(record)
-            if self.rollouts:
-                self.rollouts.write(record.step, queries)
-            if self.trajectories:
-                self.trajectories.write(record.step, self.records.make_trajectory_records(record, queries))
+        if self.records and self.rollouts:
+            self.rollouts.write(record.step, self.records.make_query_records(record))
+        if self.records and self.trajectories:
+            self.trajectories.write(record.step, *self.records.make_trajectory_records(record, self.per_step))
         if self.groups:
             self.groups.write(record)
         assert self.stage is not None, "the loop resumes before it steps"

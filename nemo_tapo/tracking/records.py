@@ -24,9 +24,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nemo_tapo.types import is_correct
 from nemo_tapo.utils.jsonl import Appender, Lines, Record, encode_line, read_lines
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, and the readers do not need 
     from nemo_tapo.types import Construction, Grade, Group
 
 METRICS_FILE, TRAJECTORIES_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "trajectories.jsonl", "tensorboard"
+Item = TypeVar("Item")
 WEIGHT_DECIMALS = 4  # of the stored OTS weights, which lie in [w_min, w_max], 0.01 to 10 in the paper
 
 
@@ -116,12 +117,9 @@ class MetricsWriter:
 
 
 class TrajectoryWriter:
-    """Appends trajectory records to `trajectories.jsonl`, at most `limit_per_step` per step (None: all)."""
+    """Appends trajectory records to `trajectories.jsonl`."""
 
-    def __init__(self, folder: Path, limit_per_step: int | None = None) -> None:
-        if limit_per_step is not None and limit_per_step < 0:
-            raise ValueError(f"limit_per_step is {limit_per_step}; it must be 0 or more, or None for all.")
-        self._limit = limit_per_step
+    def __init__(self, folder: Path) -> None:
         self._lines = Appender(folder / TRAJECTORIES_FILE)
 
     @property
@@ -129,19 +127,12 @@ class TrajectoryWriter:
         """Sentences about a damaged file that was found."""
         return self._lines.notes
 
-    def write(self, step: int, records: Sequence[Record]) -> int:
-        """Append the step's records in their order; return how many the limit left out.
-
-        Over the limit, the outcomes take turns, so that a rare one (a drop, say) is not crowded out. One line of kind
-        "left_out" holds the number of missing records.
-        """
-        kept = records if self._limit is None else take_fair_share(records, self._limit)
-        left_out = len(records) - len(kept)
-        rows: list[Record] = [{"step": step, **record} for record in kept]
+    def write(self, step: int, records: Sequence[Record], left_out: int = 0) -> None:
+        """Append the step's records in their order, and a line of kind "left_out" with the number of missing ones."""
+        rows: list[Record] = [{"step": step, **record} for record in records]
         if left_out:
             rows.append({"step": step, "kind": "left_out", "count": left_out})
         self._lines.append(rows)
-        return left_out
 
     def truncate_after(self, step: int) -> int:
         """Drop the steps after `step`, for a resumed run; return how many lines were dropped."""
@@ -151,18 +142,17 @@ class TrajectoryWriter:
         self._lines.close()
 
 
-def take_fair_share(records: Sequence[Record], limit: int) -> list[Record]:
-    """Return `limit` of the records, taken from each outcome in turn; their order stays.
+def take_fair_share(items: Sequence[Item], limit: int, name_outcome: Callable[[Item], str]) -> list[Item]:
+    """Return `limit` of the items, taken from each outcome in turn; their order stays.
 
-    >>> records = [{"kind": "skipped", "zone": zone} for zone in ("mastered", "mastered", "beyond")]
-    >>> [record["zone"] for record in take_fair_share(records, 2)]
+    >>> take_fair_share(["mastered", "mastered", "beyond"], 2, name_outcome=str)
     ['mastered', 'beyond']
     """
     by_outcome: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        by_outcome[get_outcome(record)].append(index)
+    for index, item in enumerate(items):
+        by_outcome[name_outcome(item)].append(index)
     turns = sorted((turn, index) for indices in by_outcome.values() for turn, index in enumerate(indices))
-    return [records[index] for index in sorted(index for _, index in turns[:limit])]
+    return [items[index] for index in sorted(index for _, index in turns[:limit])]
 
 
 def get_outcome(record: Record) -> str:
@@ -213,7 +203,7 @@ def make_trajectory_record(
         "dropped": construction.dropped,
         "raw": construction.raw if construction.dropped is not None else "",
         "kept_share": construction.kept_share,
-        **_make_threshold_entry(grade),
+        **make_threshold_entry(grade),
     }
 
 
@@ -230,11 +220,11 @@ def make_skipped_record(group: Group, reason: str) -> Record:
         "rewards": [rollout.reward for rollout in group.rollouts],
         "right": right[0].text if right else None,
         "wrong": wrong[0].text if wrong else None,
-        **_make_threshold_entry(group.rollouts[0].grade if group.rollouts else None),
+        **make_threshold_entry(group.rollouts[0].grade if group.rollouts else None),
     }
 
 
-def _make_threshold_entry(grade: Grade | None) -> Record:
+def make_threshold_entry(grade: Grade | None) -> Record:
     """Return {"correct_at": ...}, or {} if any reward above 0 counts as correct."""
     return {} if grade is None or grade.correct_at is None else {"correct_at": grade.correct_at}
 

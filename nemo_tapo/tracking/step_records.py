@@ -1,13 +1,19 @@
-"""Make the records of one step: of every query with its rollouts and pairs, and of these the trajectories."""
+"""Make the records of one step, a query at a time: a step's tokens are many, and its records several times as large."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.equations.selection import Zone, classify_zone
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.tracking.records import make_skipped_record, make_trajectory_record
+from nemo_tapo.tracking.records import (
+    get_outcome,
+    make_skipped_record,
+    make_threshold_entry,
+    make_trajectory_record,
+    take_fair_share,
+)
 from nemo_tapo.types import Construction, Group, Kind, Query, Rollout, Row, StepRecord, UpdateResult
 from nemo_tapo.utils.jsonl import Record
 from nemo_tapo.utils.token_text import TokenPieces
@@ -23,52 +29,48 @@ class StepRecords:
         """Decode with `tokenizer`; `tapo` has the thresholds of Eq. 3, or is None if nothing is constructed."""
         self._pieces, self._tapo = TokenPieces(tokenizer.decode), tapo
 
-    def make_query_records(self, record: StepRecord) -> list[Record]:
-        """Return one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
-        weights = collect_weights(record.rows, record.results)
-        advantages = {row.uid: row.advantage for row in record.rows}
+    def make_query_records(self, record: StepRecord) -> Iterator[Record]:
+        """Yield one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
+        trained = TrainedRows(record.rows, record.results)
         own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
         scored = _choose_scored(record.experience.groups)
-
-        def make_pairs(constructions: Sequence[Construction]) -> list[Record]:
-            return [
-                self._make_pair(each, weights.get(each.pair.uid, []), advantages.get(each.pair.uid))
-                for each in constructions
-            ]
-
-        records = []
         for group, constructions in zip(record.experience.groups, own, strict=True):
-            rollouts = [self._make_rollout(r, advantages.get(r.uid), id(r) in scored) for r in group.rollouts]
+            rollouts = [self._make_rollout(r, trained.get_advantage(r.uid), id(r) in scored) for r in group.rollouts]
             thresholds = {rollout.grade.correct_at for rollout in group.rollouts} - {None}
             zone = self._find_zone(group)
-            records.append(
-                {
-                    **_describe_query(group.query),
-                    "zone": zone.value if zone else None,
-                    **({"correct_at": thresholds.pop()} if thresholds else {}),
-                    "rollouts": rollouts,
-                    "pairs": make_pairs(constructions),
-                }
-            )
+            yield {
+                **_describe_query(group.query),
+                "zone": zone.value if zone else None,
+                **({"correct_at": thresholds.pop()} if thresholds else {}),
+                "rollouts": rollouts,
+                "pairs": [self._make_indexed_pair(each, trained) for each in constructions],
+            }
         for constructions in earlier:
             query = constructions[0].pair.wrong.query
-            pairs = make_pairs(constructions)
-            records.append({**_describe_query(query), "zone": None, "earlier": True, "rollouts": [], "pairs": pairs})
-        return records
+            pairs = [self._make_indexed_pair(each, trained) for each in constructions]
+            yield {**_describe_query(query), "zone": None, "earlier": True, "rollouts": [], "pairs": pairs}
 
-    def make_trajectory_records(self, record: StepRecord, queries: Sequence[Record]) -> list[Record]:
+    def make_trajectory_records(self, record: StepRecord, limit: int | None = None) -> tuple[list[Record], int]:
         """Return every pair with its weights and advantage, and every ineligible query with its zone, in query order.
 
-        queries: what `make_query_records` returned for the same step.
+        At most `limit` of them (None: all): the outcomes take turns, so that a rare one (a drop, say) is not crowded
+        out. Also returns how many are left out.
         """
-        groups = {group.query.uid: group for group in record.experience.groups}
-        records: list[Record] = []
-        for query in queries:
-            if query["zone"] not in (None, Zone.ELIGIBLE.value):
-                records.append(make_skipped_record(groups[query["uid"]], query["zone"]))
-            own = ("wrong_index", "right_index")
-            records += [{key: value for key, value in pair.items() if key not in own} for pair in query["pairs"]]
-        return records
+        own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
+        subjects: list[tuple[Group, Zone] | Construction] = []
+        for group, constructions in zip(record.experience.groups, own, strict=True):
+            zone = self._find_zone(group)
+            if zone not in (None, Zone.ELIGIBLE):
+                subjects.append((group, zone))
+            subjects += constructions
+        subjects += [construction for constructions in earlier for construction in constructions]
+        kept = subjects if limit is None else take_fair_share(subjects, limit, _name_outcome)
+        trained = TrainedRows(record.rows, record.results)
+        records = [
+            self._make_pair(each, trained) if isinstance(each, Construction) else make_skipped_record(*each)
+            for each in kept
+        ]
+        return records, len(subjects) - len(kept)
 
     def _find_zone(self, group: Group) -> Zone | None:
         return classify_zone(group, self._tapo.n_pos, self._tapo.n_neg) if self._tapo else None
@@ -93,10 +95,15 @@ class StepRecords:
             **scored,
         }
 
-    def _make_pair(self, construction: Construction, weights: Sequence[float], advantage: float | None) -> Record:
+    def _make_pair(self, construction: Construction, trained: TrainedRows) -> Record:
+        weights = trained.get_weights(construction.pair.uid)
         ids = construction.response_ids if weights else ()
+        advantage = trained.get_advantage(construction.pair.uid)
+        return make_trajectory_record(construction, self._pieces.split(ids), weights, advantage)
+
+    def _make_indexed_pair(self, construction: Construction, trained: TrainedRows) -> Record:
         return {
-            **make_trajectory_record(construction, self._pieces.split(ids), weights, advantage),
+            **self._make_pair(construction, trained),
             "wrong_index": construction.pair.wrong.index,
             "right_index": construction.pair.right.index,
         }
@@ -113,18 +120,36 @@ def _choose_scored(groups: Sequence[Group]) -> set[int]:
     return chosen
 
 
-def collect_weights(rows: Sequence[Row], results: Sequence[UpdateResult]) -> dict[str, list[float]]:
-    """Return {uid: OTS weights of the response's tokens} of every constructed row, if the actor returned them.
+class TrainedRows:
+    """Looks up what the step's rows were trained with, by uid."""
 
-    Rows are in the order of the updates.
-    """
-    weights: dict[str, list[float]] = {}
-    if len(results) != 1 or results[0].token_weights is None:
-        return weights  # with several updates a row has several weights, so there is no single number to show
-    for i, row in enumerate(rows):
-        if row.kind is Kind.CONSTRUCTED:
-            weights[row.uid] = results[0].token_weights[i, len(row.prompt_ids) : row.length].tolist()
-    return weights
+    def __init__(self, rows: Sequence[Row], results: Sequence[UpdateResult]) -> None:
+        """Take the rows in the order of the updates."""
+        self._rows = {row.uid: (index, row) for index, row in enumerate(rows)}
+        # with several updates a row has several weights, so there is no single number to show
+        self._weights = results[0].token_weights if len(results) == 1 else None
+
+    def get_advantage(self, uid: str) -> float | None:
+        """Return a row's advantage; None if there is no such row."""
+        return self._rows[uid][1].advantage if uid in self._rows else None
+
+    def get_weights(self, uid: str) -> list[float]:
+        """Return the OTS weights of a constructed row's response, one a token; none if the actor returned none."""
+        if self._weights is None or uid not in self._rows:
+            return []
+        index, row = self._rows[uid]
+        if row.kind is not Kind.CONSTRUCTED:
+            return []
+        weights: list[float] = self._weights[index, len(row.prompt_ids) : row.length].tolist()
+        return weights
+
+
+def _name_outcome(subject: tuple[Group, Zone] | Construction) -> str:
+    """Return what `get_outcome` says of the record that will be made."""
+    if not isinstance(subject, Construction):
+        return get_outcome({"kind": "skipped", "zone": subject[1].value})
+    threshold = make_threshold_entry(subject.grade)
+    return get_outcome({"kind": "pair", "dropped": subject.dropped, "reward": subject.reward, **threshold})
 
 
 def _describe_query(query: Query) -> Record:

@@ -103,7 +103,8 @@ def make_output_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     with open(path, "w", encoding="utf-8", opener=refuse_foreign_link) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+        json.dump(value, file, indent=1, sort_keys=True, default=str)
+        file.write("\n")
 
 
 def replace_text(path: Path, text: str) -> None:

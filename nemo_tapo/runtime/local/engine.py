@@ -23,6 +23,7 @@ from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
 from nemo_tapo.runtime.local.hf_checkpoint import read_tensor_shapes
 from nemo_tapo.runtime.local.weights import EMBEDDING, HEAD
 from nemo_tapo.types import Completion, Request
+from nemo_tapo.utils.token_ids import share_ids
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -182,7 +183,7 @@ class VllmEngine:
 
     def _make_completion(self, output: RequestOutput, stop: str | None) -> Completion:
         sample = output.outputs[0]
-        ids = tuple(sample.token_ids)
+        ids = share_ids(sample.token_ids)
         text = self._tokenizer.decode(ids)
         stopped = stop is not None and stop in text
         truncated = sample.finish_reason == "length" and not stopped

@@ -23,6 +23,7 @@ from nemo_tapo.runtime.nemo_rl.colocation import ENGINE, ColocationScheduler
 from nemo_tapo.runtime.nemo_rl.nemo_calls import run_blocking, wait_for_answer
 from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.errors import RuntimeFailure
+from nemo_tapo.utils.token_ids import share_ids
 
 QUIET_TICKS = 3  # a batch is complete after so many turns of the event loop without a new request
 
@@ -177,7 +178,7 @@ class NemoGenerator:
     def _make_completion(self, request: Request, output: Mapping[str, Tensor], row: int) -> Completion:
         begin, length = len(request.prompt_ids), int(output["unpadded_sequence_lengths"][row])
         end = min(length, begin + request.max_tokens)
-        ids = tuple(output["output_ids"][row, begin:end].tolist())
+        ids = share_ids(output["output_ids"][row, begin:end].tolist())
         truncated = end < length or end == begin or bool(output["truncated"][row])
         logprobs = tuple(output["logprobs"][row, begin:end].tolist()) if request.logprobs else None
         return Completion(ids, self._tokenizer.decode(ids), truncated=truncated, logprobs=logprobs)

@@ -33,6 +33,7 @@ from nemo_tapo.tracking.records import (
     make_trajectory_record,
     read_metrics,
     read_trajectories,
+    take_fair_share,
 )
 from nemo_tapo.types import Group, Query
 from nemo_tapo.utils import jsonl
@@ -204,16 +205,15 @@ def test_any_text_can_be_stored(tmp_path: Path) -> None:
 
 def test_limit_keeps_every_outcome_and_counts_the_rest(tmp_path: Path) -> None:
     records = [samples.example_record() for _ in range(5)] + [samples.example_record(dropped="leak")]
-    writer = TrajectoryWriter(tmp_path, limit_per_step=2)
-    assert writer.write(3, records) == 4
-    assert writer.write(4, records[:1]) == 0
+    kept = take_fair_share(records, 2, get_outcome)
+    writer = TrajectoryWriter(tmp_path)
+    writer.write(3, kept, left_out=4)
+    writer.write(4, records[:1])
     assert writer.truncate_after(3) == 1
     writer.close()
     lines = read_trajectories(tmp_path)
     assert [get_outcome(row) for row in lines.rows] == ["corrected", "dropped:leak"]
     assert lines.notes == ("trajectories.jsonl: 4 more records were over the limit a step and not stored.",)
-    with pytest.raises(ValueError, match="limit_per_step is -1"):
-        TrajectoryWriter(tmp_path, -1)
 
 
 # ------------------------------------------------------------------------------------------------ summary

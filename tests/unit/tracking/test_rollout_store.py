@@ -216,11 +216,15 @@ def test_pairs_of_the_step_before_are_kept_even_if_their_query_is_not_drawn_agai
     other = Group(replace(QUERY, uid="8"), rollouts([1.0, 1.0]))
     records = StepRecords(TOKENIZER, TapoConfig(n_pos=1, n_neg=1))
     step = step_record(Experience((other,), (made,)))
-    queries = records.make_query_records(step)
+    queries = list(records.make_query_records(step))
     assert [(q["uid"], q.get("earlier", False), len(q["pairs"])) for q in queries] == [("8", False, 0), ("7", True, 1)]
-    trajectories = records.make_trajectory_records(step, queries)
-    assert [(t["kind"], t["uid"]) for t in trajectories] == [("skipped", "8"), ("pair", "7_reflected/0")]
+    trajectories, left_out = records.make_trajectory_records(step)
+    assert left_out == 0 and [(t["kind"], t["uid"]) for t in trajectories] == [
+        ("skipped", "8"),
+        ("pair", "7_reflected/0"),
+    ]
     assert "wrong_index" not in trajectories[1]
+    assert records.make_trajectory_records(step, limit=1) == (trajectories[:1], 1)
 
 
 def test_a_resumed_stage_records_each_step_once(tmp_path: Path) -> None:
