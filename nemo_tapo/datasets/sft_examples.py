@@ -48,7 +48,7 @@ class SftExample:
 
     uid: str
     format: str  # "sft" or "ift"
-    origin: str  # "correct", "corrective" or "synthesis"
+    origin: str  # "correct", "corrective", "sampled" or "synthesis"
     prompt: str  # the text of the user's turn
     response: str
     prompt_ids: tuple[int, ...]

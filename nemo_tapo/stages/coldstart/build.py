@@ -1,7 +1,8 @@
 """Build the cold-start data (section 3.2 of arXiv 2606.18844): the base's own wrong responses, corrected.
 
 groups -> candidates (each wrong response paired with a right one) -> corrections -> mix
--> SFT format (query -> corrective or correct response) + IFT format (synthesis prompt -> analysis and reconstruction)
+-> SFT format (query -> corrective, correct or any response) + IFT format (synthesis prompt -> analysis and
+reconstruction)
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from nemo_tapo.algorithms.reflection import render_prompt
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.datasets.sft_examples import ExampleSource, SftExample
 from nemo_tapo.interfaces import Tokenizer
-from nemo_tapo.types import Construction, Group, Pair, Row
+from nemo_tapo.types import Construction, Group, Pair, Rollout, Row
 from nemo_tapo.utils.seeding import rng
 
 MIXED, ALL_RIGHT, ALL_WRONG = QUERY_CLASSES = ("right_and_wrong", "all_right", "all_wrong")
-CORRECT, CORRECTIVE, SYNTHESIS = ORIGINS = ("correct", "corrective", "synthesis")
+CORRECT, CORRECTIVE, SAMPLED, SYNTHESIS = ORIGINS = ("correct", "corrective", "sampled", "synthesis")
 
 
 @dataclass
 class Candidates:
-    """The pairs and right responses that may become examples, and counts of all responses.
+    """The pairs and responses that may become examples, and counts of all responses.
 
     Other responses are not kept in memory.
     """
@@ -32,6 +33,7 @@ class Candidates:
     rng: random.Random  # used by collect_candidates, then by mix_examples
     pairs: list[Pair] = field(default_factory=list)
     correct_examples: list[SftExample] = field(default_factory=list)  # `correct_per_query` a query, at most
+    sampled_examples: list[SftExample] = field(default_factory=list)  # all, if `sampled_examples` asks for any
     query_classes: Counter[str] = field(default_factory=Counter)  # queries by class, see QUERY_CLASSES
     outcomes: Counter[str] = field(default_factory=Counter)  # responses by verifier outcome
     correct_responses: int = 0
@@ -49,7 +51,9 @@ def collect_candidates(groups: Iterable[Group], cfg: RunConfig) -> Candidates:
         candidates.pairs += make_pairs(group, cfg.coldstart.corrections_per_query, cfg.seed)
         most = min(cfg.coldstart.correct_per_query, len(group.correct))
         chosen = candidates.rng.sample(range(len(group.correct)), most)
-        candidates.correct_examples += [make_correct_example(group, which) for which in chosen]
+        candidates.correct_examples += [make_plain_example(group.correct[which], CORRECT) for which in chosen]
+        if cfg.coldstart.sampled_examples:
+            candidates.sampled_examples += [make_plain_example(rollout, SAMPLED) for rollout in group.rollouts]
     return candidates
 
 
@@ -104,11 +108,13 @@ def mix_examples(
     wished = {
         CORRECT: settings.sft_examples - corrective,
         CORRECTIVE: corrective,
+        SAMPLED: settings.sampled_examples,
         SYNTHESIS: settings.ift_examples,
     }
     pools = {
         CORRECT: candidates.correct_examples,
         CORRECTIVE: [make_corrective_example(c) for c in corrected],
+        SAMPLED: candidates.sampled_examples,
         SYNTHESIS: [make_ift_example(c, template, tokenizer) for c in corrected],
     }
     longest = settings.max_length or cfg.model.max_length
@@ -132,12 +138,12 @@ def mix_examples(
                 usable.append(example)
         pools[origin] = usable
     taken: dict[str, list[SftExample]] = {}
-    for origin in (CORRECTIVE, CORRECT, SYNTHESIS):  # this order decides the random draws
+    for origin in (CORRECTIVE, CORRECT, SYNTHESIS, SAMPLED):  # this order decides the random draws
         pool, origin_counts = pools[origin], counts[origin]
         taken[origin] = candidates.rng.sample(pool, min(origin_counts.wished, len(pool)))
         origin_counts.taken = len(taken[origin])
         origin_counts.left_over = len(pool) - origin_counts.taken
-    mixed = [*taken[SYNTHESIS], *taken[CORRECTIVE], *taken[CORRECT]]
+    mixed = [*taken[SYNTHESIS], *taken[CORRECTIVE], *taken[CORRECT], *taken[SAMPLED]]
     candidates.rng.shuffle(mixed)
     return ExampleMix(mixed, counts, doubles)
 
@@ -169,13 +175,12 @@ def make_corrective_example(c: Construction) -> SftExample:
     )
 
 
-def make_correct_example(group: Group, which: int) -> SftExample:
-    """Make an SFT example: query -> the right response number `which` of the base itself."""
-    rollout, query = group.correct[which], group.query
-    ids, source = rollout.completion.token_ids, ExampleSource(query.uid, rollout.uid)
-    return SftExample(
-        f"sft-{rollout.uid}", "sft", CORRECT, query.user_text, rollout.text, query.prompt_ids, ids, source
-    )
+def make_plain_example(rollout: Rollout, origin: str) -> SftExample:
+    """Make an SFT example: query -> a response of the base itself, as it was sampled."""
+    query, ids = rollout.query, rollout.completion.token_ids
+    source = ExampleSource(query.uid, rollout.uid)
+    uid = f"{'sft' if origin == CORRECT else origin}-{rollout.uid}"
+    return SftExample(uid, "sft", origin, query.user_text, rollout.text, query.prompt_ids, ids, source)
 
 
 def make_source(c: Construction) -> ExampleSource:
@@ -191,8 +196,8 @@ class EpochBatches:
         """Compute the number of steps. Raises ValueError if there is no example at all."""
         if not examples:
             raise ValueError(
-                "there is no cold-start example: nothing was answered right, or coldstart.sft_examples and "
-                "ift_examples ask for none."
+                "there is no cold-start example: nothing was answered right, or coldstart.sft_examples, "
+                "sampled_examples and ift_examples ask for none."
             )
         self.examples, self.seed = list(examples), seed
         self.per_step = min(per_step, len(examples))

@@ -241,6 +241,7 @@ def get_data_settings(cfg: RunConfig) -> dict[str, Any]:
         "sft_examples": c.sft_examples,
         "correct_per_query": c.correct_per_query,
         "corrective_share": c.corrective_share,
+        **({"sampled_examples": c.sampled_examples} if c.sampled_examples else {}),  # older data has none
         "ift_examples": c.ift_examples,
         "drop_duplicates": c.drop_duplicates,
         "max_length": c.max_length,

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemo_tapo.datasets.screening import OverlapIndex
 from nemo_tapo.datasets.sft_examples import SftExample
-from nemo_tapo.stages.coldstart.build import QUERY_CLASSES, Candidates, ExampleMix
+from nemo_tapo.stages.coldstart.build import ORIGINS, QUERY_CLASSES, SAMPLED, Candidates, ExampleMix
 from nemo_tapo.stages.coldstart.corrections import ACCEPTED, Corrections
 from nemo_tapo.types import Query
 
@@ -114,11 +114,10 @@ def describe_statistics(s: Mapping[str, Any]) -> list[str]:
         f"accuracy {s['responses']['accuracy']:.3f}; {c['accepted']} of {c['pairs']} corrections accepted"
         + (f" (rejected: {rejected})" if rejected else ""),
         f"{e['taken']} examples: "
-        + ", ".join(f"{e[o]['taken']} of {e[o]['wished']} {o}" for o in ("correct", "corrective", "synthesis")),
+        + ", ".join(f"{e[o]['taken']} of {e[o]['wished']} {o}" for o in ORIGINS if o != SAMPLED or e[o]["wished"]),
     ]
     lost = {
-        reason.replace("_", " "): sum(e[o][reason] for o in ("correct", "corrective", "synthesis"))
-        for reason in ("duplicates", "cut_off", "too_long")
+        reason.replace("_", " "): sum(e[o][reason] for o in ORIGINS) for reason in ("duplicates", "cut_off", "too_long")
     }
     if any(lost.values()):
         lines.append("left out: " + ", ".join(f"{n} {reason}" for reason, n in lost.items() if n))

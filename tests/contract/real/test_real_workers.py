@@ -18,11 +18,14 @@ pytestmark = pytest.mark.timeout(1200)
 ASYNC = "policy.generation.vllm_cfg.async_engine=true"
 DISTRIBUTED = "policy.megatron_cfg.optimizer.use_distributed_optimizer=true"
 TP_2 = "policy.megatron_cfg.tensor_model_parallel_size=2"
+PP_2 = "policy.megatron_cfg.pipeline_model_parallel_size=2"
+BF16 = ("policy.precision=bfloat16", "policy.generation.vllm_cfg.precision=bfloat16")
 OWN_GPU = (  # the second GPU is the engine's
     "policy.generation.colocated.enabled=false",
     "policy.generation.colocated.resources.gpus_per_node=1",
     "policy.generation.colocated.resources.num_nodes=null",
 )
+ONE_STEP_OFF = (*OWN_GPU, "grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=true")
 SMALL_EVALUATION = ("tapo.evaluation.problems=8", "tapo.evaluation.samples=2", "tapo.evaluation.runs=1")
 RATES = [1.5e-4, 2.25e-4, 3e-4]  # of the recipes' warm-up
 megatron = pytest.mark.megatron
@@ -69,6 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         pytest.param("megatron", 1, (), id="megatron-sync", marks=megatron),
         pytest.param("megatron", 2, (ASYNC, DISTRIBUTED), id="megatron-dp2-distributed-async", marks=megatron),
         pytest.param("megatron", 2, (TP_2, DISTRIBUTED), id="megatron-tp2-distributed", marks=megatron),
+        pytest.param("megatron", 2, (PP_2,), id="megatron-pp2", marks=megatron),
     ],
 )
 def test_engine_and_actor_agree_at_every_step(
@@ -79,12 +83,31 @@ def test_engine_and_actor_agree_at_every_step(
     check_files(run)
 
 
+def test_in_bf16_engine_and_actor_stay_within_the_bound(trained: Trained) -> None:
+    run = trained("dtensor", 1, BF16)
+    assert [m["step"] for m in run.steps] == [1, 2, 3]
+    for m in run.steps:
+        assert 1e-4 < m["engine_gap"] < 0.05, m  # rounded, and within the default of tapo.engine_gap_bound
+        assert m["ratio_deviation"] < 1e-5 and m["grad_norm"] > 0, m
+    check_files(run)
+
+
+def test_one_step_off_the_engine_is_an_update_behind_and_no_more(trained: Trained) -> None:
+    run = trained("dtensor", 2, ONE_STEP_OFF)
+    first, second, third = run.steps
+    assert [m["rollouts/lag"] for m in run.steps] == [0, 1, 1]
+    assert first["engine_gap"] < 1e-4 < second["engine_gap"]
+    assert third["engine_gap"] < 2 * second["engine_gap"]  # an engine without new weights: 2.9 times (TestLostWeights)
+    assert all(m["grad_norm"] > 0 for m in run.steps)
+    check_files(run)
+
+
 @megatron
 def test_megatron_and_dtensor_make_the_same_first_update(trained: Trained) -> None:
     """NeMo-RL seeds an engine by its place, so one sync engine samples the same in both."""
     sampled, updates = [], []
     for recipe in ("dtensor", "megatron"):
-        run = trained(recipe, 1)
+        run = trained(recipe, 1, ())
         sampled.append([line for line in run.read_lines("trajectories.jsonl") if line["step"] == 1])
         updates.append([run.steps[0][name] for name in ("loss", "grad_norm", "entropy", "tapo/ots_weight_mean")])
     assert sampled[0] == sampled[1]

@@ -110,6 +110,19 @@ def test_mix_and_acceptance() -> None:
             assert "Wait, " in example.response
 
 
+def test_sampled_responses_are_taken_as_they_are_and_change_no_other_example() -> None:
+    settings = {"sft_examples": 20, "ift_examples": 15, "drop_duplicates": False}
+    without, groups, *_ = made(config(**settings))
+    mixed, *_ = made(config(**settings, sampled_examples=100))
+    sampled = [e for e in mixed.examples if e.origin == "sampled"]
+    assert len(sampled) == 100
+    assert {e.uid for e in mixed.examples if e.origin != "sampled"} == {e.uid for e in without.examples}
+    rollouts = {r.uid: r for group in groups for r in group.rollouts}
+    chosen = [rollouts[e.source.rollout] for e in sampled]
+    assert [e.response_ids for e in sampled] == [r.completion.token_ids for r in chosen]
+    assert {r.correct for r in chosen} == {True, False}
+
+
 def test_at_most_so_many_corrections_a_query() -> None:
     mixed, *_ = made(config(sft_examples=0, ift_examples=1000, corrections_per_query=1))
     assert set(Counter(e.source.query for e in mixed.examples).values()) == {1}
@@ -205,7 +218,7 @@ def test_the_prompt_is_what_the_policy_reads() -> None:
     one = group("p", [1])
     query = replace(one.query, prompt="Solve: question p")
     asked = Group(query, tuple(replace(r, query=query) for r in one.rollouts))
-    assert build.make_correct_example(asked, 0).prompt == "Solve: question p"
+    assert build.make_plain_example(asked.correct[0], "correct").prompt == "Solve: question p"
 
 
 # ----------------------------------------------------------------------------- files

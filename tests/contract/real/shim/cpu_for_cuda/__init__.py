@@ -5,7 +5,8 @@ and Megatron stay as they are on the disk. Ray is told of GPUs that do not exist
 groups, CUDA_VISIBLE_DEVICES and ranks are Ray's and NeMo-RL's own.
 
 The file and line that a hook names are those of NeMo-RL 7ea279ab, vLLM 0.25.1, Megatron-Bridge 8c46dc42 and Megatron-LM
-14346b65. A hook that finds nothing to patch raises AttributeError in the process that imported the module.
+14346b65; NeMo-RL v0.7.0 and its vLLM 0.20.0 have the same in other lines. A hook that finds nothing to patch raises
+AttributeError in the process that imported the module.
 """
 
 from __future__ import annotations

