@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nemo_tapo.config.sections import TapoConfig
 from nemo_tapo.equations.selection import Zone, classify_zone
@@ -18,7 +18,9 @@ from nemo_tapo.types import Construction, Group, Kind, Query, Rollout, Row, Step
 from nemo_tapo.utils.jsonl import Record
 from nemo_tapo.utils.token_text import TokenPieces
 
-MOST_SCORED_TOKENS = 2_000_000  # in a step: of so many the log-probabilities are stored, in query order
+# In a step, in query order: of so many tokens of rollouts the log-probabilities are stored, and of so many of pairs the
+# weights.
+MOST_SCORED_TOKENS = 2_000_000
 LOGPROB_DECIMALS = 4  # of the stored ones: they are looked at, not computed with
 
 
@@ -33,7 +35,13 @@ class StepRecords:
         """Yield one record a query of the step, in query order; then those of pairs that earlier rollouts gave."""
         trained = TrainedRows(record.rows, record.results)
         own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
-        scored = _choose_scored(record.experience.groups)
+        scored = _take_within(
+            (rollout, len(rollout.completion.token_ids))
+            for group in record.experience.groups
+            for rollout in group.rollouts
+            if rollout.completion.logprobs is not None
+        )
+        weighted = _take_within((each, len(each.response_ids)) for pairs in own + earlier for each in pairs)
         for group, constructions in zip(record.experience.groups, own, strict=True):
             rollouts = [self._make_rollout(r, trained.get_advantage(r.uid), id(r) in scored) for r in group.rollouts]
             thresholds = {rollout.grade.correct_at for rollout in group.rollouts} - {None}
@@ -43,11 +51,11 @@ class StepRecords:
                 "zone": zone.value if zone else None,
                 **({"correct_at": thresholds.pop()} if thresholds else {}),
                 "rollouts": rollouts,
-                "pairs": [self._make_indexed_pair(each, trained) for each in constructions],
+                "pairs": [self._make_indexed_pair(each, trained, id(each) in weighted) for each in constructions],
             }
         for constructions in earlier:
             query = constructions[0].pair.wrong.query
-            pairs = [self._make_indexed_pair(each, trained) for each in constructions]
+            pairs = [self._make_indexed_pair(each, trained, id(each) in weighted) for each in constructions]
             yield {**_describe_query(query), "zone": None, "earlier": True, "rollouts": [], "pairs": pairs}
 
     def make_trajectory_records(self, record: StepRecord, limit: int | None = None) -> tuple[list[Record], int]:
@@ -75,10 +83,10 @@ class StepRecords:
     def _find_zone(self, group: Group) -> Zone | None:
         return classify_zone(group, self._tapo.n_pos, self._tapo.n_neg) if self._tapo else None
 
-    def _make_rollout(self, rollout: Rollout, advantage: float | None, is_scored: bool) -> Record:
+    def _make_rollout(self, rollout: Rollout, advantage: float | None, with_scores: bool) -> Record:
         completion, grade = rollout.completion, rollout.grade
         scored: Record = {}
-        if is_scored and completion.logprobs is not None:
+        if with_scores and completion.logprobs is not None:
             logprobs = [round(each, LOGPROB_DECIMALS) for each in completion.logprobs]
             scored = {"logprobs": logprobs, "tokens": self._pieces.split(completion.token_ids)}
         return {
@@ -95,27 +103,26 @@ class StepRecords:
             **scored,
         }
 
-    def _make_pair(self, construction: Construction, trained: TrainedRows) -> Record:
-        weights = trained.get_weights(construction.pair.uid)
+    def _make_pair(self, construction: Construction, trained: TrainedRows, with_weights: bool = True) -> Record:
+        weights = trained.get_weights(construction.pair.uid) if with_weights else []
         ids = construction.response_ids if weights else ()
         advantage = trained.get_advantage(construction.pair.uid)
         return make_trajectory_record(construction, self._pieces.split(ids), weights, advantage)
 
-    def _make_indexed_pair(self, construction: Construction, trained: TrainedRows) -> Record:
+    def _make_indexed_pair(self, construction: Construction, trained: TrainedRows, with_weights: bool) -> Record:
         return {
-            **self._make_pair(construction, trained),
+            **self._make_pair(construction, trained, with_weights),
             "wrong_index": construction.pair.wrong.index,
             "right_index": construction.pair.right.index,
         }
 
 
-def _choose_scored(groups: Sequence[Group]) -> set[int]:
-    """Return the rollouts, by `id`, whose log-probabilities are stored."""
+def _take_within(sized: Iterable[tuple[Rollout | Construction, int]]) -> set[int]:
+    """Return, by `id`, those that have at most MOST_SCORED_TOKENS together; each comes with its number of tokens."""
     chosen, tokens = set(), 0
-    for rollout in (rollout for group in groups for rollout in group.rollouts):
-        length = len(rollout.completion.token_ids)
-        if rollout.completion.logprobs is not None and tokens + length <= MOST_SCORED_TOKENS:
-            chosen.add(id(rollout))
+    for each, length in sized:
+        if tokens + length <= MOST_SCORED_TOKENS:
+            chosen.add(id(each))
             tokens += length
     return chosen
 

@@ -210,6 +210,26 @@ def test_log_probabilities_are_kept_up_to_so_many_tokens_a_step(monkeypatch: pyt
         assert ["logprobs" in rollout for rollout in query["rollouts"]] == [True, True, False]
 
 
+def test_weights_are_kept_up_to_so_many_tokens_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two constructions of three tokens, with room for five: of the other one the text is kept."""
+    monkeypatch.setattr("nemo_tapo.tracking.step_records.MOST_SCORED_TOKENS", 5)
+    group = Group(QUERY, rollouts([0.0, 1.0]))
+    made = [
+        Construction(
+            Pair(*group.rollouts, k), None, reconstruction="75", response_ids=(55, 53, 1), grade=Grade(1.0, "right")
+        )
+        for k in range(2)
+    ]
+    first = step_record(Experience((group,), tuple(made)))
+    other = Row("7_reflected/1", "7_reflected", Kind.CONSTRUCTED, QUERY.prompt_ids, (55, 53, 1), 1.0, 0.25)
+    weights = torch.cat((first.results[0].token_weights, torch.ones(1, 6)))
+    step = replace(first, rows=[*first.rows, other], results=[UpdateResult(0.0, 0.0, 0.0, {}, weights)])
+    [query] = StepRecords(TOKENIZER, TapoConfig(n_pos=1, n_neg=1)).make_query_records(step)
+    assert [len(pair["weights"]) for pair in query["pairs"]] == [3, 0]
+    assert [pair["advantage"] for pair in query["pairs"]] == [0.75, 0.25]
+    assert query["pairs"][1]["reconstruction"] == "75"
+
+
 def test_pairs_of_the_step_before_are_kept_even_if_their_query_is_not_drawn_again() -> None:
     earlier = rollouts([0.0, 1.0])
     made = Construction(Pair(earlier[0], earlier[1], 0), None, response_ids=(55, 53, 1), grade=Grade(1.0, "right"))
