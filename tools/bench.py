@@ -1,12 +1,14 @@
 """Measure speed, as ratios of one run (medians; machines are noisy). `make bench` prints the table of README.
 
-    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [peers] [driver]
+    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [growth] [peers] [driver]
 
 kernel     the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
 step       a TAPO step against a GRPO step on the same rollouts, by pipeline; the step as the batch doubles; where a
            step's time goes. Learning rate 1e-12: the weights stay, so every round samples the same rollouts.
 pipelines  the same on an engine bound by latency, as on a cluster, whose seconds follow the cost model that
            latency_engine.py states; the numbers are the same on every machine
+growth     a GRPO step as its queries double and its responses grow longer (bench_growth.py); only where it is named,
+           for it draws docs/growth.png
 peers      a GRPO step of TRL's trainer against one of this package (bench_peers.py); only where it is named, for it
            installs TRL
 driver     seconds and memory of what the driver does in a step of 1,024 queries with 16 rollouts of 8,192 tokens
@@ -196,6 +198,14 @@ def pipelines() -> None:
     table("step times on an engine bound by latency, as ratios", [*rows, ("GRPO step, s", f"{seconds['grpo']:.0f}")])
 
 
+def growth(repeats: int) -> None:
+    from bench_growth import draw, list_rows, measure_growth
+
+    seconds = asyncio.run(measure_growth(repeats))
+    table("a GRPO step as it grows", list_rows(seconds))
+    draw(seconds)
+
+
 def driver(scale: int) -> None:
     from driver_scale import TOKENS_TRAINED
 
@@ -235,6 +245,8 @@ def main() -> None:
         from bench_peers import list_rows, measure_peers
 
         table("a GRPO step beside TRL's", list_rows(asyncio.run(measure_peers(given.repeats))))
+    if "growth" in given.what:
+        growth(given.repeats)
     if "driver" in given.what:
         driver(given.scale)
 

@@ -127,11 +127,11 @@ def install_trl() -> Path:
 # ---- this side -------------------------------------------------------------------------------------------------------
 
 
-def write_long_tailed_model(source: Path, folder: Path) -> None:
-    """Write a model of the shape of `source` whose responses end with END_PROBABILITY at every token.
+def write_model_that_ends(source: Path, folder: Path, probability: float) -> None:
+    """Write a model of the shape of `source` whose responses end with this probability at every token.
 
     Every token has the same embedding and no layer adds to it, so that the logits are the same everywhere: 0, and for
-    the end of a turn what makes it END_PROBABILITY. They cost as much as those of any other model of this shape.
+    the end of a turn what makes it that probability. They cost as much as those of any other model of this shape.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -145,7 +145,7 @@ def write_long_tailed_model(source: Path, folder: Path) -> None:
     tensors["model.embed_tokens.weight"].fill_(1.0)
     tensors["model.norm.weight"].fill_(1.0)
     head = torch.zeros(config["vocab_size"], config["hidden_size"])
-    odds = END_PROBABILITY / (1 - END_PROBABILITY) * (config["vocab_size"] - 1)
+    odds = probability / (1 - probability) * (config["vocab_size"] - 1)
     head[config["eos_token_id"]] = torch.tensor(odds).log() / config["hidden_size"]
     tensors["lm_head.weight"] = head
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
@@ -157,7 +157,7 @@ def write_long_tailed_model(source: Path, folder: Path) -> None:
 async def measure_peers(repeats: int, threads: int = 2) -> dict[str, dict[str, list[float]]]:
     """Return {setting: {"nemo_tapo": seconds, "trl": seconds, "... length": tokens}} of `repeats` rounds."""
     source, tailed = ROOT / "assets" / "tiny-coldstart", ROOT / "runs" / "bench" / "long-tail"
-    write_long_tailed_model(source, tailed)
+    write_model_that_ends(source, tailed, END_PROBABILITY)
     return {
         name: await _measure(source if name == "demo" else tailed, most_tokens, repeats, threads)
         for name, most_tokens in SETTINGS.items()

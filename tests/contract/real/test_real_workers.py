@@ -25,7 +25,12 @@ OWN_GPU = (  # the second GPU is the engine's
     "policy.generation.colocated.resources.gpus_per_node=1",
     "policy.generation.colocated.resources.num_nodes=null",
 )
-ONE_STEP_OFF = (*OWN_GPU, "grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=true")
+ONE_STEP_OFF = (
+    *OWN_GPU,
+    ASYNC,
+    "grpo.async_grpo.enabled=true",
+    "loss_fn.use_importance_sampling_correction=true",
+)
 SMALL_EVALUATION = ("tapo.evaluation.problems=8", "tapo.evaluation.samples=2", "tapo.evaluation.runs=1")
 RATES = [1.5e-4, 2.25e-4, 3e-4]  # of the recipes' warm-up
 megatron = pytest.mark.megatron
