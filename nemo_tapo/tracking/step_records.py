@@ -65,11 +65,11 @@ class StepRecords:
         out. Also returns how many are left out.
         """
         own, earlier = _sort_by_query(record.experience.groups, record.experience.constructions)
-        subjects: list[tuple[Group, Zone] | Construction] = []
+        subjects: list[tuple[Group, str] | Construction] = []
         for group, constructions in zip(record.experience.groups, own, strict=True):
             zone = self._find_zone(group)
-            if zone not in (None, Zone.ELIGIBLE):
-                subjects.append((group, zone))
+            if zone is not None and zone is not Zone.ELIGIBLE:
+                subjects.append((group, zone.value))
             subjects += constructions
         subjects += [construction for constructions in earlier for construction in constructions]
         kept = subjects if limit is None else take_fair_share(subjects, limit, _name_outcome)
@@ -151,10 +151,10 @@ class TrainedRows:
         return weights
 
 
-def _name_outcome(subject: tuple[Group, Zone] | Construction) -> str:
+def _name_outcome(subject: tuple[Group, str] | Construction) -> str:
     """Return what `get_outcome` says of the record that will be made."""
     if not isinstance(subject, Construction):
-        return get_outcome({"kind": "skipped", "zone": subject[1].value})
+        return get_outcome({"kind": "skipped", "zone": subject[1]})
     threshold = make_threshold_entry(subject.grade)
     return get_outcome({"kind": "pair", "dropped": subject.dropped, "reward": subject.reward, **threshold})
 
