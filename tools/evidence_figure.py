@@ -27,7 +27,8 @@ CONDITIONS = (  # report, row, what is said beside it; the order of the figure
     ("four", "tapo", "arithmetic, chains of four (each term its own mean)"),
     ("table1", "tapo", "arithmetic, each term a mean over its own rows, error not kept"),
     ("weighting", "term-weights", "arithmetic, each term a mean over its own rows"),
-    ("countdown", "tapo", "Countdown, a base that sees its errors"),
+    ("countdown", "tapo", "Countdown, a cold start that taught turning"),
+    ("countdown-rare", "tapo", "Countdown, a cold start that hardly showed it"),
 )
 OURS, BASELINE = COLOURS[0], "#555555"
 

@@ -98,6 +98,34 @@ def lose_weights(backend: Any) -> None:
     replace(extension, "_load_weights", load_or_lose)
 
 
+def pack_after_collective(backend: Any) -> None:
+    """Pack an engine's weights anew after a broadcast: vllm_backend.py:759 does so, v0.7.0 (line 446) does not.
+
+    Only CPUs compute with a packed copy (`keep_weights` in vllm.py).
+    """
+    extension = backend.VllmInternalWorkerExtension
+    if hasattr(extension, "_weight_update_lifecycle"):
+        return
+    receive = extension.update_weights_from_collective
+
+    def receive_and_pack(self: Any) -> Any:
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+        received = receive(self)
+        with set_current_vllm_config(self.model_runner.vllm_config):
+            process_weights_after_loading(self.model_runner.model, self.model_config, self.device)
+        return received
+
+    replace(extension, "update_weights_from_collective", receive_and_pack)
+
+
+def patch_backend(backend: Any) -> None:
+    """Do both with NeMo-RL's extension of vLLM's workers."""
+    pack_after_collective(backend)
+    lose_weights(backend)
+
+
 def use_this_python(registry: Any) -> None:
     """Start all workers with the driver's Python: ray_actor_environment_registry.py:38-69 asks uv for environments."""
     environments = registry.ACTOR_ENVIRONMENT_REGISTRY
@@ -112,5 +140,5 @@ HOOKS = {
     "nemo_rl.models.policy.utils": Hook(send_weights_by_value),
     "nemo_rl.distributed.stateless_process_group": Hook(broadcast_by_gloo, NCCL),
     "nemo_rl.utils.packed_tensor": Hook(pack_on_cpu),
-    "nemo_rl.models.generation.vllm.vllm_backend": Hook(lose_weights),
+    "nemo_rl.models.generation.vllm.vllm_backend": Hook(patch_backend),
 }
