@@ -12,8 +12,8 @@ growth     a GRPO step as its queries double and its responses grow longer (benc
 peers      a GRPO step of TRL's trainer against one of this package (bench_peers.py); only where it is named, for it
            installs TRL
 driver     seconds and memory of what the driver does in a step of 1,024 queries with 16 rollouts of 8,192 tokens
-           (driver_scale.py); only where it is named, for it takes long and much memory. --scale 4: a quarter of the
-           queries, five minutes and 6.3 GiB
+           (driver_scale.py); only where it is named, for it takes 15 minutes and 8 GiB. --scale 4: a quarter of the
+           queries
 """
 
 from __future__ import annotations
