@@ -34,6 +34,7 @@ OPSD = {
     "algorithm": "opsd", "opsd.divergence": "jsd", "opsd.beta": 0.5, "opsd.entry_clip": None, "opsd.teacher": "frozen",
     "loss.token_mean": True,
 }  # fmt: skip
+ORIGINALS, TERMS = {"tapo.reflection_baseline": "with_originals"}, {"loss.weighting": "terms"}
 NO_OTS, NO_NEGATIVES, NO_DAE = {"tapo.suppression": False}, {"tapo.negatives": False}, {"tapo.decoupled": False}
 GRPO = {"algorithm": "grpo"}
 FULL = "runs/coldstart-full/hf"
@@ -70,6 +71,13 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("lambda-quarter", {"tapo.lambda": 0.25}), ("reflective-sft", {"algorithm": "reflective_sft"}),
         ("opsd", OPSD), ("coldstart", {}),
     ],
+    "countdown-rare": [("grpo", GRPO), ("tapo", {}), ("with-originals-no-ots", ORIGINALS | NO_OTS), ("coldstart", {})],
+    "countdown-silent": [
+        ("grpo", GRPO), ("tapo", {}), ("no-ots", NO_OTS), ("with-originals-no-ots", ORIGINALS | NO_OTS),
+        ("term-weights", TERMS), ("terms-with-originals-no-ots", TERMS | ORIGINALS | NO_OTS),
+        ("terms-uniform-reward-no-ots", TERMS | {"tapo.uniform_group": "reward"} | NO_OTS),
+        ("reflective-sft", {"algorithm": "reflective_sft"}), ("coldstart", {}),
+    ],
     "figure3": [("tapo", {}), ("grpo", GRPO), ("opsd", OPSD), ("base-tapo", {})],
     "open-questions": [
         ("tapo", {}), ("no-prefix-loss", {"tapo.prefix_loss": "none"}),
@@ -82,7 +90,7 @@ TABLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("term-weights", {"loss.weighting": "terms"}),
     ],
     "pipeline": [("tapo", {}), ("deferred", {"pipeline": "deferred"})],
-    "weighting": [("grpo", GRPO), ("tapo", {}), ("term-weights", {"loss.weighting": "terms"})],
+    "weighting": [("grpo", GRPO), ("tapo", {}), ("term-weights", TERMS)],
     "opsd": [
         ("grpo", GRPO), ("opsd", OPSD), ("opsd-v3", OPSD | {"opsd.beta": 0.0, "opsd.entry_clip": 0.05}),
         (
@@ -189,7 +197,7 @@ def test_values_that_would_share_a_folder_have_two() -> None:
         (["table2", "optimizer.lr=1e-4,-1"], "optimizer.lr: Input should be greater than 0"),
         (["tabel4"], "no sweep 'tabel4'; did you mean 'table4'?"),
         (["nowhere/mine.yaml"], "no sweep 'nowhere/mine.yaml'"),
-        ([], "say which sweep: conditions, countdown, figure3"),
+        ([], "say which sweep: conditions, countdown, countdown-rare"),
         (["table4", "seeds=0"], "seeds=0: give how many"),
         (["table4", "seeds=[1,1]"], "seeds=[1,1]: give how many"),
         (["table4", "seeds=all"], "seeds=all: give how many"),
