@@ -1,4 +1,4 @@
-"""Write a rollout as JSON, without its query, and read it back: the cold start's samples, pairs that wait."""
+"""Write a rollout as JSON, without its query, and read it back: the cold start's samples."""
 
 from __future__ import annotations
 

@@ -40,6 +40,10 @@ class SampleRecording:
     per_step: int | None = None  # most records of a step in trajectories.jsonl; None: all
     max_bytes: int = 0  # of all rollouts, compressed; 0: they are not recorded
 
+    def __post_init__(self) -> None:
+        if self.per_step is not None and self.per_step < 0:
+            raise ValueError(f"trajectories_per_step is {self.per_step}; it must be 0 or more, or null for all.")
+
 
 class RunRecorder:
     """Write `metrics.jsonl`, TensorBoard events and what was sampled into a stage's folder."""

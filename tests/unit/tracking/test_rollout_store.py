@@ -247,6 +247,11 @@ def test_pairs_of_the_step_before_are_kept_even_if_their_query_is_not_drawn_agai
     assert records.make_trajectory_records(step, limit=1) == (trajectories[:1], 1)
 
 
+def test_a_limit_below_0_is_refused() -> None:
+    with pytest.raises(ValueError, match="trajectories_per_step is -1"):
+        SampleRecording(TOKENIZER, None, per_step=-1)
+
+
 def test_a_resumed_stage_records_each_step_once(tmp_path: Path) -> None:
     settings = SampleRecording(TOKENIZER, TapoConfig(n_pos=1, n_neg=2), max_bytes=PLENTY)
     experience = Experience((Group(QUERY, rollouts([0.0, 1.0])),))
