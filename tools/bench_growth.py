@@ -13,12 +13,12 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench_loop import Memory, run_loop
+from bench_loop import CONFIG, ROOT, SAME_WORK, Memory, run_loop
 from bench_peers import write_model_that_ends
 
-ROOT = Path(__file__).parents[1]
+from nemo_tapo.report.plots import COLOURS, open_figure
+
 FIGURE = ROOT / "docs" / "growth.png"
 ROLLOUTS = 8
 NEVER = 1e-9  # the probability of an end, at every token
@@ -53,20 +53,21 @@ async def measure_growth(repeats: int) -> Seconds:
 
     def configure(size: Size) -> list[str]:
         return [
-            f"model.path={model}", "model.max_length=640", f"rollout.max_tokens={size.length}", "algorithm=grpo",
-            f"rollout.queries_per_step={size.queries}", f"rollout.samples_per_query={ROLLOUTS}", "optimizer.lr=1e-12",
-            "loss.kl_rows=0", "rollout.logprobs=never", "checkpoint.every=1000000", "steps=3",
-        ]  # fmt: skip
+            *SAME_WORK,
+            f"model.path={model}",
+            f"rollout.max_tokens={size.length}",
+            f"rollout.queries_per_step={size.queries}",
+            f"rollout.samples_per_query={ROLLOUTS}",
+        ]
 
-    config = ROOT / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
     sizes = list(dict.fromkeys(BY_QUERIES + BY_LENGTH))
     seen: dict[Size, list[dict[str, float]]] = defaultdict(list)
-    runtime = await LocalRuntime.start(load_config(config, configure(sizes[-1])))
+    runtime = await LocalRuntime.start(load_config(CONFIG, configure(sizes[-1])))
     try:
         for _ in range(repeats):
             for size in sizes:
                 memory = Memory()
-                await run_loop(load_config(config, configure(size)), runtime, memory, queries=512)
+                await run_loop(load_config(CONFIG, configure(size)), runtime, memory, queries=512)
                 seen[size] += memory.metrics[1:]  # the first step warms up
     finally:
         runtime.close()
@@ -94,20 +95,19 @@ def list_rows(seconds: Seconds) -> list[tuple[str, str]]:
 
 def draw(seconds: Seconds) -> None:
     """Draw time over tokens, both as multiples of the smallest step's, into docs/growth.png."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
-    for axis, (title, sizes) in zip(axes, (("more queries", BY_QUERIES), ("longer responses", BY_LENGTH)), strict=True):
-        tokens = [size.tokens / sizes[0].tokens for size in sizes]
-        axis.plot(tokens, tokens, color="0.7", linestyle=":", label="as the tokens grow")
-        for part in PARTS:
-            times = [seconds[size][part] / seconds[sizes[0]][part] for size in sizes]
-            axis.plot(tokens, times, marker="o", label=part)
-        axis.set(title=title, xlabel="tokens of a step, times the smallest", xscale="log", yscale="log")
-        axis.set_xticks(tokens, [f"{each:.0f}" for each in tokens], minor=False)
-        axis.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-        axis.minorticks_off()
-    axes[0].set_ylabel("time, times the smallest")
-    axes[0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(FIGURE, dpi=110)
+    with open_figure(FIGURE, size=(9, 3.8)) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, (title, sizes) in zip(
+            axes, (("more queries", BY_QUERIES), ("longer responses", BY_LENGTH)), strict=True
+        ):
+            tokens = [size.tokens / sizes[0].tokens for size in sizes]
+            axis.plot(tokens, tokens, color="0.5", linestyle=":", label="as the tokens grow")
+            for part, colour in zip(PARTS, COLOURS, strict=False):
+                times = [seconds[size][part] / seconds[sizes[0]][part] for size in sizes]
+                axis.plot(tokens, times, marker="o", color=colour, label=part)
+            axis.set(title=title, xlabel="tokens of a step, times the smallest", xscale="log", yscale="log")
+            axis.set_xticks(tokens, [f"{each:.0f}" for each in tokens])
+            axis.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+            axis.minorticks_off()
+        axes[0].set_ylabel("time, times the smallest")
+        axes[0].legend(frameon=False)

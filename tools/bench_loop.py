@@ -9,6 +9,13 @@ from typing import Any
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.types import StepRecord
 
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "examples" / "configs" / "tapo-tiny-1n0g.yaml"
+SAME_WORK = (  # three GRPO steps, the first of which warms up; the weights stay, so that all do the same
+    "model.max_length=640", "algorithm=grpo", "optimizer.lr=1e-12", "loss.kl_rows=0", "rollout.logprobs=never",
+    "checkpoint.every=1000000", "steps=3",
+)  # fmt: skip
+
 
 class Memory:
     """A recorder that keeps the metrics of each step."""

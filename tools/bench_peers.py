@@ -165,18 +165,12 @@ async def measure_peers(repeats: int, threads: int = 2) -> dict[str, dict[str, l
 
 
 async def _measure(model: Path, most_tokens: int, repeats: int, threads: int) -> dict[str, list[float]]:
-    from bench_loop import Memory, run_loop
+    from bench_loop import CONFIG, SAME_WORK, Memory, run_loop
 
     from nemo_tapo.config.load import load_config
     from nemo_tapo.runtime.local.runtime import LocalRuntime
 
-    cfg = load_config(
-        ROOT / "examples" / "configs" / "tapo-tiny-1n0g.yaml",
-        [
-            f"model.path={model}", "model.max_length=640", f"rollout.max_tokens={most_tokens}", "algorithm=grpo",
-            "optimizer.lr=1e-12", "loss.kl_rows=0", "rollout.logprobs=never", "checkpoint.every=1000000", "steps=3",
-        ],
-    )  # fmt: skip
+    cfg = load_config(CONFIG, [*SAME_WORK, f"model.path={model}", f"rollout.max_tokens={most_tokens}"])
     found: dict[str, list[float]] = {"nemo_tapo": [], "nemo_tapo length": [], "trl": [], "trl length": []}
     peer = Peer(model, most_tokens, threads)
     try:
