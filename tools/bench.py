@@ -1,6 +1,6 @@
 """Measure speed, as ratios of one run (medians; machines are noisy). `make bench` prints the table of README.
 
-    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [growth] [peers] [driver]
+    python tools/bench.py [--model DIR] [--repeats N] [kernel] [step] [pipelines] [growth] [floor] [peers] [driver]
 
 kernel     the one-pass log-probability + entropy against log_softmax + gather + entropy: time and extra peak memory
 step       a TAPO step against a GRPO step on the same rollouts, by pipeline; the step as the batch doubles; where a
@@ -9,6 +9,8 @@ pipelines  the same on an engine bound by latency, as on a cluster, whose second
            latency_engine.py states; the numbers are the same on every machine
 growth     a GRPO step as its queries double and its responses grow longer (bench_growth.py); only where it is named,
            for it draws docs/growth.png
+floor      a GRPO step against the same requests in a bare vLLM engine and the same rows in bare Megatron-core
+           (bench_floor.py); only where it is named
 peers      a GRPO step of TRL's trainer against one of this package (bench_peers.py); only where it is named, for it
            installs TRL
 driver     seconds and memory of what the driver does in a step of 1,024 queries with 16 rollouts of 8,192 tokens
@@ -220,7 +222,9 @@ def driver(scale: int) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help="kernel, step, pipelines: all three if none is named; peers, driver")
+    arguments.add_argument(
+        "what", nargs="*", help="kernel, step, pipelines: all three if none is named; the others only where named"
+    )
     arguments.add_argument("--model", type=Path, default=Path("assets/tiny-coldstart"))
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--scale", type=int, default=1, help="of driver: divide its queries by so much")
@@ -245,6 +249,11 @@ def main() -> None:
         from bench_peers import list_rows, measure_peers
 
         table("a GRPO step beside TRL's", list_rows(asyncio.run(measure_peers(given.repeats))))
+    if "floor" in given.what:
+        from bench_floor import list_rows as list_floor_rows
+        from bench_floor import measure_floor
+
+        table("a GRPO step beside its floor", list_floor_rows(asyncio.run(measure_floor(given.repeats))))
     if "growth" in given.what:
         growth(given.repeats)
     if "driver" in given.what:

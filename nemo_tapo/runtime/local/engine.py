@@ -11,8 +11,10 @@ completion and does not know who waits for it.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from nemo_tapo.types import Completion, Request
 from nemo_tapo.utils.token_ids import share_ids
 
 if TYPE_CHECKING:
+    from vllm import EngineArgs, SamplingParams
     from vllm.outputs import RequestOutput
 
 SLICE_SECONDS = 0.05  # an exchange returns after this time, so that new requests can join
@@ -68,42 +71,77 @@ def make_engine_environment(cfg: RunConfig) -> dict[str, str]:
     }
 
 
+def make_engine_args(cfg: RunConfig) -> EngineArgs:
+    """Return vLLM's settings: fp32, eager, on this process's CPU threads."""
+    from vllm import EngineArgs
+
+    return EngineArgs(
+        model=str(cfg.model.path),
+        skip_tokenizer_init=True,  # token ids in and out; we decode the text, exactly as the trainer does
+        generation_config="vllm",  # ignore the sampling defaults in the model directory
+        dtype="float32",
+        enforce_eager=True,  # compiling costs 10 s at start and saves only a seventh of the generation time
+        seed=cfg.seed,
+        max_model_len=cfg.model.max_length,
+        max_num_seqs=cfg.local.max_num_seqs,
+        # Prompts are prefilled in one piece. After a partial prefill vLLM 0.32 resets the offset of a seeded
+        # random generator, which works on CUDA only ("CPU Generator does not use offset"). A full batch would
+        # then crash the engine.
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=max(4096, cfg.model.max_length, cfg.local.max_num_seqs),
+        block_size=KV_BLOCK_TOKENS,
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",  # of the sampling distribution: after temperature and top_p
+        disable_log_stats=True,
+    )
+
+
+def make_sampling_params(request: Request, eos_id: int) -> SamplingParams:
+    """Return how vLLM samples this request, whose tokens end with `eos_id`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        logprobs=0 if request.logprobs else None,  # 0: of the sampled token only
+        flat_logprobs=request.logprobs,
+        # Only the tokenizer's EOS ends a row, though a model directory may name other tokens too.
+        ignore_eos=True,
+        stop_token_ids=[eos_id],
+        detokenize=False,
+        # Where a text may end it, every step returns all tokens so far, for `_stops_here` to read.
+        output_kind=RequestOutputKind.FINAL_ONLY if request.stop is None else RequestOutputKind.CUMULATIVE,
+    )
+
+
 class VllmEngine:
-    """One vLLM engine, fp32, eager. Not thread-safe: a Ray actor runs one call at a time."""
+    """One vLLM engine, fp32, eager. Not thread-safe: a Ray actor runs one call at a time.
+
+    vLLM works in a thread of its own and goes on while answers travel. It is also started and given weights there,
+    because the threads of its matrix products belong to the thread that asked for them first.
+    """
 
     def __init__(self, cfg: RunConfig) -> None:
         started = time.monotonic()
-        from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._tokenizer = HFTokenizer(cfg.model.path, cfg.model.enable_thinking)
         self._max_model_len = cfg.model.max_length
-        args = EngineArgs(
-            model=str(cfg.model.path),
-            skip_tokenizer_init=True,  # token ids in and out; we decode the text, exactly as the trainer does
-            generation_config="vllm",  # ignore the sampling defaults in the model directory
-            dtype="float32",
-            enforce_eager=True,  # compiling costs 10 s at start and saves only a seventh of the generation time
-            seed=cfg.seed,
-            max_model_len=self._max_model_len,
-            max_num_seqs=cfg.local.max_num_seqs,
-            # Prompts are prefilled in one piece. After a partial prefill vLLM 0.32 resets the offset of a seeded
-            # random generator, which works on CUDA only ("CPU Generator does not use offset"). A full batch would
-            # then crash the engine.
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=max(4096, self._max_model_len, cfg.local.max_num_seqs),
-            block_size=KV_BLOCK_TOKENS,
-            enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",  # of the sampling distribution: after temperature and top_p
-            disable_log_stats=True,
-        )
-        self._engine = LLMEngine.from_engine_args(args)
+        self._thread = ThreadPoolExecutor(1, "vLLM")
+        self._engine = self._thread.submit(LLMEngine.from_engine_args, make_engine_args(cfg)).result()
         config = self._engine.model_config
         self._vocab_size = config.get_vocab_size()
         self._tied: bool = config.hf_config.tie_word_embeddings
         self._path = cfg.model.path
         self._shapes = {k: v for k, v in read_tensor_shapes(self._path).items() if k != HEAD or not self._tied}
         self._stops: dict[int, str] = {}  # by key, of the requests in flight that a text may end
+        self._lock = threading.Lock()  # of the next three
+        self._new: list[KeyedRequest] = []
+        self._finished: list[KeyedResult] = []
+        self._work: Future[None] | None = None  # `_run` in the thread; None: no request is left
         self._start_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -115,11 +153,38 @@ class VllmEngine:
         return int(self._engine.get_num_unfinished_requests())
 
     def exchange(self, new: Sequence[KeyedRequest]) -> list[KeyedResult]:
-        """Add the requests `new`, run the engine for one time slice, and return the requests that have finished.
+        """Add the requests `new`, and return those that have finished after one time slice.
 
-        It returns earlier if no request is left. A request that cannot be served comes back at once, with a ValueError
-        in place of its completion.
+        It returns earlier if no request is left. A request that cannot be served comes back with a ValueError in place
+        of its completion.
         """
+        with self._lock:
+            self._new += new
+            if self._new and self._work is None:
+                self._work = self._thread.submit(self._run)
+            work = self._work
+        if work is not None:
+            wait([work], SLICE_SECONDS)
+            if work.done():
+                work.result()  # raises what ended the work
+        with self._lock:
+            finished, self._finished = self._finished, []
+        return finished
+
+    def _run(self) -> None:
+        """Work until no request is left."""
+        while True:
+            with self._lock:
+                new, self._new = self._new, []
+                if not new and not self._engine.has_unfinished_requests():
+                    self._work = None
+                    return
+            finished = self._step(new)
+            with self._lock:
+                self._finished += finished
+
+    def _step(self, new: Sequence[KeyedRequest]) -> list[KeyedResult]:
+        """Add the requests `new`, take one step of the engine, and return what has finished."""
         finished: list[KeyedResult] = []
         for key, request in new:
             refusal = self._explain_refusal(request)
@@ -127,14 +192,12 @@ class VllmEngine:
                 self._add(key, request)
             else:
                 finished.append((key, ValueError(refusal)))
-        deadline = time.monotonic() + SLICE_SECONDS
-        while self._engine.has_unfinished_requests() and time.monotonic() < deadline:
-            outputs = [o for o in self._engine.step() if o.finished or self._stops_here(o)]
-            for output in outputs:
-                key = int(output.request_id)
-                finished.append((key, self._make_completion(output, self._stops.pop(key, None))))
-            if early := [o.request_id for o in outputs if not o.finished]:
-                self._engine.abort_request(early)
+        outputs = [o for o in self._engine.step() if o.finished or self._stops_here(o)]
+        for output in outputs:
+            key = int(output.request_id)
+            finished.append((key, self._make_completion(output, self._stops.pop(key, None))))
+        if early := [o.request_id for o in outputs if not o.finished]:
+            self._engine.abort_request(early)
         return finished
 
     def _explain_refusal(self, request: Request) -> str | None:
@@ -152,25 +215,11 @@ class VllmEngine:
         return None
 
     def _add(self, key: int, request: Request) -> None:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm import TokensPrompt
 
         if request.stop is not None:
             self._stops[key] = request.stop
-        params = SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_tokens=request.max_tokens,
-            seed=request.seed,
-            logprobs=0 if request.logprobs else None,  # 0: of the sampled token only
-            flat_logprobs=request.logprobs,
-            # Only the tokenizer's EOS ends a row, though a model directory may name other tokens too.
-            ignore_eos=True,
-            stop_token_ids=[self._tokenizer.eos_id],
-            detokenize=False,
-            # Where a text may end it, every step returns all tokens so far, for `_stops_here` to read.
-            output_kind=RequestOutputKind.FINAL_ONLY if request.stop is None else RequestOutputKind.CUMULATIVE,
-        )
+        params = make_sampling_params(request, self._tokenizer.eos_id)
         self._engine.add_request(str(key), TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
 
     def _stops_here(self, output: RequestOutput) -> bool:
@@ -215,5 +264,8 @@ class VllmEngine:
             # On a CPU vLLM 0.32 keeps a repacked copy of the output matrix. It repacks it again only if the matrix
             # is given under its own name. Else the model would read new embeddings but score with the old ones.
             weights[HEAD] = weights[EMBEDDING]
+        self._thread.submit(self._reload, weights).result()
+
+    def _reload(self, weights: Mapping[str, Tensor]) -> None:
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
         assert self._engine.reset_prefix_cache(), "vLLM kept cached prefixes of the old weights"
