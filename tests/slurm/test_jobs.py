@@ -191,6 +191,20 @@ def test_ray_lost_on_a_node_fails_the_job_with_the_nodes_name(slurm: Slurm, tmp_
     assert "FAILED: node n2: Ray ended with exit code" in log(folder, job)
 
 
+def test_a_node_whose_step_is_killed_fails_the_job_with_its_name(slurm: Slurm, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = submit(slurm, folder, *SCRIPTED, "steps=100000", options=TWO_NODES)
+    until(lambda: steps(folder) >= 1, "first step")
+    keepers = on_node("n2", job, "node.sh")
+    assert keepers, log(folder, job)
+    for keeper in keepers:
+        keeper.kill()
+    ended = slurm.wait(job)
+    assert ended["JobState"] == "FAILED"
+    assert "node n2: its step was killed" in log(folder, job)
+    assert "node n1: its step was killed" not in log(folder, job)
+
+
 def test_a_node_that_hangs_ends_the_job_with_its_name(slurm: Slurm, tmp_path: Path) -> None:
     """Its python does not answer, as on a node whose file system hangs."""
     folder, python = tmp_path / "run", tmp_path / "python"

@@ -62,6 +62,18 @@ srun --overlap --nodes=${#NODES[@]} --ntasks=${#NODES[@]} --ntasks-per-node=1 --
     bash "$NT_CODE/tools/slurm/node.sh" "${COMMAND[@]}" & # all CPUs of the node: Slurm would give the step one
 step=$!
 
+killed_nodes() { # the nodes whose step was gone before the others'; srun waits a minute until it ends those
+    local node newest=0 seen
+    for node in "${NODES[@]}"; do
+        seen=$(stat -c %Y "$NT_LOGS/nodes/$node.started" 2>/dev/null || echo 0)
+        [ "$seen" -le "$newest" ] || newest=$seen
+    done
+    for node in "${NODES[@]}"; do
+        seen=$(stat -c %Y "$NT_LOGS/nodes/$node.started" 2>/dev/null || echo "$newest")
+        [ $((newest - seen)) -lt 30 ] ||
+            echo "node $node: its step was killed: out of memory, or by Slurm or the node itself"
+    done
+}
 why_nodes() { # the nodes that said why, or else the end of what they printed
     if node_failed; then cat "$NT_LOGS"/nodes/*.failed; else tail -n 20 "$NT_LOGS"/nodes/*.log 2>/dev/null; fi
 }
@@ -80,7 +92,10 @@ while alive "$step" && [ ! -e "$NT_LOGS/code" ]; do
 done
 if [ ! -e "$NT_LOGS/code" ]; then
     wait "$step"
-    fail "srun ended with exit code $? before the run did; the lines above say why, or these: $(why_nodes)"
+    code=$?
+    killed=$(killed_nodes)
+    [ -z "$killed" ] || fail "$killed"
+    fail "srun ended with exit code $code before the run did; the lines above say why, or these: $(why_nodes)"
 fi
 code=$(cat "$NT_LOGS/code")
 end_step

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On every node of a job: checks the environment, then keeps Ray until the job ends (with more than one node). On the
 # first node it also runs the driver, in the same container as Ray's head. What goes wrong is left in
-# nodes/<node>.failed, with the node's name; the driver's exit code in the file `code`.
+# nodes/<node>.failed, with the node's name; the driver's exit code in the file `code`. nodes/<node>.started is touched
+# again and again: of a step that was killed it grows old.
 set -u
 me=$SLURMD_NODENAME
 deadline=$((SECONDS + NT_START_SECONDS))
@@ -102,13 +103,14 @@ start_ray() {
 }
 
 trap 'asked=TERM' TERM # Ray stays until the run has saved
-asked='' told=''
+asked='' told='' round=0
 [ -z "$NT_RAY" ] || start_ray
 if [ "$me" = "$NT_HEAD" ]; then
     bash "$NT_CODE/tools/slurm/driver.sh" "$@" >&3 2>&4 3>&- 4>&- &
     driver=$!
 fi
 while [ ! -e "$NT_LOGS/ended" ]; do
+    ((round++ % 5)) || touch "$NT_LOGS/nodes/$me.started"
     if [ -n "$driver" ] && ! alive "$driver"; then
         end_driver
         touch "$NT_LOGS/ended"
