@@ -38,6 +38,9 @@ _COMMAND = (
     r"(\\(?:text|mathrm|mathbb|operatorname|begin|end|overline|overrightarrow|widehat|vec)\s*\{[^{}]*\}|\\[a-zA-Z]+)"
 )
 _NAME = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{3,})(?![A-Za-z])")
+_SEGMENT = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{2})(?![A-Za-z])")
+_CAPITALS = re.compile(_COMMAND + "|([A-Z]+)")
+_SUM_NAMED = re.compile(r"[^=(]*[a-zA-Z][^=(]*[-+][^=]*=")
 _PRIMED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])('+)")
 _LETTER = re.compile(_COMMAND + "|([a-zA-Z])")
 _SPARE_LETTERS = "uvwzqkhgmabcfjlnoprstxy"  # no d, e and i
@@ -147,6 +150,8 @@ def _compare_elements(gold: str, answer: str) -> str:
     matched = match_forms(normalise(gold), normalise(answer))
     if matched is None or not all(matched):
         return "wrong"
+    if "=" not in matched[0] and _SUM_NAMED.match(matched[1]):  # of a pair `x+y=1` gives no element
+        return "wrong"
     settled = compare_directly(*matched)
     return compare_answers(*matched) if settled is None else "right" if settled[0] else "wrong"
 
@@ -199,6 +204,8 @@ def _separate_names(gold: str, answer: str) -> tuple[str, str]:
     (('u^2-r^2', 'f_{prime}(x)'), ('N', 'n'), ('\\text{ABC}=30', '\\frac{\\text{BCA}}{2}'))
     """
     texts = [_NAME.sub(lambda m: m[1] or rf"\text{{{m[2]}}}", text) for text in (gold, answer)]
+    if _names_segments(texts[0]):
+        texts = [_SEGMENT.sub(lambda m: m[1] or rf"\text{{{''.join(sorted(m[2]))}}}", text) for text in texts]
     used = [{match[2] for match in _LETTER.finditer(text) if match[2]} for text in texts]
     both = sorted({letter for letters in used for letter in letters if letter.isupper() and letter.lower() in letters})
     if both:
@@ -207,6 +214,16 @@ def _separate_names(gold: str, answer: str) -> tuple[str, str]:
         texts = [_LETTER.sub(lambda m: names.get(m[0], m[0]), text) for text in texts]
     texts = [_PRIMED.sub(lambda m: rf"{m[1]}_{{{'prime' * len(m[2])}}}", text) for text in texts]
     return texts[0], texts[1]
+
+
+def _names_segments(gold: str) -> bool:
+    r"""Tell whether the capitals of a gold answer stand in pairs, as segments do: `AB\cdot CD` is not `AC\cdot BD`.
+
+    >>> _names_segments(r"AB\cdot CD"), _names_segments("AB"), _names_segments(r"\frac{AB}{C}")
+    (True, False, False)
+    """
+    runs = [match[2] for match in _CAPITALS.finditer(gold) if match[2]]
+    return len(runs) > 1 and all(len(run) == 2 for run in runs)
 
 
 def _contradicts_itself(text: str) -> bool:
@@ -228,6 +245,9 @@ def _compare_parsed(gold: ParsedAnswer, answer: ParsedAnswer) -> str:
     """Compare two parsed answers and return `right`, `wrong` or `too_large`."""
     if gold.too_large or answer.too_large:  # compared as written, without evaluation
         return "right" if gold.expression == answer.expression else "too_large"
+    if _is_equation(gold.expression) != _is_equation(answer.expression) and not all(map(_is_solved, (gold, answer))):
+        return "wrong"
+    gold, answer = _turn_round(gold), _turn_round(answer)
     pairs = [(gold.expression, answer.expression)]
     if any(_read_i_as_imaginary(e) is not e for e in pairs[0]):
         pairs.append((_read_i_as_imaginary(gold.expression), _read_i_as_imaginary(answer.expression)))
@@ -237,6 +257,44 @@ def _compare_parsed(gold: ParsedAnswer, answer: ParsedAnswer) -> str:
         if same or (same is None and verify(a, b) and not _are_different_unsolvable(a, b)):
             return "right"
     return "right" if verify(gold.texts, answer.texts) else "wrong"
+
+
+def _is_equation(e: Any) -> bool:
+    from sympy import And, Eq, Ne
+
+    return isinstance(e, (Eq, Ne)) or (isinstance(e, And) and all(isinstance(part, Eq) for part in e.args))
+
+
+def _is_solved(answer: ParsedAnswer) -> bool:
+    r"""Tell whether an answer gives a value, by itself or as an equation whose other side names what was asked for.
+
+    A name is a letter, `f(3)`, or a quantity of several letters such as `m+n`. `2x=5`, `x^2=4` and `n \ne 5` do not say
+    what `x` is. An equation without a letter, such as `2^4=16`, gives its value.
+    """
+    from sympy import And, Basic, Ne, Symbol
+    from sympy.core.function import AppliedUndef
+
+    e = answer.expression
+    if e is None or not _is_equation(e):
+        return True
+    if isinstance(e, Ne):
+        return False
+    for equation in e.args if isinstance(e, And) else (e,):
+        for side in equation.args:
+            letters: set[Any] = getattr(side, "free_symbols", set())
+            if isinstance(side, Symbol) or len(letters) > 1 or (isinstance(side, Basic) and side.has(AppliedUndef)):
+                return True
+    return not e.free_symbols
+
+
+def _turn_round(answer: ParsedAnswer) -> ParsedAnswer:
+    """Write `5=x` as `x=5`, of which math-verify takes the value."""
+    from sympy import Eq, Symbol
+
+    e = answer.expression
+    if not isinstance(e, Eq) or not isinstance(e.rhs, Symbol) or isinstance(e.lhs, Symbol):
+        return answer
+    return ParsedAnswer([Eq(e.rhs, e.lhs, evaluate=False)], answer.too_large)
 
 
 @lru_cache(1)

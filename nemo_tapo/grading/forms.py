@@ -2,6 +2,7 @@ r"""Compare answers that are no mathematics; math-verify would read letters as p
 
     Amy, HTH, \text{even}, \angle ABC     the same letters in the same order
     4:30, 4:30 \text{ p.m.}, 6 p.m.       the same time
+    2023-12-10, 6/3/2024                  the same date, part by part
     52_{8}                                the same digits in the same base
     x \equiv 3 \pmod{7}                   the same residue
     3\text{ h } 20\text{ min}, 7^\circ30' the same amounts of the same units
@@ -33,7 +34,7 @@ def compare_directly(expected: str, given: str) -> tuple[bool, str] | None:
         return number == value, "integers"
     if strip_layout(given) and strip_layout(expected) == strip_layout(given):
         return True, "same_text"
-    for compare in (_compare_based, _compare_times, _compare_residues, _compare_amounts, _compare_words):
+    for compare in COMPARISONS:
         same = compare(expected, given)
         if same is not None:
             return same, "words"
@@ -51,7 +52,8 @@ def is_words(text: str) -> bool:
     >>> is_words("4:30 p.m"), is_words(r"x \equiv 3 \pmod{7}"), is_words(r"\text{no solution}"), is_words("x+3")
     (True, True, True, False)
     """
-    return _read_time(text) is not None or _RESIDUE.fullmatch(text) is not None or _read_words(text)[1] == CERTAIN
+    settled = (_read_time(text), _DATE.fullmatch(text), _RESIDUE.fullmatch(text))
+    return any(found is not None for found in settled) or _read_words(text)[1] == CERTAIN
 
 
 # ------------------------------------------------------------------------------ words
@@ -61,10 +63,16 @@ _NAME = re.compile(
     r"\\(angle|triangle|overline|overrightarrow|widehat|odot)\s*(?:\{\s*([A-Z ]+)\}|([A-Z](?:\s*[A-Z])*))"
 )
 _UNDIRECTED = frozenset(("angle", "overline", "widehat"))  # angle ABC is angle CBA
-_QUOTES = re.compile(r"[\"'`]+(.*?)[\"'`]+", re.DOTALL)
+_QUOTES = "\"'`"
 _PLAIN, _WORDED = re.compile(r"[A-Za-z0-9 ]*"), re.compile(r"[A-Za-z0-9 .'&-]*")
 _LAYOUT = re.compile(r"[ '&]|-(?![0-9])|(?<![0-9])\.|\.(?![0-9])")
 _ARTICLE = re.compile(r"(?:a|an|the) (?=[a-z]{2})")
+# Words so short that their letters could be variables: nobody writes a product in this order.
+_COMMON = frozenset(
+    "yes no one two six ten odd red tan cat dog cow pig hen fox bee net act top all any few far low hot wet dry old new"
+    " big his her him mom dad boy son day sun mon tue wed thu fri sat jan feb apr jun jul aug sep oct nov dec ace king"
+    " up on in at to by or if as is it we he us me my am pm".split()
+)
 _FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|lim|max|min|gcd|lcm|mod)h?[a-z]?")
 
 
@@ -76,8 +84,21 @@ def _compare_words(expected: str, given: str) -> bool | None:
     """
     (gold, certainty), (answer, other) = _read_words(expected), _read_words(given)
     if gold and gold == answer and (certainty or other):
-        return True
+        return True if _may_differ_in_case(expected, given) else False if certainty else None
     return False if certainty == CERTAIN or (certainty and other) else None
+
+
+def _may_differ_in_case(expected: str, given: str) -> bool:
+    """Tell whether the case of letters makes no difference: in `Yes` and `yes`, not in `AB` and `ab`, `Aa` and `AA`.
+
+    >>> _may_differ_in_case("Friday", "friday"), _may_differ_in_case("Aa", "AA"), _may_differ_in_case("Co", "CO")
+    (True, False, False)
+    """
+    runs, others = (re.findall("[A-Za-z]+", unwrap(text)) for text in (expected, given))
+    if "".join(runs) == "".join(others):
+        return True
+    plain = all(run in (run.lower(), run.upper(), run.capitalize()) for run in (*runs, *others))
+    return plain and all(len(run) > 2 or run.lower() in _COMMON for run in (*runs, *others))
 
 
 def _read_words(text: str) -> tuple[str, int]:
@@ -93,8 +114,9 @@ def _read_words(text: str) -> tuple[str, int]:
         points = (name[2] or name[3]).replace(" ", "")
         return f"{name[1]} {min(points, points[::-1]) if name[1] in _UNDIRECTED else points}", CERTAIN
     plain = unwrap(text)
-    plain = quoted[1] if (quoted := _QUOTES.fullmatch(plain)) else plain
-    wrapped = not re.search("[A-Za-z]", WRAPPED.sub("", text)) or bool(quoted)
+    quoted = plain[:1] in _QUOTES and plain[-1:] in _QUOTES and plain.strip(_QUOTES) != ""
+    plain = plain.strip(_QUOTES) if quoted else plain
+    wrapped = not re.search("[A-Za-z]", WRAPPED.sub("", text)) or quoted
     runs = re.findall("[A-Za-z]+", plain)
     if not (_WORDED if wrapped else _PLAIN).fullmatch(plain) or {"and", "or"} & set(runs):  # a list is split first
         return "", NONE
@@ -108,6 +130,8 @@ def _judge(plain: str, runs: list[str]) -> int:
     if any(map(_FUNCTION.fullmatch, runs)):
         return NONE
     if plain.lower() == plain:
+        if runs and all(run in _COMMON for run in runs) and plain.replace(" ", "").isalpha():
+            return CERTAIN
         return NONE if not any(len(run) > 3 for run in runs) else POSSIBLE if re.search("[0-9]", plain) else CERTAIN
     digits = re.search("[0-9]", plain) is not None
     return CERTAIN if letters > 2 and not digits else POSSIBLE if letters > 1 or digits else NONE
@@ -151,6 +175,23 @@ def _count_from_midnight(clock: tuple[int, int, int], half: str) -> tuple[int, i
     return (hours % 12 + 12 * (half == "p"), minutes, seconds) if half else clock
 
 
+# ------------------------------------------------------------------------------ dates
+
+_DATE = re.compile(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})|([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})")
+
+
+def _compare_dates(expected: str, given: str) -> bool | None:
+    """Compare dates part by part, as they are written: they are no differences and quotients.
+
+    >>> _compare_dates("2023-12-10", "2023-10-12"), _compare_dates("6/3/2024", "06/03/2024"), _compare_dates("5", "5")
+    (False, True, None)
+    """
+    gold, answer = (
+        match and [int(part) for part in match.groups("-1")] for match in map(_DATE.fullmatch, (expected, given))
+    )
+    return None if gold is None else gold == answer
+
+
 # ------------------------------------------------------------------------------ bases, residues, amounts
 
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{([0-9]+)\}")
@@ -169,7 +210,9 @@ def _compare_based(expected: str, given: str) -> bool | None:
     >>> _compare_based("52_{8}", "52"), _compare_based("42", "52_{8}"), _compare_based("52", "52_{8}")
     (True, True, False)
     """
-    gold, answer = _BASED.fullmatch(expected), _BASED.fullmatch(given)
+    gold, answer = (
+        match if match and _is_number(*match.groups()) else None for match in map(_BASED.fullmatch, (expected, given))
+    )
     if gold:
         digits, base = answer.groups() if answer else (given, gold[2])
         return base == gold[2] and digits.lstrip("0").upper() == gold[1].lstrip("0").upper()
@@ -180,6 +223,17 @@ def _compare_based(expected: str, given: str) -> bool | None:
         return int(answer[1], int(answer[2])) == number
     except ValueError:  # not digits of that base
         return False
+
+
+def _is_number(digits: str, base: str) -> bool:
+    """Tell whether these are digits of that base, and no variable with an index.
+
+    >>> _is_number("52", "8"), _is_number("a", "10"), _is_number("F", "12"), _is_number("FF", "16")
+    (True, False, False, True)
+    """
+    if not 2 <= int(base) <= 36 or any(int(digit, 36) >= int(base) for digit in digits):
+        return False
+    return any(map(str.isdigit, digits)) or (len(digits) > 1 and digits.isupper())
 
 
 def _compare_residues(expected: str, given: str) -> bool | None:
@@ -220,3 +274,6 @@ def _read_amounts(text: str) -> list[tuple[Decimal, str]] | None:
     if len(amounts) < 2 or None in units or "".join(amount[0] for amount in amounts) != plain:
         return None
     return [(Decimal(amount[1]), unit or "") for amount, unit in zip(amounts, units, strict=True)]
+
+
+COMPARISONS = (_compare_based, _compare_times, _compare_dates, _compare_residues, _compare_amounts, _compare_words)

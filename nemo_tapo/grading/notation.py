@@ -61,6 +61,7 @@ _CHARACTERS |= {
     for character in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 }
 _TABLE = str.maketrans(_CHARACTERS)
+_FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")  # of other scripts, and bold ones
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _SHIFTED = re.compile(f"[{''.join(_RAISED)}]+|[{''.join(_LOWERED)}]+")
@@ -81,6 +82,8 @@ def rewrite_characters(text: str) -> str:
     """
     if not text.isascii():
         text = _SHIFTED.sub(_shift, _CONJUNCTION.sub(lambda m: " or " if m[1] else " and ", text))
+        text = _FOREIGN_DIGIT.sub(lambda m: str(unicodedata.digit(m[0])), text)
+        text = re.sub("^\N{EN DASH}\\s*(?=[0-9.])", "-", text)  # elsewhere it may say from ... to
         text = _BARRED.sub(lambda m: rf"\overline{{{m[0].replace(_BAR, '')}}}", text)
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3]}}}", _TAB.sub(r"\\t", text)).translate(_TABLE)
     text = _PRIMES.sub(lambda m: "'" * m[0].count("prime"), text)
@@ -105,6 +108,7 @@ _REPEATING = re.compile(
 )
 _ENDLESS = re.compile(r"(?<![0-9.,])([0-9]*)\.([0-9]{3,40})\s*(?:\.{3}|\\[lc]?dots)(?![a-zA-Z0-9])")
 _MIXED = re.compile(r"([+-]?[0-9]+) +([0-9]+)/([0-9]+)")
+_BARE_POWER = re.compile(r"(?<=10)\s*\^\s*(-[0-9]+)(?![0-9.])")
 _TIMES_TEN = re.compile(r"(?<=[0-9])\s*[x*]\s*(?=10\s*\^)")
 _SCIENTIFIC = re.compile(r"(?<![0-9A-Za-z.\\_^])([0-9]+\.?[0-9]*)[eE]([+-]?)([0-9]+)(?![0-9A-Za-z_]|\.[0-9])")
 
@@ -122,7 +126,8 @@ def rewrite_decimals(text: str) -> str:
     """
     if "." in text:
         text = _ENDLESS.sub(_read_endless, _REPEATING.sub(_read_repeating, text))
-    return _SCIENTIFIC.sub(_read_scientific, _TIMES_TEN.sub(r"\\times ", text))
+    text = _BARE_POWER.sub(r"^{\1}", _TIMES_TEN.sub(r"\\times ", text))
+    return _SCIENTIFIC.sub(_read_scientific, text)
 
 
 def rewrite_mixed(text: str) -> str:

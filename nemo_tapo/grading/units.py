@@ -14,11 +14,13 @@ millimetre   mm millimeter millimeters millimetre millimetres 毫米
 centimetre   cm cms centimeter centimeters centimetre centimetres 厘米 平方厘米 立方厘米
 decimetre    dm decimeter decimeters decimetre decimetres 分米
 metre        m meter meters metre metres 米 平方米 立方米
-kilometre    km kms kilometer kilometers kilometre kilometres kph kmh 千米 公里
+kilometre    km kms kilometer kilometers kilometre kilometres 千米 公里
+kilometre/hour kph kmh
 inch         in inch inches 英寸
 foot         ft foot feet 英尺
 yard         yd yds yard yards
-mile         mi mile miles mph 英里
+mile         mi mile miles 英里
+mile/hour    mph
 acre         acre acres
 hectare      ha hectare hectares
 milligram    mg milligram milligrams
@@ -48,16 +50,24 @@ rupee        rupee rupees INR Rs Rs. ₹
 sterling     GBP £ \\pounds 英镑
 joule        J joule joules
 newton       N newton newtons
-watt         W watt watts kW
+watt         W watt watts
+kilowatt     kW kilowatt kilowatts
 volt         V volt volts
-pascal       Pa kPa pascal pascals
-hertz        Hz kHz MHz hertz
+pascal       Pa pascal pascals
+kilopascal   kPa kilopascal kilopascals
+hertz        Hz hertz
+kilohertz    kHz kilohertz
+megahertz    MHz megahertz
 mole         mol mole moles
-calorie      cal kcal calorie calories
+calorie      cal calorie calories
+kilocalorie  kcal kilocalorie kilocalories
 ampere       ampere amperes amp amps
 ohm          ohm ohms
 bit          bit bits
-byte         byte bytes kB KB MB GB
+byte         byte bytes
+kilobyte     kB KB kilobyte kilobytes
+megabyte     MB megabyte megabytes
+gigabyte     GB gigabyte gigabytes
 celsius      celsius
 fahrenheit   fahrenheit
 ordinal      st nd rd th
@@ -80,11 +90,18 @@ _CHINESE_COUNT = re.compile(r"[个名只本条张块支棵辆件头匹朵种次�
 _CONNECTORS = frozenset("per of a an each every in on for from at".split())
 _ARTICLES = frozenset("the this that his her their our".split())  # allowed after a connector
 _TAILS = frozenset("total altogether left remaining each apiece long wide tall high deep old away ago all".split())
-_FRACTIONS = (
-    "half halve third quarter fourth fifth sixth seventh eighth ninth tenth eleventh twelfth fifteenth sixteenth"
-    " twentieth hundredth thousandth millionth"
-)
-_MULTIPLES = "one ten dozen score gross couple pair hundred thousand million billion trillion"
+_ONES = "one two three four five six seven eight nine".split()
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ORDINALS = (
+    "first third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth"
+    " sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth"
+    " ninetieth hundredth thousandth millionth billionth trillionth half halve halves quarter"
+).split()
+_LARGE = (
+    "dozen score gross couple pair hundred thousand million billion trillion quadrillion quintillion sextillion zillion"
+    " lakh crore myriad googol googolplex milliard"
+).split()
 # Words that change the number, weaken it, deny it, or say something about it.
 _NOT_UNITS = frozenset(
     "and or not no nor none never neither than to least most more less few fewer many much some any over under above"
@@ -95,41 +112,91 @@ _NOT_UNITS = frozenset(
     " means gives makes becomes remains seems fails lies wrong right true false correct incorrect invalid impossible"
     " undefined infinite infinity inclusive exclusive minimum maximum greater larger bigger smaller higher lower older"
     " younger longer shorter better worse too also as by with without versus yes always sometimes besides thus those"
-    " these its sqrt frac sinh cosh tanh sinc alpha beta gamma delta theta lambda sigma omega point pi".split()
-) | frozenset(word + end for word in (*_FRACTIONS.split(), *_MULTIPLES.split()) for end in ("", "s"))
+    " these its sqrt frac sinh cosh tanh sinc alpha beta gamma delta theta lambda sigma omega point pi negative"
+    " positive opposite sixes fifties twenties".split()
+) | frozenset(word + end for word in (*_ONES, *_TEENS, *_TENS, *_ORDINALS, *_LARGE) for end in ("", "s", "es"))
 _WORD = re.compile(r"[a-zA-Z]+|[\u4e00-\u9fff]+|[.]")
 _PHRASE = re.compile(r"(?:[a-zA-Z\u4e00-\u9fff]+\.?(?:\^(?:-?[0-9]|\{-?[0-9]\}))?(?: ?[/·-] ?| |$)){1,9}")
+
+
+_RATES = frozenset("per a an each every".split())  # what stands behind them is what is divided by
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3, "\u5e73\u65b9": 2, "\u7acb\u65b9": 3}
 
 
 def read_unit(phrase: str, certain: bool = False) -> str | None:
     """Return the name of the unit that the words after a number say, or None if they are not only that.
 
-    The name is the counted thing, as in "marble", or "" for units of many sizes. `certain`: it is known that the words
-    are no product of variables, so that single letters count too.
+    The name is the counted thing, as in "marble", or "" for units of many sizes; with its power, and with the unit that
+    it is divided by. `certain`: it is known that the words are no product of variables, so that single letters count
+    too.
 
     >>> read_unit("dollars per day"), read_unit("red marbles"), read_unit("km/h"), read_unit("cm^2")
-    ('dollar', 'marble', 'kilometre', 'centimetre')
+    ('dollar/day', 'marble', 'kilometre/hour', 'centimetre^2')
     >>> [read_unit(phrase) for phrase in ("or more", "dozen", "tenths", "is wrong", "m", "x")]
     [None, None, None, None, None, None]
     """
     if not _PHRASE.fullmatch(phrase):
         return None
     if _CHINESE_COUNT.fullmatch(phrase) or (phrase in UNITS and not phrase.isascii()):
-        return UNITS.get(phrase, "")
+        return _add_power(UNITS.get(phrase, ""), _POWERS.get(phrase[:2]))
     words = [word for word in _WORD.findall(phrase) if word != "."]
     certain = certain or len(words) > 1
     leads = words[0] in _CONNECTORS and len(words) > 1  # `5 per day`, `5 in total`
     while len(words) > 1 and words[-1] in _TAILS:
         words.pop()
+    power = None
     if len(words) > 1 and words[-1] in ("squared", "cubed") and UNITS.get(words[-2], "unit") in _LENGTHS:
-        words.pop()
-    quotient = "/" in phrase or "·" in phrase
+        power = _POWERS[words.pop()]
+    quotient = "/" in phrase or "\u00b7" in phrase
     after = next((i for i, word in enumerate(words) if i and (word in _CONNECTORS or quotient)), len(words))
     if any(word.lower() in _NOT_UNITS for word in words) or any(word.lower() in _ARTICLES for word in words[:after]):
         return None
     if not all(len(word) > 1 or word == "a" or (certain and word in _LETTERS) for word in words):
         return None
-    return "" if leads else _read_noun(words[after - 1])
+    if leads:
+        return _read_divisor(phrase, words[0], words[1:])
+    noun = _read_noun(words[after - 1])
+    if noun is None:
+        return None
+    power = (
+        power or _read_power(phrase, words[after - 1]) or (after > 1 and _POWERS.get(words[after - 2].lower())) or None
+    )
+    link = "per" if "/" in phrase else words[after] if after < len(words) else ""
+    return _add_power(noun, power) + _read_divisor(phrase, link, words[after:])
+
+
+def contradict(unit: str, other: str) -> bool:
+    """Tell whether two names of `read_unit` are of different units. What one of them leaves out contradicts nothing.
+
+    >>> contradict("metre", "metre^2"), contradict("metre^3", "metre^2"), contradict("metre/second", "metre/hour")
+    (False, True, True)
+    """
+    parts = zip(_split_name(unit), _split_name(other), strict=True)
+    return any(part and second and part != second for part, second in parts)
+
+
+def _split_name(unit: str) -> tuple[str, str, str, str]:
+    """Return unit and power, and those of the divisor, each "" if it is not there."""
+    (base, _, power), (divisor, _, divisor_power) = (part.partition("^") for part in (*unit.split("/"), "")[:2])
+    return base, power, divisor, divisor_power or ("1" if divisor else "")
+
+
+def _add_power(unit: str, power: int | None) -> str:
+    return f"{unit}^{power}" if power and unit in _LENGTHS else unit
+
+
+def _read_power(phrase: str, word: str) -> int | None:
+    """Return the power behind a word of the phrase, as in `m^2`."""
+    match = re.search(rf"(?<![a-zA-Z]){re.escape(word)}\.?\^\{{?(-?[0-9])", phrase)
+    return int(match[1]) if match else None
+
+
+def _read_divisor(phrase: str, link: str, words: list[str]) -> str:
+    """Return "/hour" for words such as `per hour`, "" if they name no unit to divide by."""
+    names = [word for word in words if word not in _CONNECTORS and word not in _ARTICLES]
+    unit = UNITS.get(names[0]) or UNITS.get(names[0].lower()) if names and link in _RATES else None
+    power = _read_power(phrase, names[0]) if unit else None
+    return f"/{unit}" + (f"^{power}" if power and power > 1 else "") if unit and "/" not in unit else ""
 
 
 def _read_noun(word: str) -> str | None:

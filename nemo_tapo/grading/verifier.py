@@ -101,6 +101,8 @@ class Verifier:
         if matched is None or settled is not None:
             return settled or ("wrong", "units")
         expected, given = matched
+        if max(map(len, matched)) > 2 * MAX_CHARACTERS:  # signs such as \pm were written out
+            return "error", "too_long"
         question = ("compare", expected, given)
         known = question in self._cache
         reply = await await_reply(self._request_reply(question))

@@ -18,7 +18,7 @@ from decimal import Decimal, localcontext
 
 from nemo_tapo.grading.answer_sets import match_intervals
 from nemo_tapo.grading.notation import WRAPPED, WRAPPER, rewrite_mixed, unwrap
-from nemo_tapo.grading.units import CURRENCIES, UNITS, read_unit
+from nemo_tapo.grading.units import CURRENCIES, UNITS, contradict, read_unit
 
 
 def match_forms(expected: str, given: str) -> tuple[str, str] | None:
@@ -31,7 +31,7 @@ def match_forms(expected: str, given: str) -> tuple[str, str] | None:
     """
     given = _choose_letter(expected, given)
     gold, answer = _read_quantity(expected), _read_quantity(given)
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+    if contradict(gold.unit, answer.unit):
         return None
     expected, given = _match_factors(gold, answer)
     if ":" in expected:
@@ -66,7 +66,12 @@ _ODDS = re.compile("([0-9]+) (?:in|out of) ([0-9]+)")
 _TO = re.compile(rf"\s*{WRAPPER}\{{\s*to\s*\}}\s*|\s+to\s+")
 _CHOICE = re.compile(r"\(?[A-E]\)?")
 _CHOSEN = re.compile(r"(?:(?i:option|choice):? )?(?:\(([A-E])\)|([A-E])(?:\)|[.:] |$))\s*(.*)", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"(?<![a-zA-Z])[A-E](?![a-zA-Z])")
+_OTHER_CHOICE = re.compile(r"(?<![a-zA-Z])[A-E](?![a-zA-Z])|\([A-Za-z]\)|(?<![a-zA-Z])[b-e](?![a-zA-Z])")
+# Words behind a choice that take it back or add another one.
+_DENIED = frozenset(
+    "not no none never nor neither wrong false incorrect invalid or and unless except but all both others other any"
+    " maybe perhaps possibly excluded impossible rejected eliminated".split()
+)
 
 
 def strip_lead(text: str) -> str:
@@ -95,7 +100,9 @@ def _choose_letter(expected: str, given: str) -> str:
     if not _CHOICE.fullmatch(unwrap(expected)):
         return given
     chosen = _CHOSEN.fullmatch(unwrap(given))
-    return chosen[1] or chosen[2] if chosen and not _OTHER_CHOICE.search(chosen[3]) else given
+    if not chosen or _OTHER_CHOICE.search(chosen[3]) or _DENIED & set(re.findall("[a-z]+", chosen[3].lower())):
+        return given
+    return chosen[1] or chosen[2]
 
 
 # ------------------------------------------------------------------------------ units, thousands, dozens
@@ -146,7 +153,9 @@ def _read_quantity(text: str) -> Quantity:
     if price:
         worth = _read_quantity(price[1] + price[3])
         currency = UNITS.get(price[2], "")
-        return Quantity(worth.text, worth.factor, currency) if worth.unit in ("", currency) else Quantity(text)
+        base, _, divisor = worth.unit.partition("/")
+        whole = f"{currency}/{divisor}" if divisor else currency
+        return Quantity(worth.text, worth.factor, whole) if base in ("", currency) else Quantity(text)
     certain = "{" in text and plain != text
     amount = _AMOUNT.fullmatch(plain)
     if amount:
@@ -157,7 +166,7 @@ def _read_quantity(text: str) -> Quantity:
         return Quantity(text) if unit is None else Quantity(body, unit=unit)
     bare = _BARE_TAIL.fullmatch(text)
     if bare and re.sub(r"\^.*", "", bare[2]) in UNITS:
-        return Quantity(bare[1].strip(), unit=UNITS[re.sub(r"\^.*", "", bare[2])])
+        return Quantity(bare[1].strip(), unit=read_unit(bare[2], certain=True) or "")
     return Quantity(text)
 
 
