@@ -40,6 +40,7 @@ _COMMAND = (
 _NAME = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{3,})(?![A-Za-z])")
 _SEGMENT = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{2})(?![A-Za-z])")
 _CAPITALS = re.compile(_COMMAND + "|([A-Z]+)")
+_UNKNOWNS = frozenset("xytnk")  # letters that are solved for: of another, |z| and cos A are what was asked for
 _SUM_NAMED = re.compile(r"[^=(]*[a-zA-Z][^=(]*[-+][^=]*=")
 _PRIMED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])('+)")
 _LETTER = re.compile(_COMMAND + "|([a-zA-Z])")
@@ -268,23 +269,31 @@ def _is_equation(e: Any) -> bool:
 def _is_solved(answer: ParsedAnswer) -> bool:
     r"""Tell whether an answer gives a value, by itself or as an equation whose other side names what was asked for.
 
-    A name is a letter, `f(3)`, or a quantity of several letters such as `m+n`. `2x=5`, `x^2=4` and `n \ne 5` do not say
-    what `x` is. An equation without a letter, such as `2^4=16`, gives its value.
+    An equation without a letter, such as `2^4=16`, gives its value. `2x=5`, `x^2=4` and `n \ne 5` do not say what `x`
+    and `n` are.
     """
-    from sympy import And, Basic, Ne, Symbol
-    from sympy.core.function import AppliedUndef
+    from sympy import And, Ne
 
     e = answer.expression
     if e is None or not _is_equation(e):
         return True
-    if isinstance(e, Ne):
+    equations = e.args if isinstance(e, And) else (e,)
+    named = any(_is_name(side) for equation in equations for side in equation.args)
+    return not isinstance(e, Ne) and (named or not e.free_symbols)
+
+
+def _is_name(side: Any) -> bool:
+    r"""Tell whether a side of an equation names a quantity: a letter, `f(3)`, `m+n`, `\cos\theta`, a limit."""
+    from sympy import Abs, Basic, Derivative, Limit, Symbol
+    from sympy.core.function import AppliedUndef
+    from sympy.functions.elementary.trigonometric import TrigonometricFunction
+
+    if not isinstance(side, Basic):
         return False
-    for equation in e.args if isinstance(e, And) else (e,):
-        for side in equation.args:
-            letters: set[Any] = getattr(side, "free_symbols", set())
-            if isinstance(side, Symbol) or len(letters) > 1 or (isinstance(side, Basic) and side.has(AppliedUndef)):
-                return True
-    return not e.free_symbols
+    letters = {letter.name for letter in side.free_symbols}
+    if isinstance(side, (Symbol, Limit, Derivative)) or len(letters) > 1 or side.has(AppliedUndef):
+        return True
+    return isinstance(side, (Abs, TrigonometricFunction)) and bool(letters - _UNKNOWNS)
 
 
 def _turn_round(answer: ParsedAnswer) -> ParsedAnswer:
