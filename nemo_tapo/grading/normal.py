@@ -41,7 +41,7 @@ _BINOMIAL = re.compile(r"\\[dt]?binom\s*([0-9])\s*([0-9])")
 _CHOOSE = re.compile(r"\{([^{}\\]*)\\choose(?![a-zA-Z])([^{}\\]*)\}")
 _STYLE = re.compile(
     r"\\(?:bf|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle)(?![a-zA-Z])\s*"
-    r"|\\(?:text)?color\s*\{[a-zA-Z]*\}\s*|^(?:\\approx(?![a-zA-Z])|=)\s*|^\\(?:underline|boldsymbol|bm)\s*(?=\{[^{}]*\}$)"
+    r"|\\(?:text)?color\s*\{[a-zA-Z]*\}\s*|^(?:\\approx(?![a-zA-Z])|=)\s*|\\(?:underline|boldsymbol|bm)\s*(?=\{)"
 )
 _TEXT_NUMBER = re.compile(r"\\text\s*\{\s*((?:\\\$)?\s*[0-9][0-9,.]*\s*(?:\\?%)?)\s*\}")
 _SOLUTIONS = re.compile(r"(?i)\b(no (?:real )?solution)s\b")
