@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
-# Any number of backslashes, because a model that writes JSON doubles them; or none, because \b and \f that were read as
-# escapes are a backspace and a form feed. MATH's own extraction accepts \fbox too.
-_BOX = r"(?:(?:\\+b|\x08)oxed|(?:\\+f|\x0c)(?:box|ramebox))\s*\{"
+# One backslash or none, because \b and \f that were read as escapes are a backspace and a form feed. MATH's own
+# extraction accepts \fbox too.
+_NAME = r"(?:(?:\\b|\x08)oxed|(?:\\f|\x0c)(?:box|ramebox))\s*\{"
+_NAMED = re.compile(_NAME)
+# Any number of backslashes, because a model that writes JSON doubles them. A run is tried from its first one alone:
+# from each it would be quadratic.
+_BOX = r"(?<!\\)\\*" + _NAME
 _OPENING = re.compile(_BOX)
 # An escaped brace \{ is a character of the answer and does not open a group; \\ is a line break.
 _TOKEN = re.compile(_BOX + r"|\\.|[{}]", re.DOTALL)
@@ -28,7 +32,7 @@ def find_last_boxed(text: str) -> str | None:
     """
     text = _cut_unfinished_thought(text)
     last = max(map(text.rfind, _STARTS))
-    opening = _OPENING.match(text, last) if last >= 0 else None
+    opening = _NAMED.match(text, last) if last >= 0 else None
     content = _read_until_closed(text, opening.end()) if opening else None
     return content if content is not None else _find_last_closed(text)
 
