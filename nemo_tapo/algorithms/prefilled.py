@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from nemo_tapo.algorithms.answer_parts import parse_answer
 from nemo_tapo.algorithms.reasoning_steps import find_named_step
-from nemo_tapo.algorithms.reflection import encode_as_sampled, parse_answer
+from nemo_tapo.algorithms.reflection import encode_as_sampled
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Completion, Request, Rollout
 

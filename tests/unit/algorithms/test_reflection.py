@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
+from nemo_tapo.algorithms.answer_parts import parse_answer
 from nemo_tapo.algorithms.reflection import (
     ReflectionRules,
     anchor_prefix,
     make_construction,
-    parse_answer,
     render_prompt,
 )
 from nemo_tapo.config.sections import ArithmeticConfig
