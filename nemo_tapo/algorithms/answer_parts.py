@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nemo_tapo.utils.thinking import begins_thinking, skip_thinking
 from nemo_tapo.utils.token_text import common_prefix_length
 
 
@@ -19,7 +20,18 @@ class ParsedAnswer:
     dropped: str | None = None
 
 
-_BLOCK = r"<{tag}>(.*?)</{tag}>"
+_TAG = re.compile(r"<\s*(/\s*)?(analysis|reconstruction)\s*>", re.IGNORECASE)  # group 1: it closes
+_ANALYSIS = re.compile(r"<\s*analysis\s*>", re.IGNORECASE)
+_BEGUN_TAG = re.compile(r"<\s*(?:/\s*)?(?:analysis|reconstruction)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Tagged:
+    """What stands between tags of one name, and how many of these there are."""
+
+    blocks: list[tuple[int, int, str]]  # where each begins and ends, its tags included, and what is between them
+    opening: int
+    closing: int
 
 
 def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text: str = "") -> ParsedAnswer:
@@ -28,8 +40,8 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
     There must be exactly one well-formed reconstruction, after the analysis, not empty, not cut off, without the tags
     and without words that betray the privileged source. What it repeats of `own_text`, the wrong response, betrays
     nothing and may contain such words ("the reference angle is 30 degrees"). Thinking before the answer is no part of
-    it, and white space inside the tags is layout (`strip_layout`). Returns the first drop reason that applies, in the
-    order of `reflection.DROP_REASONS`.
+    it, white space between the tags is layout (`strip_layout`), and a tag may be written `<Analysis >`. Returns the
+    first drop reason that applies, in the order of `reflection.DROP_REASONS`. The time is linear in the text.
 
     >>> text = "<analysis>The carry.</analysis><reconstruction>47+38=75\\nWait: 85</reconstruction>"
     >>> parse_answer(text, truncated=False, leak_words=()).reconstruction
@@ -40,29 +52,44 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
     if truncated:
         return ParsedAnswer(dropped="truncated")
     text = strip_thinking(text)
-    analyses = list(re.finditer(_BLOCK.format(tag="analysis"), text, re.DOTALL))
-    blocks = list(re.finditer(_BLOCK.format(tag="reconstruction"), text, re.DOTALL))
-    analysis = _content(analyses[0]) if analyses else ""
-    if len(analyses) != 1 or text.count("<analysis>") != 1:
+    analyses, parts = _find_blocks(text, "analysis"), _find_blocks(text, "reconstruction")
+    analysis = analyses.blocks[0][2] if analyses.blocks else ""
+    if len(analyses.blocks) != 1 or analyses.opening != 1:
         return ParsedAnswer(analysis, dropped="no_analysis")
-    if not blocks:
+    if not parts.blocks:
         return ParsedAnswer(analysis, dropped="no_reconstruction")
-    reconstruction = strip_layout(_content(blocks[0]), own_text)
-    if len(blocks) > 1 or text.count("<reconstruction>") != 1 or text.count("</reconstruction>") != 1:
+    reconstruction = strip_layout(parts.blocks[0][2], own_text)
+    if (parts.opening, parts.closing) != (1, 1):
         return ParsedAnswer(analysis, reconstruction, "several_reconstructions")
-    if blocks[0].start() < analyses[0].end():
+    if parts.blocks[0][0] < analyses.blocks[0][1]:
         return ParsedAnswer(analysis, reconstruction, "wrong_order")
     if not reconstruction.strip():
         return ParsedAnswer(analysis, reconstruction, "empty")
     lowered = reconstruction.lower()
     added = lowered[common_prefix_length(reconstruction, own_text) :]
-    if any(word.lower() in added for word in leak_words) or re.search(r"</?(analysis|reconstruction)", lowered):
+    if any(word.lower() in added for word in leak_words) or _BEGUN_TAG.search(reconstruction):
         return ParsedAnswer(analysis, reconstruction, "leak")
     return ParsedAnswer(analysis, reconstruction)
 
 
-def _content(block: re.Match[str]) -> str:
-    return block.group(1).removeprefix("\n").removesuffix("\n")
+def _find_blocks(text: str, name: str) -> _Tagged:
+    """Find what stands between an opening tag and the next closing one, in one pass: tags may be repeated endlessly.
+
+    >>> _find_blocks("<a> <Analysis>the carry</analysis > </analysis>", "analysis")
+    _Tagged(blocks=[(4, 35, 'the carry')], opening=1, closing=2)
+    """
+    tags = [tag for tag in _TAG.finditer(text) if tag[2].lower() == name]
+    blocks: list[tuple[int, int, str]] = []
+    opened: re.Match[str] | None = None
+    for tag in tags:
+        if not tag[1]:
+            opened = opened or tag
+        elif opened:
+            content = text[opened.end() : tag.start()].removeprefix("\n").removesuffix("\n")
+            blocks.append((opened.start(), tag.end(), content))
+            opened = None
+    closing = sum(bool(tag[1]) for tag in tags)
+    return _Tagged(blocks, len(tags) - closing, closing)
 
 
 def strip_thinking(text: str) -> str:
@@ -75,11 +102,8 @@ def strip_thinking(text: str) -> str:
     >>> strip_thinking("<think>plan: <analysis>a</analysis>")
     ''
     """
-    head, closed, rest = text.partition("</think>")
-    opened = head.lstrip().startswith("<think>")
-    if closed and (opened or "<think>" not in head):
-        return rest
-    return "" if opened else text
+    rest = skip_thinking(text, _ANALYSIS)
+    return "" if begins_thinking(rest) else rest
 
 
 def strip_layout(reconstruction: str, own_text: str) -> str:

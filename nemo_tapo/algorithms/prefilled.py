@@ -64,8 +64,11 @@ async def answer_with_prefix(
 def open_reconstruction(first: Completion, wrong: Rollout, tokenizer: Tokenizer, error_quote: str) -> tuple[int, ...]:
     """Return the ids of the answer so far: the analysis as it was sampled, the opening tag, and the kept prefix.
 
-    Returns no ids if `first` has no whole analysis, or if that names no step of the wrong response.
+    Returns no ids if `first` has no whole analysis, ended by the tag that it stops at, or if that names no step of the
+    wrong response.
     """
+    if END_OF_ANALYSIS not in first.text:
+        return ()
     analysis = parse_answer(first.text, first.truncated, ()).analysis
     error_end = find_named_step(analysis, wrong.text, error_quote)
     if error_end is None:

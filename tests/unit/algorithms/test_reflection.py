@@ -192,10 +192,37 @@ def test_an_indented_wrong_response_keeps_its_indentation() -> None:
         ("I write <analysis> first.</think>\n" + GOOD, None),  # the template opened the block
         ("<think>plan: " + GOOD, "no_analysis"),  # never closed: there is no answer
         ("<think></think>" + GOOD.replace("4+8=2", "<think>4+8=2</think>", 1), None),
+        ("<thinking>I write <analysis> first.</thinking>\n" + GOOD, None),
+        ("<Think >I write <analysis> first.</ THINK>\n" + GOOD, None),
+        ("<think>a</think>\n<think>Now <reconstruction>, <analysis>.</think>\n" + GOOD, None),
+        ("<think>a</think>\n<think>plan: " + GOOD, "no_analysis"),
+        ("Now: " + GOOD.replace("4+8=2", "4+8=2</think>", 1), None),  # the wrong response's own tag
+        ("<think>a</think> Now: " + GOOD.replace("4+8=2", "4+8=2</think>", 1), None),
+        ("Now: " + GOOD.replace("4+8=2", "<think>4+8=2</think>", 1), None),
+        ("Now: " + GOOD.replace("no carry", "no carry</think>", 1), None),
+        ("I think. <think>First <analysis>.</think> " + GOOD, None),
     ],
 )
 def test_thinking_is_no_part_of_the_answer(text: str, reason: str | None) -> None:
     assert parse_answer(text, False, ()).dropped == reason
+
+
+@pytest.mark.parametrize(
+    ("tag", "written"), [("analysis", "Analysis"), ("reconstruction", "reconstruction "), ("analysis", " ANALYSIS\t")]
+)
+def test_tags_may_differ_in_case_and_blanks(tag: str, written: str) -> None:
+    text = GOOD.replace(f"<{tag}>", f"<{written}>").replace(f"</{tag}>", f"</{written}>")
+    assert parse_answer(text, False, ()) == parse_answer(GOOD, False, ())
+    assert parse_answer(GOOD + f"<{written}>", False, ()).dropped is not None  # it counts as one more
+
+
+def test_parsing_is_linear() -> None:
+    many = 30_000  # a pattern that goes from each opening tag to the end would take minutes
+    for tag in ("<analysis>", "<reconstruction>", "<think>", "<", "< ", "<  /"):
+        assert parse_answer(tag * many, False, ()).dropped == "no_analysis"
+        assert parse_answer(A + tag * many, False, ()).dropped in ("no_analysis", "no_reconstruction")
+    assert parse_answer(A + "<" + " " * many, False, ()).dropped == "no_reconstruction"
+    assert parse_answer("</think>" * many + A + R, False, ()).dropped is None
 
 
 @pytest.mark.parametrize(
