@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from nemo_tapo.utils.thinking import begins_thinking, skip_thinking
 from nemo_tapo.utils.token_text import common_prefix_length
 
+_INVISIBLE = "\ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+_QUOTES = ('""', "''", "``", "“”", "„“", "‘’", "«»", "「」", "『』")  # noqa: RUF001  typographic marks are meant
+
 
 @dataclass(frozen=True)
 class ParsedAnswer:
@@ -109,13 +112,49 @@ def strip_thinking(text: str) -> str:
 def strip_layout(reconstruction: str, own_text: str) -> str:
     r"""Take layout off a reconstruction, so that it begins as the wrong response, `own_text`, does.
 
-    Layout are line ends as \r\n where the response has none, white space at both ends, and an indentation that all
-    lines share.
+    Layout are white space and invisible characters at both ends, an indentation that all lines share, a code fence or
+    a pair of quotation marks around the whole, and line ends: they become those of the response.
 
     >>> strip_layout("\n\n  2+3=6\r\n  Wait, 2+3=5\n", "2+3=6")
     '2+3=6\nWait, 2+3=5'
+    >>> strip_layout("```text\n2+3=6\n5\n```", "2+3=6\r\n6")
+    '2+3=6\r\n5'
     """
-    if "\r" not in own_text:
-        reconstruction = reconstruction.replace("\r\n", "\n")
-    candidates = [textwrap.dedent(reconstruction.strip("\n")).strip(), reconstruction.strip()]
-    return max(candidates, key=lambda text: common_prefix_length(text, own_text))
+    own = own_text.replace("\r\n", "\n")
+    candidates = []
+    for text in _list_contents(reconstruction.replace("\r\n", "\n")):
+        candidates += [textwrap.dedent(text.strip("\n")).strip(), text.strip(), text.strip().strip(_INVISIBLE).strip()]
+    best = max(candidates, key=lambda text: common_prefix_length(text, own))
+    return _write_line_ends(best, own_text, common_prefix_length(best, own))
+
+
+def _list_contents(text: str) -> list[str]:
+    """Return a text and what may be its content: without a fence, with and without its first line, or without quotes.
+
+    >>> _list_contents("“47”")
+    ['“47”', '47']
+    """
+    bare, contents = text.strip().strip(_INVISIBLE).strip(), [text]
+    for fence in ("```", "~~~"):
+        if bare.startswith(fence) and bare.endswith(fence):
+            inner = bare.strip(fence[0])
+            contents += [inner, inner.partition("\n")[2]]  # the name of a language may follow the fence
+    contents += [bare[1:-1] for pair in _QUOTES if bare.startswith(pair[0]) and bare.endswith(pair[1])]
+    return contents
+
+
+def _write_line_ends(text: str, own_text: str, shared: int) -> str:
+    r"""Write a text with the line ends of the wrong response, from which it has its first `shared` characters.
+
+    Behind these, line ends are those that most lines of the response have.
+
+    >>> _write_line_ends("1\n2\n3", "1\n2\r\n4\r\n5", 4)
+    '1\n2\r\n3'
+    """
+    end = shared
+    for line_end in re.finditer("\r\n", own_text):
+        if line_end.start() >= end:
+            break
+        end += 1
+    usual = "\r\n" if 2 * own_text.count("\r\n") > own_text.count("\n") else "\n"
+    return own_text[:end] + text[shared:].replace("\n", usual)

@@ -159,6 +159,14 @@ LAYOUTS = {
     "an indented first line": "\n  {}\n",
     "a tab": "\t{}",
     "none": "{}",
+    "a byte order mark": "\n\ufeff{}",
+    "a zero-width space": "\u200b\n{}\u200b",
+    "a fence": "\n```\n{}\n```\n",
+    "a fence with a name": "```text\n{}\n```",
+    "a fence in one line": "~~~{}~~~",
+    "quotation marks": '"{}"',
+    "typographic marks": "\n“{}”\n",
+    "a mark and a fence": "\ufeff```\r\n{}\r\n```",
 }
 
 
@@ -177,6 +185,25 @@ def test_line_ends_and_a_common_indentation_are_layout() -> None:
     for written in (KEPT.replace("\n", "\r\n"), "\n    " + KEPT.replace("\n", "\n    ") + "\n"):
         made = make_construction(pair(WRONG), answer(written), TOKENIZER, ReflectionRules())
         assert (made.reconstruction, made.kept_steps) == (KEPT, 2)
+
+
+@pytest.mark.parametrize("wrong", [WRONG.replace("\n", "\r\n"), "One.\n" + WRONG.replace("\n", "\r\n") + "\r\nSo 6."])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_the_line_ends_of_the_wrong_response_are_kept(wrong: str, line_end: str) -> None:
+    added = "\r\nWait, 2 + 3 = 5.\r\n\\boxed{5}"
+    kept = wrong.removesuffix("\r\nSo 6.")
+    copied = (kept + added).replace("\r\n", "\n").replace("\n", line_end)
+    p = pair(wrong)
+    made = make_construction(p, answer(copied), TOKENIZER, ReflectionRules())
+    assert (made.dropped, made.reconstruction) == (None, kept + added)
+    assert made.kept_chars >= len(kept)
+    assert made.response_ids[: made.kept_tokens] == p.wrong.completion.token_ids[: made.kept_tokens]
+    assert TOKENIZER.decode(made.response_ids) == made.reconstruction
+
+
+def test_marks_of_the_wrong_response_itself_are_kept() -> None:
+    for wrong in ('"First" add "2"', "```\n2+3=6\n```", "\ufeff2+3=6", "'2'"):
+        assert parse_answer(A + f"<reconstruction>{wrong}</reconstruction>", False, (), wrong).reconstruction == wrong
 
 
 def test_an_indented_wrong_response_keeps_its_indentation() -> None:
