@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nemo_tapo.algorithms.reasoning_steps import WITHOUT_BLANKS
 from nemo_tapo.utils.thinking import begins_thinking, skip_thinking
 from nemo_tapo.utils.token_text import common_prefix_length
 
@@ -68,11 +69,29 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
         return ParsedAnswer(analysis, reconstruction, "wrong_order")
     if not reconstruction.strip():
         return ParsedAnswer(analysis, reconstruction, "empty")
-    lowered = reconstruction.lower()
-    added = lowered[common_prefix_length(reconstruction, own_text) :]
-    if any(word.lower() in added for word in leak_words) or _BEGUN_TAG.search(reconstruction):
+    shared = common_prefix_length(reconstruction, own_text)
+    if _BEGUN_TAG.search(reconstruction) or any(_holds(reconstruction, word, shared) for word in leak_words):
         return ParsedAnswer(analysis, reconstruction, "leak")
     return ParsedAnswer(analysis, reconstruction)
+
+
+def _holds(text: str, words: str, start: int) -> bool:
+    """Return True if a text has words, or their plural, that do not end within its first `start` characters.
+
+    Case does not matter, nor does what stands between two words instead of a blank: a line end, a hyphen, emphasis.
+    A part of a longer word is none, save in scripts that put no blanks between words.
+
+    >>> _holds("The Correct\\nsolutions", "correct solution", 0), _holds("my preference", "reference", 0)
+    (True, False)
+    """
+    parts = words.split()
+    if not parts:
+        return False
+    letter = rf"[^\W\d_{WITHOUT_BLANKS}]"
+    before = rf"(?<!{letter})" if re.match(letter, parts[0]) else ""
+    behind = rf"(?:e?s)?(?!{letter})" if re.match(letter, parts[-1][-1]) else ""
+    pattern = before + r"[\s_*-]+".join(map(re.escape, parts)) + behind
+    return any(match.end() > start for match in re.finditer(pattern, text, re.IGNORECASE))
 
 
 def _find_blocks(text: str, name: str) -> _Tagged:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 
 _STEP_END = re.compile(r"[.!?。！？](?=\s)|\n|\Z")  # noqa: RUF001  full-width marks are meant
+# The characters of scripts that put no blanks between words, for a set of a pattern: kana and Chinese characters
+WITHOUT_BLANKS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _LEAST_WORDS = 2  # "1." and "Wait." begin a sentence, they are none
 
 

@@ -67,6 +67,34 @@ def test_every_fault_has_its_reason(text: str, truncated: bool, reason: str) -> 
     assert parse_answer(text, truncated, ("reference", "correct solution")).dropped == reason
 
 
+@pytest.mark.parametrize(
+    ("text", "leaks"),
+    [
+        ("the correct\nsolution is 12", True),
+        ("the correct  solution is 12", True),
+        ("the **Correct** *solution*", True),
+        ("correct-solution", True),
+        ("as the references say", True),
+        ("as reference_answer says", True),
+        ("根据reference，", True),  # noqa: RUF001  a full-width comma is meant
+        ("根据参考答案，是12", True),  # noqa: RUF001
+        ("my preference is 12", False),
+        ("it is incorrect solution by solution", False),
+        ("correct, solution follows", False),
+    ],
+)
+def test_leak_words_are_words(text: str, leaks: bool) -> None:
+    parsed = parse_answer(
+        f"{A}<reconstruction>{text}</reconstruction>", False, ("reference", "correct solution", "参考")
+    )
+    assert (parsed.dropped == "leak") == leaks
+
+
+def test_a_leak_word_may_begin_within_what_is_kept() -> None:
+    text = A + "<reconstruction>2+3=6 ref. The reference says 5</reconstruction>"
+    assert parse_answer(text, False, ("reference",), "2+3=6 ref. The refrain").dropped == "leak"
+
+
 def test_leak_words_are_configurable_and_only_concern_the_reconstruction() -> None:
     text = "<analysis>the reference differs</analysis><reconstruction>fine</reconstruction>"
     assert parse_answer(text, False, ("reference",)).dropped is None
