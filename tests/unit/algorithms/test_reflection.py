@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.answer_parts import parse_answer
+from nemo_tapo.algorithms.reasoning_steps import find_quoted_step
 from nemo_tapo.algorithms.reflection import (
     ReflectionRules,
     anchor_prefix,
@@ -309,6 +310,32 @@ def test_a_quoted_step_says_where_the_error_is() -> None:
     assert make_construction(pair(WRONG), quoted, TOKENIZER, ReflectionRules()).dropped == "error_not_kept"
     unfound = answer(early, "It says <error>2 + 3 = 7.</error>, which is 5.")
     assert make_construction(pair(WRONG), unfound, TOKENIZER, ReflectionRules()).dropped is None
+
+
+@pytest.mark.parametrize(
+    "quote",
+    ['"2 + 3 = 6."', "$2 + 3 = 6$", "2+3=6", "2 + 3 = 6...", "2 + 3 = 6…", "Line 2: 2 + 3 = 6.", "“Step 2: 2+3=6”",
+     "\\(2 + 3 = 6\\)", "**2 + 3 = 6**", "`2 +3= 6.`", "...3 = 6"],
+)  # fmt: skip
+def test_a_quote_may_have_marks_around_it_and_other_blanks(quote: str) -> None:
+    assert find_quoted_step(quote, WRONG) == len(WRONG)
+    assert find_quoted_step(quote, WRONG + "\nSo 2 + 3 = 6.") is None  # there twice: nobody knows which
+
+
+def test_a_quote_may_have_other_dashes() -> None:
+    minus = "\N{MINUS SIGN}"
+    assert find_quoted_step(f"9 {minus} 3 = 5", "First.\n9-3 = 5\nDone.") == 14
+    assert find_quoted_step("9-3=5", f"First.\n9 {minus} 3 = 5\nDone.") == 16
+
+
+def test_a_quote_of_other_numbers_is_not_found() -> None:
+    for wrong in ("12+3=6", "2+3=65", "2+3=6.5", "0.2+3=6"):
+        assert find_quoted_step("2 + 3 = 6", wrong) is None
+    for quote in ("...", '""', "$$", "Line 2:"):
+        assert find_quoted_step(quote, "2+3=6") is None
+    many = 20_000
+    assert find_quoted_step("." * many + "x", "." * many) is None
+    assert find_quoted_step("(" + " " * many + "x", "(" + " " * many) is None
 
 
 def test_the_generated_task_knows_where_the_error_is() -> None:
