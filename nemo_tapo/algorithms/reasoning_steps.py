@@ -1,15 +1,18 @@
 """Divide a response into reasoning steps, and say which of them a reconstruction keeps.
 
-A step is a line, or a sentence within a line: the smallest unit that can be called wrong.
+A step is a line, or a sentence within a line: the smallest unit that can be called wrong. A Chinese or Japanese
+character counts as a word, and full-width stops end a sentence without a blank.
 """
 
 from __future__ import annotations
 
 import re
 
-_STEP_END = re.compile(r"[.!?。！？](?=\s)|\n|\Z")  # noqa: RUF001  full-width marks are meant
 # The characters of scripts that put no blanks between words, for a set of a pattern: kana and Chinese characters
 WITHOUT_BLANKS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_FULL_STOPS, _CLOSING = "。！？", "”’」』）"  # noqa: RUF001  full-width marks are meant; no blank follows them
+_STEP_END = re.compile(rf"[.!?](?=\s)|[{_FULL_STOPS}][{_FULL_STOPS}{_CLOSING}]*|\n|\Z")
+_WORD = re.compile(rf"[{WITHOUT_BLANKS}]|[^\s\u3000-\u303f\uff00-\uff0f\uff1a-\uff20{WITHOUT_BLANKS}]+")
 _LEAST_WORDS = 2  # "1." and "Wait." begin a sentence, they are none
 
 _DASH = "[-\u2010-\u2015\u2212\uff0d]"
@@ -24,11 +27,13 @@ def find_step_ends(text: str) -> list[int]:
     [8, 19]
     >>> find_step_ends("1. Add 2 and 3. That is 6.")
     [15, 26]
+    >>> find_step_ends("我们先算。然后再算。")
+    [5, 10]
     """
     ends, begin = [], 0
     for match in _STEP_END.finditer(text):
         content = text[begin : match.end()]
-        whole = match.group() in ("\n", "") or len(content.split()) >= _LEAST_WORDS
+        whole = match.group() in ("\n", "") or len(_WORD.findall(content)) >= _LEAST_WORDS
         if whole:
             if content.strip():
                 ends.append(begin + len(content.rstrip()))
@@ -58,7 +63,7 @@ def keeps_through(reconstruction: str, shared: int, end: int) -> bool:
     (True, False)
     """
     if shared == end < len(reconstruction):
-        return reconstruction[end].isspace()
+        return reconstruction[end].isspace() or reconstruction[:end].rstrip(_CLOSING).endswith(tuple(_FULL_STOPS))
     return shared >= end
 
 

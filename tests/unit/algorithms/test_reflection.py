@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.answer_parts import parse_answer
-from nemo_tapo.algorithms.reasoning_steps import find_quoted_step
+from nemo_tapo.algorithms.reasoning_steps import find_quoted_step, find_step_ends
 from nemo_tapo.algorithms.reflection import (
     ReflectionRules,
     anchor_prefix,
@@ -336,6 +336,32 @@ def test_a_quote_of_other_numbers_is_not_found() -> None:
     many = 20_000
     assert find_quoted_step("." * many + "x", "." * many) is None
     assert find_quoted_step("(" + " " * many + "x", "(" + " " * many) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("我们先算。然后再算。", ["我们先算。", "然后再算。"]),
+        ("真的吗？！是的！答案是5", ["真的吗？！", "是的！", "答案是5"]),  # noqa: RUF001
+        ("他说“先算。”再算。", ["他说“先算。”", "再算。"]),
+        ("1。先算", ["1。先算"]),
+        ("1. 先算. 再算。", ["1. 先算.", "再算。"]),
+        ("まず足す。次に引く。\n答え", ["まず足す。", "次に引く。", "答え"]),
+        ("3.5 + 2 = 5.5。So 5.5. Done.", ["3.5 + 2 = 5.5。", "So 5.5.", "Done."]),
+    ],
+)
+def test_full_width_stops_end_a_step(text: str, steps: list[str]) -> None:
+    ends = find_step_ends(text)
+    assert [text[a:b].strip() for a, b in zip([0, *ends], ends, strict=False)] == steps
+
+
+def test_a_chinese_step_is_kept_without_a_blank_behind_it() -> None:
+    wrong = "我们先算。2加3等于6。所以是6。"
+    text = "我们先算。2加3等于6。等等，是5。"  # noqa: RUF001
+    quoted = answer(text, "错在<error>2加3等于6。</error>")
+    made = make_construction(pair(wrong), quoted, TOKENIZER, ReflectionRules())
+    assert (made.dropped, made.kept_steps) == (None, 2)
+    assert make_construction(pair(wrong), answer(text[:5] + "不。"), TOKENIZER, ReflectionRules()).kept_steps == 1
 
 
 def test_the_generated_task_knows_where_the_error_is() -> None:
