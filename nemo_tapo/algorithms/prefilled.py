@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from nemo_tapo.algorithms.answer_parts import parse_answer
 from nemo_tapo.algorithms.reasoning_steps import find_named_step
-from nemo_tapo.algorithms.reflection import encode_as_sampled, parse_answer
+from nemo_tapo.algorithms.reflection import encode_as_sampled
 from nemo_tapo.interfaces import Tokenizer
 from nemo_tapo.types import Completion, Request, Rollout
 
@@ -63,8 +64,11 @@ async def answer_with_prefix(
 def open_reconstruction(first: Completion, wrong: Rollout, tokenizer: Tokenizer, error_quote: str) -> tuple[int, ...]:
     """Return the ids of the answer so far: the analysis as it was sampled, the opening tag, and the kept prefix.
 
-    Returns no ids if `first` has no whole analysis, or if that names no step of the wrong response.
+    Returns no ids if `first` has no whole analysis, ended by the tag that it stops at, or if that names no step of the
+    wrong response.
     """
+    if END_OF_ANALYSIS not in first.text:
+        return ()
     analysis = parse_answer(first.text, first.truncated, ()).analysis
     error_end = find_named_step(analysis, wrong.text, error_quote)
     if error_end is None:

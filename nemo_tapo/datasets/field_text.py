@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from decimal import Decimal, InvalidOperation
+from typing import Any, Self
 
 LONGEST_TEXT = 100_000  # characters of a question or an answer; no person writes a longer problem
+LONGEST_SHOWN = 40  # characters of a number in a message
 MISSING, BLANK = "missing", "it is blank"
 
 # What Python, pandas and NumPy print for a value that is not there and, in fields that may be numbers, for a number too
@@ -68,6 +69,24 @@ class FieldFault:
     detail: str = ""  # for a person
 
 
+class WrittenFloat(float):
+    """A float as any other, with the digits that were written for it, of which a float may keep fewer.
+
+    >>> number = WrittenFloat("0.10000000000000000001")
+    >>> number == 0.1, number.written
+    (True, '0.10000000000000000001')
+    """
+
+    __slots__ = ("written",)
+
+    def __new__(cls, written: str | float) -> Self:
+        """Read a float; without its digits, which the state brings, where it is unpickled."""
+        return super().__new__(cls, written)
+
+    def __init__(self, written: str | float) -> None:
+        self.written = str(written)
+
+
 def parse_text(value: Any, numbers: bool = True, short: bool = True) -> str | FieldFault:
     r"""Return the text of a field, or why it has none.
 
@@ -83,6 +102,8 @@ def parse_text(value: Any, numbers: bool = True, short: bool = True) -> str | Fi
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         if not isinstance(value, int) and not math.isfinite(value):  # an empty cell in a table, or an overflow
             return FieldFault(MISSING, f"it is the number {float(value)}")
+        if isinstance(value, WrittenFloat) and not _is_short_enough(value.written):
+            return FieldFault("too_long", value.written[:LONGEST_SHOWN])
         return format_number(value) if numbers else FieldFault("not_text", type(value).__name__)
     if not isinstance(value, str):
         return FieldFault("not_text", type(value).__name__)
@@ -107,16 +128,29 @@ def _find_text_fault(text: str, numbers: bool, short: bool) -> FieldFault | None
     return FieldFault("lost_backslash", f"a {name} and '{rest}', where {command} was meant; in JSON it is \\{command}")
 
 
+def _is_short_enough(written: str) -> bool:
+    """Return whether a number, written without an exponent, has at most LONGEST_TEXT digits: 1e-999999999 has not."""
+    try:
+        exponent = Decimal(written).as_tuple().exponent
+    except InvalidOperation:  # an exponent that even Decimal does not have
+        return False
+    return isinstance(exponent, int) and abs(exponent) <= LONGEST_TEXT
+
+
 def format_number(value: int | float | Decimal) -> str:
     """Return a finite number in decimal digits, exactly as it was written, without exponent and closing zeros.
 
-    A float stands for the shortest decimal number that it is the nearest float of: so 1e23 is 10^23 here. A table's
+    A float stands for the shortest decimal number that it is the nearest float of: so 1e23 is 10^23 here; one that was
+    read from JSON stands for its digits. A table's
     column with 72 and 0.5 stores 72 as 72.0; that becomes 72 again.
 
     >>> [format_number(value) for value in (72.0, 0.5, 1e-05, 1e+23, -0.0, 10**20)]
     ['72', '0.5', '0.00001', '100000000000000000000000', '0', '100000000000000000000']
     """
-    number = Decimal(repr(float(value))) if isinstance(value, float) else Decimal(value)
+    if isinstance(value, WrittenFloat):
+        number = Decimal(value.written)
+    else:
+        number = Decimal(repr(float(value))) if isinstance(value, float) else Decimal(value)
     digits = f"{number:f}"
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
     return "0" if digits == "-0" else digits

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from nemo_tapo.datasets.field_text import WrittenFloat
 from nemo_tapo.utils.errors import get_first_line
 
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is a broken row, and is never in memory as a whole
@@ -78,9 +79,11 @@ def _suggest_file(folder: Path) -> str:
 def load_json(text: str | bytes) -> Any:
     """Parse JSON. An integer with more digits than Python converts (4,300) becomes text: it costs only its own field.
 
+    A number with a fraction or an exponent is a float that remembers its digits: it may be a gold answer.
+
     Raises ValueError if the text is not JSON, RecursionError if it is nested too deep.
     """
-    return json.loads(text, parse_int=_parse_integer)
+    return json.loads(text, parse_int=_parse_integer, parse_float=WrittenFloat)
 
 
 def _parse_integer(digits: str) -> int | str:

@@ -286,8 +286,10 @@ class Endpoint:
                 answer = await _read_body(response)
         except TimeoutError:
             raise _AttemptFailed("timeout", f"no answer in {self.cfg.timeout:g} s") from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _AttemptFailed("connection", str(error) or type(error).__name__) from None
+        except _AttemptFailed:
+            raise
+        except Exception as error:  # httpx turns most of what its transport raises into errors of its own, but not all
+            raise _AttemptFailed("connection", _find_cause(error)) from None
         if 300 <= answer.status_code < 400:
             raise ValueError(self._explain_redirect(answer, path))
         return answer
@@ -331,6 +333,13 @@ class Endpoint:
         if names and self.model not in names:
             return f"{self.url} has no model {self.model!r}; it has {_format_names(names)}: set {self.section}.model."
         return f"{self.url}/chat/completions does not exist there ({answer}): correct {self.section}.url."
+
+
+def _find_cause(error: Exception) -> str:
+    """Return the message of an error, or that of the first one in a group."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
 
 
 async def _read_body(response: httpx.Response) -> httpx.Response:

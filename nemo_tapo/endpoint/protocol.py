@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+LAST_PORT = 65535
+
 
 class MalformedReply(Exception):
     """An answer with status 200 that contains no completion. The message quotes the answer in full."""
@@ -33,7 +35,8 @@ class ChatReply:
 def normalise_base_url(url: str | None, section: str) -> str:
     """Return the base URL of a server, with its path. The user may leave out /v1, or write the full path of a request.
 
-    Raises ValueError if the URL is missing or invalid, lacks http:// or https://, or has a password, query or fragment.
+    Raises ValueError if the URL is missing or invalid, lacks http:// or https://, or has a port that does not exist, a
+    password, a query or a fragment.
 
     >>> normalise_base_url("http://127.0.0.1:8000/", "judge.endpoint")
     'http://127.0.0.1:8000/v1'
@@ -53,6 +56,8 @@ def normalise_base_url(url: str | None, section: str) -> str:
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{section}.url = {url!r} has no http:// or https:// and host, as http://127.0.0.1:8000/v1.")
+    if parsed.port is not None and not 1 <= parsed.port <= LAST_PORT:
+        raise ValueError(f"{section}.url = {url!r} has the port {parsed.port}; ports go from 1 to {LAST_PORT}.")
     if parsed.query or parsed.fragment:
         raise ValueError(f"{section}.url = {url!r} has a query or fragment; write the base alone.")
     return f"{text}/v1" if parsed.path in ("", "/") else text

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 
-# Any number of backslashes, because a model that writes JSON doubles them; or none, because \b and \f that were read as
-# escapes are a backspace and a form feed. MATH's own extraction accepts \fbox too.
-_BOX = r"(?:(?:\\+b|\x08)oxed|(?:\\+f|\x0c)(?:box|ramebox))\s*\{"
+from nemo_tapo.utils.thinking import cut_unfinished_thought
+
+# One backslash or none, because \b and \f that were read as escapes are a backspace and a form feed. MATH's own
+# extraction accepts \fbox too.
+_NAME = r"(?:(?:\\b|\x08)oxed|(?:\\f|\x0c)(?:box|ramebox))\s*\{"
+_NAMED = re.compile(_NAME)
+# Any number of backslashes, because a model that writes JSON doubles them. A run is tried from its first one alone:
+# from each it would be quadratic.
+_BOX = r"(?<!\\)\\*" + _NAME
 _OPENING = re.compile(_BOX)
 # An escaped brace \{ is a character of the answer and does not open a group; \\ is a line break.
 _TOKEN = re.compile(_BOX + r"|\\.|[{}]", re.DOTALL)
 _STARTS = ("\\boxed", "\\fbox", "\\framebox", "\x08oxed", "\x0cbox", "\x0cramebox")
-_THOUGHTS = ("think", "thinking")
 
 
 def find_last_boxed(text: str) -> str | None:
@@ -26,23 +31,11 @@ def find_last_boxed(text: str) -> str | None:
     >>> find_last_boxed(r"The sum is \boxed{75}, so the answer is \boxed{8")
     '75'
     """
-    text = _cut_unfinished_thought(text)
+    text = cut_unfinished_thought(text)
     last = max(map(text.rfind, _STARTS))
-    opening = _OPENING.match(text, last) if last >= 0 else None
+    opening = _NAMED.match(text, last) if last >= 0 else None
     content = _read_until_closed(text, opening.end()) if opening else None
     return content if content is not None else _find_last_closed(text)
-
-
-def _cut_unfinished_thought(text: str) -> str:
-    """Return the text up to a `<think>` that is not closed: a box in there is a try, not the answer.
-
-    >>> _cut_unfinished_thought("<think>4?</think> 5 <think>or 6"), _cut_unfinished_thought("<think>4?</think> 5")
-    ('<think>4?</think> 5 ', '<think>4?</think> 5')
-    """
-    for name in _THOUGHTS:
-        opened = text.find(f"<{name}>", text.rfind(f"</{name}>") + 1)
-        text = text[:opened] if opened >= 0 else text
-    return text
 
 
 def _read_until_closed(text: str, start: int) -> str | None:

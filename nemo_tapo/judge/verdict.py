@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nemo_tapo.judge.prompt import LABELS
+from nemo_tapo.utils.thinking import skip_thinking
 
 _FENCES = ("```", "~~~")
 _LANGUAGE = re.compile(r"[ \t]*[a-zA-Z0-9]*")  # after an opening fence
-_THINKING_ENDS = re.compile(r"</think(?:ing)?>\s*", re.IGNORECASE)
+_OBJECT = re.compile(r"\{|```|~~~")  # how the object, or its fence, begins
 _NEEDS = {
     "correction": "reflection",
     "located": "correction",
@@ -87,10 +88,7 @@ def strip_thinking(reply: str) -> str:
     >>> strip_thinking("The carry was forgotten.</think> <think>Or was it?</think> {}")
     '{}'
     """
-    text, start = reply.strip(), 0
-    while not text.startswith(("{", *_FENCES), start) and (end := _THINKING_ENDS.search(text, start)):
-        start = end.end()
-    return text[start:]
+    return skip_thinking(reply.strip(), _OBJECT)
 
 
 def strip_fence(text: str) -> str:

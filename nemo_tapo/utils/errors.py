@@ -33,7 +33,7 @@ def is_full_disk(error: BaseException | None) -> bool:
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return error is not None and any(words in str(error) for words in NO_SPACE)
+    return error is not None and any(words in read_message(error) for words in NO_SPACE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("[...] can't allocate memory: you tried to ..."))
     (True, True)
     """
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in read_message(error)
 
 
 @contextmanager
@@ -75,10 +75,23 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def read_message(error: BaseException) -> str:
+    """Return an error's message; none if its class, which may be a user's, cannot write it.
+
+    >>> read_message(ValueError("no number")), read_message(type("Own", (ValueError,), {"__str__": None})())
+    ('no number', '')
+    """
+    try:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+
+
 def get_first_line(error: BaseException) -> str:
     """Return the first line of an error's message without its full stop, or its type's name if it has no message.
 
     >>> get_first_line(OSError("no route to host.\\nMore about it.")), get_first_line(TimeoutError())
     ('no route to host', 'TimeoutError')
     """
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    lines = read_message(error).strip().splitlines()
+    return (lines[0].rstrip(".") if lines else "") or type(error).__name__

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
+from nemo_tapo.algorithms.answer_parts import parse_answer
+from nemo_tapo.algorithms.reasoning_steps import find_quoted_step, find_step_ends
 from nemo_tapo.algorithms.reflection import (
     ReflectionRules,
     anchor_prefix,
     make_construction,
-    parse_answer,
     render_prompt,
 )
 from nemo_tapo.config.sections import ArithmeticConfig
@@ -65,6 +66,34 @@ A, R = "<analysis>a</analysis>", "<reconstruction>r</reconstruction>"
 def test_every_fault_has_its_reason(text: str, truncated: bool, reason: str) -> None:
     assert reason in reflection.DROP_REASONS
     assert parse_answer(text, truncated, ("reference", "correct solution")).dropped == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "leaks"),
+    [
+        ("the correct\nsolution is 12", True),
+        ("the correct  solution is 12", True),
+        ("the **Correct** *solution*", True),
+        ("correct-solution", True),
+        ("as the references say", True),
+        ("as reference_answer says", True),
+        ("根据reference，", True),  # noqa: RUF001  a full-width comma is meant
+        ("根据参考答案，是12", True),  # noqa: RUF001
+        ("my preference is 12", False),
+        ("it is incorrect solution by solution", False),
+        ("correct, solution follows", False),
+    ],
+)
+def test_leak_words_are_words(text: str, leaks: bool) -> None:
+    parsed = parse_answer(
+        f"{A}<reconstruction>{text}</reconstruction>", False, ("reference", "correct solution", "参考")
+    )
+    assert (parsed.dropped == "leak") == leaks
+
+
+def test_a_leak_word_may_begin_within_what_is_kept() -> None:
+    text = A + "<reconstruction>2+3=6 ref. The reference says 5</reconstruction>"
+    assert parse_answer(text, False, ("reference",), "2+3=6 ref. The refrain").dropped == "leak"
 
 
 def test_leak_words_are_configurable_and_only_concern_the_reconstruction() -> None:
@@ -159,6 +188,14 @@ LAYOUTS = {
     "an indented first line": "\n  {}\n",
     "a tab": "\t{}",
     "none": "{}",
+    "a byte order mark": "\n\ufeff{}",
+    "a zero-width space": "\u200b\n{}\u200b",
+    "a fence": "\n```\n{}\n```\n",
+    "a fence with a name": "```text\n{}\n```",
+    "a fence in one line": "~~~{}~~~",
+    "quotation marks": '"{}"',
+    "typographic marks": "\n“{}”\n",
+    "a mark and a fence": "\ufeff```\r\n{}\r\n```",
 }
 
 
@@ -179,6 +216,25 @@ def test_line_ends_and_a_common_indentation_are_layout() -> None:
         assert (made.reconstruction, made.kept_steps) == (KEPT, 2)
 
 
+@pytest.mark.parametrize("wrong", [WRONG.replace("\n", "\r\n"), "One.\n" + WRONG.replace("\n", "\r\n") + "\r\nSo 6."])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_the_line_ends_of_the_wrong_response_are_kept(wrong: str, line_end: str) -> None:
+    added = "\r\nWait, 2 + 3 = 5.\r\n\\boxed{5}"
+    kept = wrong.removesuffix("\r\nSo 6.")
+    copied = (kept + added).replace("\r\n", "\n").replace("\n", line_end)
+    p = pair(wrong)
+    made = make_construction(p, answer(copied), TOKENIZER, ReflectionRules())
+    assert (made.dropped, made.reconstruction) == (None, kept + added)
+    assert made.kept_chars >= len(kept)
+    assert made.response_ids[: made.kept_tokens] == p.wrong.completion.token_ids[: made.kept_tokens]
+    assert TOKENIZER.decode(made.response_ids) == made.reconstruction
+
+
+def test_marks_of_the_wrong_response_itself_are_kept() -> None:
+    for wrong in ('"First" add "2"', "```\n2+3=6\n```", "\ufeff2+3=6", "'2'"):
+        assert parse_answer(A + f"<reconstruction>{wrong}</reconstruction>", False, (), wrong).reconstruction == wrong
+
+
 def test_an_indented_wrong_response_keeps_its_indentation() -> None:
     wrong = "  " + WRONG
     made = make_construction(pair(wrong), answer("\n" + KEPT), TOKENIZER, ReflectionRules())
@@ -192,10 +248,37 @@ def test_an_indented_wrong_response_keeps_its_indentation() -> None:
         ("I write <analysis> first.</think>\n" + GOOD, None),  # the template opened the block
         ("<think>plan: " + GOOD, "no_analysis"),  # never closed: there is no answer
         ("<think></think>" + GOOD.replace("4+8=2", "<think>4+8=2</think>", 1), None),
+        ("<thinking>I write <analysis> first.</thinking>\n" + GOOD, None),
+        ("<Think >I write <analysis> first.</ THINK>\n" + GOOD, None),
+        ("<think>a</think>\n<think>Now <reconstruction>, <analysis>.</think>\n" + GOOD, None),
+        ("<think>a</think>\n<think>plan: " + GOOD, "no_analysis"),
+        ("Now: " + GOOD.replace("4+8=2", "4+8=2</think>", 1), None),  # the wrong response's own tag
+        ("<think>a</think> Now: " + GOOD.replace("4+8=2", "4+8=2</think>", 1), None),
+        ("Now: " + GOOD.replace("4+8=2", "<think>4+8=2</think>", 1), None),
+        ("Now: " + GOOD.replace("no carry", "no carry</think>", 1), None),
+        ("I think. <think>First <analysis>.</think> " + GOOD, None),
     ],
 )
 def test_thinking_is_no_part_of_the_answer(text: str, reason: str | None) -> None:
     assert parse_answer(text, False, ()).dropped == reason
+
+
+@pytest.mark.parametrize(
+    ("tag", "written"), [("analysis", "Analysis"), ("reconstruction", "reconstruction "), ("analysis", " ANALYSIS\t")]
+)
+def test_tags_may_differ_in_case_and_blanks(tag: str, written: str) -> None:
+    text = GOOD.replace(f"<{tag}>", f"<{written}>").replace(f"</{tag}>", f"</{written}>")
+    assert parse_answer(text, False, ()) == parse_answer(GOOD, False, ())
+    assert parse_answer(GOOD + f"<{written}>", False, ()).dropped is not None  # it counts as one more
+
+
+def test_parsing_is_linear() -> None:
+    many = 30_000  # a pattern that goes from each opening tag to the end would take minutes
+    for tag in ("<analysis>", "<reconstruction>", "<think>", "<", "< ", "<  /"):
+        assert parse_answer(tag * many, False, ()).dropped == "no_analysis"
+        assert parse_answer(A + tag * many, False, ()).dropped in ("no_analysis", "no_reconstruction")
+    assert parse_answer(A + "<" + " " * many, False, ()).dropped == "no_reconstruction"
+    assert parse_answer("</think>" * many + A + R, False, ()).dropped is None
 
 
 @pytest.mark.parametrize(
@@ -227,6 +310,58 @@ def test_a_quoted_step_says_where_the_error_is() -> None:
     assert make_construction(pair(WRONG), quoted, TOKENIZER, ReflectionRules()).dropped == "error_not_kept"
     unfound = answer(early, "It says <error>2 + 3 = 7.</error>, which is 5.")
     assert make_construction(pair(WRONG), unfound, TOKENIZER, ReflectionRules()).dropped is None
+
+
+@pytest.mark.parametrize(
+    "quote",
+    ['"2 + 3 = 6."', "$2 + 3 = 6$", "2+3=6", "2 + 3 = 6...", "2 + 3 = 6…", "Line 2: 2 + 3 = 6.", "“Step 2: 2+3=6”",
+     "\\(2 + 3 = 6\\)", "**2 + 3 = 6**", "`2 +3= 6.`", "...3 = 6"],
+)  # fmt: skip
+def test_a_quote_may_have_marks_around_it_and_other_blanks(quote: str) -> None:
+    assert find_quoted_step(quote, WRONG) == len(WRONG)
+    assert find_quoted_step(quote, WRONG + "\nSo 2 + 3 = 6.") is None  # there twice: nobody knows which
+
+
+def test_a_quote_may_have_other_dashes() -> None:
+    minus = "\N{MINUS SIGN}"
+    assert find_quoted_step(f"9 {minus} 3 = 5", "First.\n9-3 = 5\nDone.") == 14
+    assert find_quoted_step("9-3=5", f"First.\n9 {minus} 3 = 5\nDone.") == 16
+
+
+def test_a_quote_of_other_numbers_is_not_found() -> None:
+    for wrong in ("12+3=6", "2+3=65", "2+3=6.5", "0.2+3=6"):
+        assert find_quoted_step("2 + 3 = 6", wrong) is None
+    for quote in ("...", '""', "$$", "Line 2:"):
+        assert find_quoted_step(quote, "2+3=6") is None
+    many = 20_000
+    assert find_quoted_step("." * many + "x", "." * many) is None
+    assert find_quoted_step("(" + " " * many + "x", "(" + " " * many) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("我们先算。然后再算。", ["我们先算。", "然后再算。"]),
+        ("真的吗？！是的！答案是5", ["真的吗？！", "是的！", "答案是5"]),  # noqa: RUF001
+        ("他说“先算。”再算。", ["他说“先算。”", "再算。"]),
+        ("1。先算", ["1。先算"]),
+        ("1. 先算. 再算。", ["1. 先算.", "再算。"]),
+        ("まず足す。次に引く。\n答え", ["まず足す。", "次に引く。", "答え"]),
+        ("3.5 + 2 = 5.5。So 5.5. Done.", ["3.5 + 2 = 5.5。", "So 5.5.", "Done."]),
+    ],
+)
+def test_full_width_stops_end_a_step(text: str, steps: list[str]) -> None:
+    ends = find_step_ends(text)
+    assert [text[a:b].strip() for a, b in zip([0, *ends], ends, strict=False)] == steps
+
+
+def test_a_chinese_step_is_kept_without_a_blank_behind_it() -> None:
+    wrong = "我们先算。2加3等于6。所以是6。"
+    text = "我们先算。2加3等于6。等等，是5。"  # noqa: RUF001
+    quoted = answer(text, "错在<error>2加3等于6。</error>")
+    made = make_construction(pair(wrong), quoted, TOKENIZER, ReflectionRules())
+    assert (made.dropped, made.kept_steps) == (None, 2)
+    assert make_construction(pair(wrong), answer(text[:5] + "不。"), TOKENIZER, ReflectionRules()).kept_steps == 1
 
 
 def test_the_generated_task_knows_where_the_error_is() -> None:

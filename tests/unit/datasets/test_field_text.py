@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from decimal import Decimal
 from typing import Any
 
@@ -21,11 +23,27 @@ from nemo_tapo.datasets.row_files import load_json
         ("1e23", "1" + "0" * 23),  # the float nearest to it is 99999999999999991611392
         ("1.25e+20", "125" + "0" * 18), ("0.1", "0.1"), ("3.141592653589793", "3.141592653589793"),
         ("123456789012345678901234567890", "123456789012345678901234567890"), ("1" + "0" * 400, "1" + "0" * 400),
-        ("5e-324", "0." + "0" * 323 + "5"),
+        ("5e-324", "0." + "0" * 323 + "5"), ("1e-400", "0." + "0" * 399 + "1"),
+        ("12345678901234567890.5", "12345678901234567890.5"), ("0.1000000000000000055", "0.1000000000000000055"),
+        ("9007199254740993.0", "9007199254740993"),
     ],
 )  # fmt: skip
 def test_a_number_in_json_is_its_digits(written: str, text: str) -> None:
     assert parse_text(load_json(written)) == text
+
+
+def test_a_number_in_json_is_a_float_to_everybody_else() -> None:
+    row = load_json('{"answer": 12345678901234567890.5, "more": [1e-400, 0.5]}')
+    assert type(row["answer"]) is not float and row == {"answer": 12345678901234567890.5, "more": [0.0, 0.5]}
+    assert json.dumps(row) == '{"answer": 1.2345678901234567e+19, "more": [0.0, 0.5]}'
+    for copied in (copy.deepcopy(row), pickle.loads(pickle.dumps(row))):
+        assert repr(copied) == repr(row) and parse_text(copied["answer"]) == "12345678901234567890.5"
+
+
+@pytest.mark.parametrize("written", ["1e-999999999", "0e-999999999", "1e-" + "9" * 30])
+def test_a_number_with_endless_digits_is_too_long(written: str) -> None:
+    fault = parse_text(load_json(written))
+    assert isinstance(fault, FieldFault) and fault.reason == "too_long"
 
 
 def test_a_decimal_of_a_table_is_its_digits() -> None:

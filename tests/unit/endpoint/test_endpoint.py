@@ -353,6 +353,8 @@ def test_urls_as_people_write_them(url: str) -> None:
         ("http://me:secret@h/v1", "key_env"),
         ("http://h/v1?api-version=2", "query"),
         ("http://h:port/v1", "no URL"),
+        ("http://h:99999/v1", "port 99999; ports go from 1 to 65535"),
+        ("http://h:0/v1", "port 0"),
     ],
 )
 def test_urls_that_are_none(url: str | None, sentence: str) -> None:
@@ -364,6 +366,22 @@ def test_urls_that_are_none(url: str | None, sentence: str) -> None:
 def test_a_server_that_is_down_is_one_sentence_after_three_attempts() -> None:
     with pytest.raises(EndpointError, match=r"nothing usable at .*start the server, or correct judge\.endpoint\.url"):
         one(f"http://127.0.0.1:{free_port()}/v1", pause=0.01, attempts=1000)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OverflowError("getsockaddrarg: port must be 0-65535."),
+        ExceptionGroup("several attempts failed", [ExceptionGroup("both", [OSError("port must be 0-65535.")])]),
+    ],
+)
+def test_whatever_a_transport_raises_is_an_outage(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
+    with pytest.raises(EndpointError, match=r"nothing usable at .*port must be 0-65535"):
+        one("http://127.0.0.1:1/v1")
 
 
 def test_the_only_model_is_found_and_several_are_not_guessed_among() -> None:

@@ -152,6 +152,19 @@ def test_extraction_is_linear() -> None:
     assert find_last_boxed(r"\boxed{" * many) is None
     assert find_last_boxed(r"\boxed{5}" + r"\boxed{" * many) == "5"
     assert find_last_boxed(r"\boxed{" + "{" * many + "}" * many + "}") == "{" * many + "}" * many
+    run = "\\" * many
+    for letter in ("", "b", "f", "boxed", "\n"):
+        assert find_last_boxed(run + letter) is None
+        assert find_last_boxed(rf"\boxed{{5}} \boxed{{{run}{letter}") == "5"
+    assert find_last_boxed(run + r"boxed{\boxed{5}") == "5"
+
+
+def test_any_run_of_backslashes_opens_a_box() -> None:
+    for run in ("\\" * n for n in range(1, 6)):  # JSON doubles them, and a line break may stand before
+        assert find_last_boxed(rf"{run}boxed{{5}} or {run}boxed{{6") == "5"
+        assert find_last_boxed(rf"{run}fbox{{4{run}boxed{{5}}}}") == "5"
+        assert find_last_boxed(rf"{run}boxed{{4{run}fbox{{5") is None
+        assert find_last_boxed(rf"{run}boxed{{x{run}}}boxed{{6") == (None if len(run) % 2 else f"x{run}")
 
 
 # ---------------------------------------------------------------------------------- verdicts

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tapo.utils.user_code import hash_code, load_object
+from nemo_tapo.utils.errors import get_first_line, is_full_disk, is_out_of_memory
+from nemo_tapo.utils.user_code import describe_error, hash_code, load_object
 
 
 def test_a_file_may_import_its_neighbours_and_is_imported_once(tmp_path: Path) -> None:
@@ -42,6 +43,7 @@ def test_a_module_is_named_by_its_dotted_name() -> None:
         ("def f(:", "file.py:f", r"file\.py cannot be imported: SyntaxError: .*\."),
         ("1 / 0", "file.py:f", r"file\.py cannot be imported: ZeroDivisionError: division by zero\."),
         ("raise SystemExit(3)", "file.py:f", r"file\.py cannot be imported: SystemExit: 3\."),
+        ("class Own(Exception):\n    def __str__(self): return 1 / 0\nraise Own", "file.py:f", r"imported: Own\."),
         ("import no_such_thing", "file.py:f", r"imported: ModuleNotFoundError: No module named 'no_such_thing'"),
         (None, "no_such_package.words:f", r"there is no module no_such_package\.words"),
         (None, "file.py", r"names no function or class: write path/to/file\.py:name or package\.module:name\."),
@@ -57,3 +59,22 @@ def test_what_is_wrong_is_one_sentence_with_the_key(
     with pytest.raises(ValueError, match=rf"^task\.reward = {target}.*{sentence}") as error:
         load_object(target, "task.reward")
     assert "\n" not in str(error.value)
+
+
+class Mute(Exception):
+    """An exception of a user that cannot say what it is."""
+
+    def __init__(self, said: object) -> None:
+        self.said = said
+
+    def __str__(self) -> str:
+        if isinstance(self.said, BaseException):
+            raise self.said
+        return self.said  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("said", [ValueError("no"), SystemExit(3), None, 5, "", " \n", "..."])
+def test_an_error_without_a_message_is_its_type(said: object) -> None:
+    error = Mute(said)
+    assert get_first_line(error) == describe_error(error) == "Mute"
+    assert not is_full_disk(error) and not is_out_of_memory(error)
