@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-ERROR_QUOTE = r"(?s)<error>(.*?)</error>"  # how an analysis names the first wrong step, word for word
+# how an analysis names the first wrong step, word for word; it never reads past another opening tag
+ERROR_QUOTE = r"(?s)<error>((?:(?!</?error>).)*)</error>"
 
 _TASK = """\
 You are given a math problem, an incorrect response to it, and a correct reference solution.

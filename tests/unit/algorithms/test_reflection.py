@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nemo_tapo.algorithms import reflection
 from nemo_tapo.algorithms.answer_parts import parse_answer
-from nemo_tapo.algorithms.reasoning_steps import find_quoted_step, find_step_ends
+from nemo_tapo.algorithms.reasoning_steps import find_quoted_step, find_step_ends, read_quote
 from nemo_tapo.algorithms.reflection import (
     ReflectionRules,
     anchor_prefix,
@@ -302,6 +302,13 @@ def test_the_error_is_kept(reconstruction: str, error_end: int | None, reason: s
     assert made.dropped == reason
     lenient = ReflectionRules(keep_error=False)
     assert make_construction(pair(WRONG), answer(reconstruction), TOKENIZER, lenient, error_end).dropped is None
+
+
+def test_many_opening_tags_of_a_quote_are_read_once() -> None:
+    assert (
+        read_quote("<error>x" * 100_000, prompts.ERROR_QUOTE) is None
+    )  # where every tag is tried to the end: half an hour
+    assert read_quote("<error>" * 3 + "2+3=6</error>", prompts.ERROR_QUOTE) == "2+3=6"
 
 
 def test_a_quoted_step_says_where_the_error_is() -> None:
