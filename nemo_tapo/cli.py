@@ -25,6 +25,11 @@ from nemo_tapo.utils.files import require_free_disk
 from nemo_tapo.utils.text_table import make_visible
 
 DONE, FAILED, BAD_INPUT, RUNTIME_LOST, DISK_FULL = 0, 1, 2, 3, 4
+# A path that a user gave cannot be used.
+BAD_PATH = (
+    errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ELOOP,
+)  # fmt: skip
 GO_ON = "What was saved before is kept; the same command goes on from it."
 OTHER_ALGORITHMS = [name for name in ALGORITHMS if name != "tapo"]
 
@@ -123,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return print_failure(f"no room on the disk{what}. Free some. {GO_ON}", DISK_FULL)
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return print_failure(f"too many open files{what}: raise the limit (ulimit -n). {GO_ON}", FAILED)
+        if error.errno in BAD_PATH and error.filename:
+            return print_failure(f"{error.filename}: {error.strerror}.", BAD_INPUT)
         raise
 
 

@@ -115,8 +115,15 @@ def count_rows(file: Path) -> int:
 def open_atomically(path: Path) -> Iterator[IO[str]]:
     """Open a file for writing that appears under `path` only if the block ends without an exception.
 
+    What is no file, such as a pipe or /dev/stdout, is written as it is, and a link of the user's own is followed.
     Raises DiskFull if there is no room for it.
     """
+    if path.is_symlink() and path.lstat().st_uid == os.getuid():
+        path = path.resolve()
+    if path.exists() and not path.is_file():
+        with name_full_disk(path, "it was not written whole"), path.open("w", encoding="utf-8") as stream:
+            yield stream
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with name_full_disk(path, "it was not written"):

@@ -8,7 +8,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from nemo_tapo.utils.files import make_output_folder, publish_folder
+from nemo_tapo.utils.files import make_building_folder, make_output_folder, publish_folder
 from nemo_tapo.utils.resources import find_resource
 
 DEMO, DEMO_MODEL = "examples/configs/tapo-tiny-1n0g.yaml", "assets/tiny-base"
@@ -31,10 +31,10 @@ def run_init(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     if folder.exists() or not folder.name:
         raise ValueError(f"{folder} is there already: `init` makes a new folder, name another.")
+    if not folder.name.isprintable():
+        raise ValueError(f"{folder.name!r} is no name for a folder: it has control characters.")
     make_output_folder(folder.parent)
-    building = folder.with_name(f"tmp-{folder.name}")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
+    building = make_building_folder(folder)
     for name in PROJECT_FILES:
         text = (files("nemo_tapo.commands") / "project" / f"{name}.txt").read_text(encoding="utf-8")
         (building / name).write_text(text.replace("@NAME@", folder.name), encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from nemo_tapo.config.run_config import RunConfig, describe_unknown_key, list_known_keys, validate
+from nemo_tapo.utils.errors import read_message
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -32,10 +33,12 @@ def compose_config(path: Path | None, overrides: Sequence[str] = ()) -> dict[str
 
     if path is None:
         ConfigStore.instance().store(name="empty", node={})
-        folder, name = Path.cwd(), "empty"
+        folder, name = Path(__file__).parent, "empty"  # a folder without such a file
     else:
         if not path.is_file():
             raise ValueError(f"no config file {path}{_neighbours(path)}")
+        if path.suffix != ".yaml":
+            raise ValueError(f"{path}: the name of a config file ends in .yaml.")
         folder, name = path.resolve().parent, path.stem
     prefixed = [_additive(override, folder) for override in overrides]
     GlobalHydra.instance().clear()
@@ -43,8 +46,10 @@ def compose_config(path: Path | None, overrides: Sequence[str] = ()) -> dict[str
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
             composed = hydra_compose(config_name=name, overrides=prefixed)
         raw = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ValueError(f"{path or 'overrides'}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deeply, or inherits from itself.") from None
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{path or 'overrides'}: {read_message(error) or type(error).__name__}") from None
     assert isinstance(raw, dict)
     return {str(k): v for k, v in raw.items()}
 

@@ -61,7 +61,7 @@ class RunConfig(Section):
     """One run. The resolved result is printed by --dry-run and stored beside the run's output."""
 
     output: Path = Field(Path("runs/run"), description="folder of everything the run writes")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     runtime: Literal["local", "scripted", "nemo_rl"] = Field(
         "local", description="nemo_rl is not set but follows from a config file with NeMo-RL's sections"
     )
@@ -81,7 +81,7 @@ class RunConfig(Section):
     engine_gap_bound: float = Field(
         0.01, gt=0, description="first step: most nats a token that engine and actor may differ by, on average"
     )
-    trajectories_per_step: int | None = Field(64, description="records kept of a step for people to read")
+    trajectories_per_step: int | None = Field(64, ge=0, description="records kept of a step for people to read")
     rollouts_gib: float = Field(
         4.0,
         ge=0,

@@ -14,7 +14,9 @@ Weighting = Literal["rows", "terms"]
 class Section(BaseModel):
     """A group of settings: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class ArithmeticConfig(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from urllib.parse import unquote
 
 from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.evaluation.compare import find_evaluation
-from nemo_tapo.evaluation.sample_store import SETTINGS, Sample, read_selected
+from nemo_tapo.evaluation.sample_store import SETTINGS, Sample, read_selected, read_settings
 from nemo_tapo.utils.files import hash_json
 
 ProblemKey = tuple[str, str]  # (benchmark, uid)
@@ -38,7 +37,7 @@ def read_responses(folder: Path) -> ModelResponses:
     Raises ValueError if there is no evaluation, more than one to choose from, or one with missing samples.
     """
     store = find_evaluation(folder)
-    settings = json.loads((store / SETTINGS).read_text())
+    settings = read_settings(store / SETTINGS)
     data = {benchmark: str(entry["data"]) for benchmark, entry in settings["benchmarks"].items()}
     return ModelResponses(unquote(store.name), store, data, tuple(read_selected(store, settings)))
 

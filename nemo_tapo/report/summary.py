@@ -32,6 +32,7 @@ from nemo_tapo.metrics import (
     VALIDATION_PREFIX,
 )
 from nemo_tapo.tracking.records import get_outcome, read_metrics, read_trajectories
+from nemo_tapo.utils.errors import get_first_line
 from nemo_tapo.utils.jsonl import Record
 
 # The meaning of each outcome that records.get_outcome returns.
@@ -232,7 +233,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object.")
@@ -244,5 +245,8 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         return {}
     import yaml
 
-    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {get_first_line(error)}.") from None
     return value if isinstance(value, dict) else {}

@@ -22,7 +22,7 @@ from nemo_tapo.checkpoint import MANIFEST, STATE, Checkpoint, find_latest, make_
 from nemo_tapo.config.run_config import RunConfig, rl_fingerprint
 from nemo_tapo.evaluation import results
 from nemo_tapo.evaluation.sample_store import get_evaluation_folder
-from nemo_tapo.utils.files import publish_folder, sha256, write_json
+from nemo_tapo.utils.files import make_building_folder, publish_folder, sha256, write_json
 from nemo_tapo.utils.run_folder import CONFIG, lock_folder
 
 PARENT = "parent.json"
@@ -111,10 +111,14 @@ def describe_learning_rate(cfg: RunConfig, done: int) -> str:
 
 
 def _build(branch: Branch, fingerprint: dict[str, object]) -> None:
-    building = branch.folder.with_name(f"tmp-{branch.folder.name}")
-    shutil.rmtree(building, ignore_errors=True)
+    building = make_building_folder(branch.folder)
     with remove_on_failure(building, branch.folder):
-        shutil.copytree(branch.parent, building, ignore=lambda folder, names: _leave_out(folder, names, branch.parent))
+        shutil.copytree(
+            branch.parent,
+            building,
+            ignore=lambda folder, names: _leave_out(folder, names, branch.parent),
+            dirs_exist_ok=True,
+        )
         if before := results.read_results(branch.parent).get(BEFORE):
             results.store_result(building, BEFORE, before)
             source = get_evaluation_folder(branch.parent, BEFORE)

@@ -16,7 +16,7 @@ import yaml
 from nemo_tapo.checkpoint import find_fault, remove_on_failure
 from nemo_tapo.report.model_card import BaseModel, make_model_card
 from nemo_tapo.stages.session import MODEL_FOLDER
-from nemo_tapo.utils.files import publish_folder, write_json
+from nemo_tapo.utils.files import make_building_folder, publish_folder, write_json
 from nemo_tapo.utils.run_folder import CONFIG, lock_folder
 
 CARD, MODEL_CONFIG = "README.md", "config.json"
@@ -39,10 +39,8 @@ def export_model(run: Path, target: Path, base: str | None = None, licence: str 
         config = _read_config(run)
         source = _find_model(run)
         parameters = check_model(source, run)
-        building = target.with_name(f"tmp-{target.name}")
-        shutil.rmtree(building, ignore_errors=True)
+        building = make_building_folder(target)
         with remove_on_failure(building, target):
-            building.mkdir(parents=True)
             for file in sorted(source.iterdir()):
                 if file.is_file() and file.name != CARD:
                     shutil.copyfile(file, building / file.name)
@@ -154,7 +152,7 @@ def _read_config(run: Path) -> dict[str, Any]:
         raise ValueError(f"{run} is no folder of a run: it has no {CONFIG}.")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{file} is damaged: it holds no settings.")

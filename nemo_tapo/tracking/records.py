@@ -267,9 +267,12 @@ def read_trajectories(folder: Path) -> Lines:
     `notes` says if an incomplete line was left out, and how many records were over the limit.
     """
     lines = read_lines(folder / TRAJECTORIES_FILE)
-    rows = tuple(row for row in lines.rows if row.get("kind") != "left_out")
-    missing = sum(row["count"] for row in lines.rows if row.get("kind") == "left_out")
+    rows = tuple(row for row in lines.rows if row.get("kind") in ("pair", "skipped"))
+    others = [row.get("count") for row in lines.rows if row.get("kind") not in ("pair", "skipped")]
+    missing = sum(count for count in others if isinstance(count, int))
     notes = lines.notes
+    if unknown := sum(not isinstance(count, int) for count in others):
+        notes += (f"{TRAJECTORIES_FILE}: {unknown:,} lines are no records of this package and were left out.",)
     if missing:
         notes += (f"{TRAJECTORIES_FILE}: {missing:,} more records were over the limit a step and not stored.",)
     return Lines(rows, notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -70,6 +71,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_building_folder(folder: Path) -> Path:
+    """Make the folder beside `folder` in which it is built, and remove those that a killed command left."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    building.mkdir(parents=True)
+    return building
 
 
 def publish_folder(folder: Path, build: Path) -> None:

@@ -82,7 +82,10 @@ def parse_checked_line(line: bytes) -> Record:
     Traceback (most recent call last):
     ValueError: its checksum is wrong
     """
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
     expected = row.pop(CHECKSUM, None)
@@ -141,7 +144,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
 def _parse(line: bytes) -> Record | None:
     try:
         value = json.loads(line)
-    except ValueError:  # UnicodeDecodeError, when a character was cut in two, is one too
+    except (ValueError, RecursionError):  # UnicodeDecodeError, when a character was cut in two, is a ValueError
         return None
     return value if isinstance(value, dict) else None
 

@@ -66,7 +66,9 @@ def load_object(target: str, key: str) -> Any:
     path, (where, name) = find_file(target, key), split_target(target, key)
     try:
         module = _import_file(path.resolve()) if where.endswith(".py") else importlib.import_module(where)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file raises, as SystemExit, concerns that file
         raise ValueError(f"{key} = {target}: {where} cannot be imported: {describe_error(error)}.") from None
     if not hasattr(module, name):
         raise ValueError(f"{key} = {target}: {where} has no {name}.")

@@ -193,3 +193,22 @@ def test_real_responses_agree_with_their_published_grades(tmp_path: Path) -> Non
     assert "Agreement with correct: 479 of 480 (99.79%)" in done.stdout
     assert "math-72/7: wrong there, right here" in done.stdout
     assert len(read(out)) == 60
+
+
+def test_the_output_may_be_a_pipe_or_a_link_of_ones_own(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"id": "a", "answer": "5", "responses": [r"\boxed{5}"]}])
+    target, link, pipe = tmp_path / "target.jsonl", tmp_path / "link.jsonl", tmp_path / "pipe"
+    target.write_text("")
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    for out in (link, pipe):
+        assert call(rows, "--out", out).returncode == 0
+    assert link.is_symlink() and read(target)[0]["id"] == "a"
+    assert pipe.is_fifo() and json.loads(reader.communicate(timeout=30)[0])["id"] == "a"
+
+
+def test_an_output_below_a_file_is_a_sentence(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"id": "a", "answer": "5", "responses": [r"\boxed{5}"]}])
+    done = call(rows, "--out", rows / "x")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and str(rows) in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import nemo_tapo as nemo_tapo_package
+from nemo_tapo.cli import main
 from nemo_tapo.tasks.arithmetic import LARGEST_TOTAL, SMALLEST_TOTAL, parse_question
 from nemo_tapo.utils.user_code import load_object
 from tests.helpers.command import nemo_tapo
@@ -82,3 +83,21 @@ def test_a_copy_of_the_code_alone_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_init_removes_no_folder_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "tmp-mine").mkdir()
+    (tmp_path / "tmp-mine" / "precious").write_text("mine")
+    assert main(["init", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "tmp-mine" / "precious").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "tmp-mine"]
+
+
+def test_init_refuses_a_name_that_no_config_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "new\nline")]) == 2
+    assert "control characters" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / ("x" * 300))]) == 2
+    assert "File name too long" in capsys.readouterr().err

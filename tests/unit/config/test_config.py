@@ -8,6 +8,7 @@ import pytest
 
 from nemo_tapo.config.load import load_config
 from nemo_tapo.config.run_config import RunConfig, to_yaml, validate
+from nemo_tapo.runtime.nemo_rl.config.cluster_run import is_nemo_rl_config
 
 
 def test_paper_settings_are_the_defaults() -> None:
@@ -120,3 +121,36 @@ def test_a_setting_that_is_off_is_in_no_fingerprint() -> None:
     }
     assert not off & RunConfig().fingerprint("loss", "rollout", "tapo").keys()
     assert load_config(None, ["loss.ratio=sequence"]).fingerprint("loss")["loss.ratio"] == "sequence"
+
+
+def test_a_file_is_read_by_its_whole_name(tmp_path: Path) -> None:
+    (tmp_path / "run.yml").write_text("steps: 7\n")
+    (tmp_path / "run.yaml").write_text("steps: 9\n")
+    assert load_config(tmp_path / "run.yaml").steps == 9
+    with pytest.raises(ValueError, match=r"run\.yml: the name of a config file ends in \.yaml"):
+        load_config(tmp_path / "run.yml")
+
+
+def test_without_a_file_none_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.yaml").write_text("steps: 77\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "content", [b"steps: \xff\n", b"~: 1\n", b"a: &a [*a]\n", b"defaults: 5\n", b"defaults: [broken, _self_]\n",
+                b"a: " + b"[" * 3000 + b"]" * 3000 + b"\n"],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.yaml").write_bytes(content)
+    assert is_nemo_rl_config(tmp_path / "broken.yaml") is False
+    with pytest.raises(ValueError, match=r"broken\.yaml: .{4}|unknown key 'a'"):
+        load_config(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=inf", "tapo.lambda=inf", "seed=999999999999999999999999", "trajectories_per_step=-3"]
+)
+def test_numbers_that_mean_nothing_are_refused(override: str) -> None:
+    with pytest.raises(ValueError, match=override.partition("=")[0]):
+        load_config(None, [override])

@@ -144,3 +144,15 @@ def test_data_of_the_users_own_is_taken_as_it_is(whole: Path, tmp_path: Path) ->
     assert nemo_tapo("coldstart", "--config", str(CONFIG), *SMALL, f"output={output / 'coldstart'}").returncode == 0
     listed = json.loads((output / "coldstart" / "trained.json").read_text())["files"]
     assert listed.keys() == {"model.safetensors", "scripted"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "trajectories.jsonl", "evaluation.json"])
+@pytest.mark.parametrize("content", ["[" * 20_000, 'a: "b', '{"a": 1}\n{"a": 2}\n'])
+def test_what_is_no_record_is_left_out_or_named(whole: Path, tmp_path: Path, name: str, content: str) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    (output / name).write_text(content)
+    done = nemo_tapo("show", str(output))
+    assert "Traceback" not in done.stderr and done.returncode in (0, 2), done.stderr
+    if done.returncode == 2:
+        assert name in done.stderr

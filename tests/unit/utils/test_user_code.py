@@ -78,3 +78,9 @@ def test_an_error_without_a_message_is_its_type(said: object) -> None:
     error = Mute(said)
     assert get_first_line(error) == describe_error(error) == "Mute"
     assert not is_full_disk(error) and not is_out_of_memory(error)
+
+
+def test_whatever_a_file_raises_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text("class Odd(BaseException): ...\nraise Odd('no')\n")
+    with pytest.raises(ValueError, match=r"odd\.py cannot be imported: Odd: no"):
+        load_object(f"{tmp_path / 'odd.py'}:score", "task.reward")

@@ -74,12 +74,12 @@ def is_nemo_rl_config(path: Path | None) -> bool:
         return False
     try:
         raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return False  # loading the file will raise the error
     if not isinstance(raw, Mapping):
         return False
     defaults = raw.get("defaults", [])
-    parents = [defaults] if isinstance(defaults, str) else defaults
+    parents = defaults if isinstance(defaults, list) else [defaults]
     return "policy" in raw or "cluster" in raw or any(str(name).endswith((".yaml", ".yml")) for name in parents)
 
 
