@@ -76,7 +76,7 @@ def parse_answer(text: str, truncated: bool, leak_words: Sequence[str], own_text
 
 
 def _holds(text: str, words: str, start: int) -> bool:
-    """Return True if a text has words, or their plural, that do not end within its first `start` characters.
+    """Return True if a text has words, or an inflection of them, that do not end within its first `start` characters.
 
     Case does not matter, nor does what stands between two words instead of a blank: a line end, a hyphen, emphasis.
     A part of a longer word is none, save in scripts that put no blanks between words.
@@ -89,7 +89,7 @@ def _holds(text: str, words: str, start: int) -> bool:
         return False
     letter = rf"[^\W\d_{WITHOUT_BLANKS}]"
     before = rf"(?<!{letter})" if re.match(letter, parts[0]) else ""
-    behind = rf"(?:e?s)?(?!{letter})" if re.match(letter, parts[-1][-1]) else ""
+    behind = rf"(?:e?s|e?d|ing)?(?!{letter})" if re.match(letter, parts[-1][-1]) else ""
     pattern = before + r"[\s_*-]+".join(map(re.escape, parts)) + behind
     return any(match.end() > start for match in re.finditer(pattern, text, re.IGNORECASE))
 

@@ -17,7 +17,7 @@ _LEAST_WORDS = 2  # "1." and "Wait." begin a sentence, they are none
 
 _DASH = "[-\u2010-\u2015\u2212\uff0d]"
 _MARKS = " \t\n\r\"'`$*_.…“”„‘’«»「」"  # noqa: RUF001  typographic marks are meant
-_LABEL = re.compile(r"\A[^\W\d_]+\s*\d+\s*[:)]\s*")  # "Line 2:"
+_LABEL = re.compile(r"(?i)\b(?:line|step)\s*\d+\s*[:)]\s*")  # "Line 2:"
 
 
 def find_step_ends(text: str) -> list[int]:
@@ -101,7 +101,7 @@ def find_quoted_step(quote: str, wrong: str) -> int | None:
     >>> find_quoted_step("'2 + 3 = 6...'", "2+3=6\n6-1=5")
     5
     """
-    bare = _strip_marks(quote)
+    bare = _strip_marks(quote, with_label=_LABEL.search(wrong) is not None)
     for pattern in (re.escape(quote), _match_blanks(quote), _match_blanks(bare), _match_loosely(bare)):
         found = [match.end() for match in re.finditer(pattern, wrong)] if pattern else []
         if found:
@@ -109,15 +109,19 @@ def find_quoted_step(quote: str, wrong: str) -> int | None:
     return next((end for end in find_step_ends(wrong) if end >= found[0]), None) if len(found) == 1 else None
 
 
-def _strip_marks(quote: str) -> str:
+def _strip_marks(quote: str, with_label: bool = False) -> str:
     """Return a quote without quotation marks, emphasis, TeX's marks and full stops around it, and without a label.
+
+    `with_label`: the response has labels of its own, by which steps differ.
 
     >>> _strip_marks('"Line 2: $2 + 3 = 6$..."')
     '2 + 3 = 6'
     """
     before = None
     while before != quote:
-        before, quote = quote, _LABEL.sub("", quote.strip(_MARKS))
+        before, quote = quote, quote.strip(_MARKS)
+        if not with_label and (label := _LABEL.match(quote)):
+            quote = quote[label.end() :]
         for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
             quote = quote.removeprefix(opening).removesuffix(closing)
     return quote

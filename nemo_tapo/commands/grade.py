@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter, deque
@@ -111,6 +112,9 @@ def count_rows(file: Path) -> int:
         return sum(1 for line in stream if line.strip())
 
 
+_OWN_STREAM = re.compile(r"(?:/dev/fd|/proc/self/fd)/([0-9]+)|/dev/(stdout|stderr)")
+
+
 @contextmanager
 def open_atomically(path: Path) -> Iterator[IO[str]]:
     """Open a file for writing that appears under `path` only if the block ends without an exception.
@@ -118,12 +122,20 @@ def open_atomically(path: Path) -> Iterator[IO[str]]:
     What is no file, such as a pipe or /dev/stdout, is written as it is, and a link of the user's own is followed.
     Raises DiskFull if there is no room for it.
     """
-    if path.is_symlink() and path.lstat().st_uid == os.getuid():
-        path = path.resolve()
+    if own := _OWN_STREAM.fullmatch(str(path)):  # opened anew, a file behind it would be written at two places
+        number = int(own[1]) if own[1] else {"stdout": 1, "stderr": 2}[own[2]]
+        with open(os.dup(number), "w", encoding="utf-8") as stream:
+            yield stream
+        return
     if path.exists() and not path.is_file():
         with name_full_disk(path, "it was not written whole"), path.open("w", encoding="utf-8") as stream:
             yield stream
         return
+    if path.is_symlink() and path.lstat().st_uid == os.getuid():
+        try:
+            path = path.resolve()
+        except RuntimeError:  # a circle, until Python 3.13
+            raise ValueError(f"{path} is a link that leads to itself.") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with name_full_disk(path, "it was not written"):

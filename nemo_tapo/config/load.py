@@ -40,14 +40,14 @@ def compose_config(path: Path | None, overrides: Sequence[str] = ()) -> dict[str
         if path.suffix != ".yaml":
             raise ValueError(f"{path}: the name of a config file ends in .yaml.")
         folder, name = path.resolve().parent, path.stem
-    prefixed = [_additive(override, folder) for override in overrides]
     GlobalHydra.instance().clear()
     try:
+        prefixed = [_additive(override, folder) for override in overrides]
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
             composed = hydra_compose(config_name=name, overrides=prefixed)
         raw = OmegaConf.to_container(composed, resolve=True)
     except RecursionError:
-        raise ValueError(f"{path}: it is nested too deeply, or inherits from itself.") from None
+        raise ValueError(f"{path or 'overrides'}: it is nested too deeply, or inherits from itself.") from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{path or 'overrides'}: {read_message(error) or type(error).__name__}") from None
     assert isinstance(raw, dict)

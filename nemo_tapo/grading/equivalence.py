@@ -22,7 +22,7 @@ from typing import Any
 from nemo_tapo.grading.answer_sets import Collection, may_be_number, read_collection
 from nemo_tapo.grading.forms import compare_directly
 from nemo_tapo.grading.normal import normalise
-from nemo_tapo.grading.notation import unwrap
+from nemo_tapo.grading.notation import WRAPPED, unwrap
 from nemo_tapo.grading.values import TooLarge, bound_digits, compare_values, contradict
 from nemo_tapo.grading.wording import match_forms
 
@@ -40,7 +40,7 @@ _COMMAND = (
 _NAME = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{3,})(?![A-Za-z])")
 _SEGMENT = re.compile(_COMMAND + r"|(?<![A-Za-z])([A-Z]{2})(?![A-Za-z])")
 _CAPITALS = re.compile(_COMMAND + "|([A-Z]+)")
-_UNKNOWNS = frozenset("xytnk")  # letters that are solved for: of another, |z| and cos A are what was asked for
+_UNKNOWNS = frozenset("xytnk")  # letters that are solved for
 _SUM_NAMED = re.compile(r"[^=(]*[a-zA-Z][^=(]*[-+][^=]*=")
 _PRIMED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])('+)")
 _LETTER = re.compile(_COMMAND + "|([a-zA-Z])")
@@ -137,7 +137,7 @@ def _compare_collections(gold: str, answer: str, pieces: Collection | None, othe
         candidates = left[:1] if ordered else left
         outcomes = {}
         for other in sorted(candidates, key=lambda text: text != item):
-            outcomes[other] = _compare_elements(item, other)
+            outcomes[other] = _compare_elements(item, other, of_pair=pieces.kind == "()")
             if outcomes[other] == "right":
                 left.remove(other)
                 break
@@ -146,12 +146,12 @@ def _compare_collections(gold: str, answer: str, pieces: Collection | None, othe
     return "right"
 
 
-def _compare_elements(gold: str, answer: str) -> str:
-    """Compare two parts of answers, which may be in different forms."""
+def _compare_elements(gold: str, answer: str, of_pair: bool) -> str:
+    """Compare two parts of answers, which may be in different forms; `x+y=1` is no part of a pair of numbers."""
     matched = match_forms(normalise(gold), normalise(answer))
     if matched is None or not all(matched):
         return "wrong"
-    if "=" not in matched[0] and _SUM_NAMED.match(matched[1]):  # of a pair `x+y=1` gives no element
+    if of_pair and "=" not in matched[0] and _SUM_NAMED.match(WRAPPED.sub("", matched[1])):
         return "wrong"
     settled = compare_directly(*matched)
     return compare_answers(*matched) if settled is None else "right" if settled[0] else "wrong"
@@ -246,7 +246,9 @@ def _compare_parsed(gold: ParsedAnswer, answer: ParsedAnswer) -> str:
     """Compare two parsed answers and return `right`, `wrong` or `too_large`."""
     if gold.too_large or answer.too_large:  # compared as written, without evaluation
         return "right" if gold.expression == answer.expression else "too_large"
-    if _is_equation(gold.expression) != _is_equation(answer.expression) and not all(map(_is_solved, (gold, answer))):
+    if _is_equation(answer.expression) and _is_number(gold.expression) and not _is_solved(answer):
+        return "wrong"
+    if _is_equation(gold.expression) and _is_number(answer.expression) and not _is_solved(gold):
         return "wrong"
     gold, answer = _turn_round(gold), _turn_round(answer)
     pairs = [(gold.expression, answer.expression)]
@@ -266,11 +268,15 @@ def _is_equation(e: Any) -> bool:
     return isinstance(e, (Eq, Ne)) or (isinstance(e, And) and all(isinstance(part, Eq) for part in e.args))
 
 
+def _is_number(e: Any) -> bool:
+    return e is not None and not getattr(e, "free_symbols", True)
+
+
 def _is_solved(answer: ParsedAnswer) -> bool:
     r"""Tell whether an answer gives a value, by itself or as an equation whose other side names what was asked for.
 
     An equation without a letter, such as `2^4=16`, gives its value. `2x=5`, `x^2=4` and `n \ne 5` do not say what `x`
-    and `n` are.
+    and `n` are. Several letters are taken as a name, though `2x+3y=5` is none: `a+b=5` is far more often one.
     """
     from sympy import And, Ne
 
@@ -283,17 +289,27 @@ def _is_solved(answer: ParsedAnswer) -> bool:
 
 
 def _is_name(side: Any) -> bool:
-    r"""Tell whether a side of an equation names a quantity: a letter, `f(3)`, `m+n`, `\cos\theta`, a limit."""
-    from sympy import Abs, Basic, Derivative, Limit, Symbol
+    r"""Tell whether a side of an equation names a quantity: a letter, `f(3)`, `m+n`, `r^2`, `\cos\theta`, a limit.
+
+    What is made of one letter names one only if that is no letter that is solved for, and if it is not just a multiple.
+    """
+    from sympy import Basic, Derivative, Expr, Limit, Sum, Symbol
     from sympy.core.function import AppliedUndef
-    from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
     if not isinstance(side, Basic):
         return False
-    letters = {letter.name for letter in side.free_symbols}
-    if isinstance(side, (Symbol, Limit, Derivative)) or len(letters) > 1 or side.has(AppliedUndef):
+    letters = side.free_symbols
+    if isinstance(side, (Symbol, Limit, Derivative, Sum)) or len(letters) > 1 or side.has(AppliedUndef):
         return True
-    return isinstance(side, (Abs, TrigonometricFunction)) and bool(letters - _UNKNOWNS)
+    [letter] = letters or [None]
+    if letter is None or letter.name in _UNKNOWNS or not isinstance(side, Expr):
+        return False
+    return any(isinstance(part, Basic) and part != letter and part.has(letter) for part in _get_factors(side))
+
+
+def _get_factors(side: Any) -> tuple[Any, ...]:
+    """Return the factors of a product, and else the side itself; of a sum nothing, for `a+1` names no quantity."""
+    return side.args if side.is_Mul else () if side.is_Add else (side,)
 
 
 def _turn_round(answer: ParsedAnswer) -> ParsedAnswer:

@@ -67,11 +67,12 @@ _QUOTES = "\"'`"
 _PLAIN, _WORDED = re.compile(r"[A-Za-z0-9 ]*"), re.compile(r"[A-Za-z0-9 .'&-]*")
 _LAYOUT = re.compile(r"[ '&]|-(?![0-9])|(?<![0-9])\.|\.(?![0-9])")
 _ARTICLE = re.compile(r"(?:a|an|the) (?=[a-z]{2})")
+_FIRST_ARTICLE = re.compile(r"(?i)^(?:a|an|the) (?=[a-z]{2})")
+_SHORT = frozenset("a an as at be by do go he if in is it me my no of on or so to up us we".split())
 # Words so short that their letters could be variables: nobody writes a product in this order.
 _COMMON = frozenset(
     "yes no one two six ten odd red tan cat dog cow pig hen fox bee net act top all any few far low hot wet dry old new"
-    " big his her him mom dad boy son day sun mon tue wed thu fri sat jan feb apr jun jul aug sep oct nov dec ace king"
-    " up on in at to by or if as is it we he us me my am pm".split()
+    " big his her him mom dad boy son day sun mon tue wed thu fri sat jan feb apr jun jul aug sep oct nov dec".split()
 )
 _FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|lim|max|min|gcd|lcm|mod)h?[a-z]?")
 
@@ -94,11 +95,16 @@ def _may_differ_in_case(expected: str, given: str) -> bool:
     >>> _may_differ_in_case("Friday", "friday"), _may_differ_in_case("Aa", "AA"), _may_differ_in_case("Co", "CO")
     (True, False, False)
     """
-    runs, others = (re.findall("[A-Za-z]+", unwrap(text)) for text in (expected, given))
-    if "".join(runs) == "".join(others):
-        return True
-    plain = all(run in (run.lower(), run.upper(), run.capitalize()) for run in (*runs, *others))
-    return plain and all(len(run) > 2 or run.lower() in _COMMON for run in (*runs, *others))
+    runs, others = (re.findall("[A-Za-z]+", _FIRST_ARTICLE.sub("", unwrap(text))) for text in (expected, given))
+    if len(runs) != len(others):
+        return "".join(runs) == "".join(others)
+    return all(run == other or _is_word(run, other) for run, other in zip(runs, others, strict=True))
+
+
+def _is_word(run: str, other: str) -> bool:
+    """Tell whether two runs of the same letters are a word and not letters of their own, as a genotype's are."""
+    usual = all(text in (text.lower(), text.upper(), text.capitalize()) for text in (run, other))
+    return len(run) > 4 or (usual and (len(run) > 2 or run.lower() in _SHORT))
 
 
 def _read_words(text: str) -> tuple[str, int]:

@@ -60,7 +60,7 @@ kilohertz    kHz kilohertz
 megahertz    MHz megahertz
 mole         mol mole moles
 calorie      cal calorie calories
-kilocalorie  kcal kilocalorie kilocalories
+kilocalorie  kcal kilocalorie kilocalories Calorie Calories
 ampere       ampere amperes amp amps
 ohm          ohm ohms
 bit          bit bits
@@ -90,18 +90,23 @@ _CHINESE_COUNT = re.compile(r"[个名只本条张块支棵辆件头匹朵种次�
 _CONNECTORS = frozenset("per of a an each every in on for from at".split())
 _ARTICLES = frozenset("the this that his her their our".split())  # allowed after a connector
 _TAILS = frozenset("total altogether left remaining each apiece long wide tall high deep old away ago all".split())
-_ONES = "one two three four five six seven eight nine".split()
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_ORDINALS = (
-    "first third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth"
-    " sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth"
-    " ninetieth hundredth thousandth millionth billionth trillionth half halve halves quarter"
-).split()
-_LARGE = (
-    "dozen score gross couple pair hundred thousand million billion trillion quadrillion quintillion sextillion zillion"
-    " lakh crore myriad googol googolplex milliard"
-).split()
+_FRACTIONS = (
+    "half halve third quarter fourth fifth sixth seventh eighth ninth tenth eleventh twelfth fifteenth sixteenth"
+    " twentieth hundredth thousandth millionth"
+)
+_MULTIPLES = "one ten dozen score gross couple pair hundred thousand million billion trillion"
+# Numbers that may stand before a counted thing, as in `five-dollar bills`, and are none themselves.
+_NUMBER_WORDS = frozenset(
+    word + end
+    for word in (
+        "two three four five six seven eight nine eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+        " nineteen twenty thirty forty fifty sixty seventy eighty ninety first thirteenth fourteenth seventeenth"
+        " eighteenth nineteenth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth billionth"
+        " trillionth quadrillion quintillion sextillion zillion lakh crore myriad googol googolplex milliard negative"
+        " positive opposite"
+    ).split()
+    for end in ("", "s", "es")
+) | frozenset(("twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties"))
 # Words that change the number, weaken it, deny it, or say something about it.
 _NOT_UNITS = frozenset(
     "and or not no nor none never neither than to least most more less few fewer many much some any over under above"
@@ -112,9 +117,8 @@ _NOT_UNITS = frozenset(
     " means gives makes becomes remains seems fails lies wrong right true false correct incorrect invalid impossible"
     " undefined infinite infinity inclusive exclusive minimum maximum greater larger bigger smaller higher lower older"
     " younger longer shorter better worse too also as by with without versus yes always sometimes besides thus those"
-    " these its sqrt frac sinh cosh tanh sinc alpha beta gamma delta theta lambda sigma omega point pi negative"
-    " positive opposite sixes fifties twenties".split()
-) | frozenset(word + end for word in (*_ONES, *_TEENS, *_TENS, *_ORDINALS, *_LARGE) for end in ("", "s", "es"))
+    " these its sqrt frac sinh cosh tanh sinc alpha beta gamma delta theta lambda sigma omega point pi".split()
+) | frozenset(word + end for word in (*_FRACTIONS.split(), *_MULTIPLES.split()) for end in ("", "s"))
 _WORD = re.compile(r"[a-zA-Z]+|[\u4e00-\u9fff]+|[.]")
 _PHRASE = re.compile(r"(?:[a-zA-Z\u4e00-\u9fff]+\.?(?:\^(?:-?[0-9]|\{-?[0-9]\}))?(?: ?[/·-] ?| |$)){1,9}")
 
@@ -150,6 +154,8 @@ def read_unit(phrase: str, certain: bool = False) -> str | None:
     quotient = "/" in phrase or "\u00b7" in phrase
     after = next((i for i, word in enumerate(words) if i and (word in _CONNECTORS or quotient)), len(words))
     if any(word.lower() in _NOT_UNITS for word in words) or any(word.lower() in _ARTICLES for word in words[:after]):
+        return None
+    if any(word.lower() in _NUMBER_WORDS for word in (words[after - 1], *words[0 if leads else after :])):
         return None
     if not all(len(word) > 1 or word == "a" or (certain and word in _LETTERS) for word in words):
         return None
@@ -195,7 +201,7 @@ def _read_divisor(phrase: str, link: str, words: list[str]) -> str:
     """Return "/hour" for words such as `per hour`, "" if they name no unit to divide by."""
     names = [word for word in words if word not in _CONNECTORS and word not in _ARTICLES]
     unit = UNITS.get(names[0]) or UNITS.get(names[0].lower()) if names and link in _RATES else None
-    power = _read_power(phrase, names[0]) if unit else None
+    power = (_read_power(phrase, names[0]) or names.count(names[0])) if unit else None
     return f"/{unit}" + (f"^{power}" if power and power > 1 else "") if unit and "/" not in unit else ""
 
 

@@ -66,11 +66,14 @@ _ODDS = re.compile("([0-9]+) (?:in|out of) ([0-9]+)")
 _TO = re.compile(rf"\s*{WRAPPER}\{{\s*to\s*\}}\s*|\s+to\s+")
 _CHOICE = re.compile(r"\(?[A-E]\)?")
 _CHOSEN = re.compile(r"(?:(?i:option|choice):? )?(?:\(([A-E])\)|([A-E])(?:\)|[.:] |$))\s*(.*)", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"(?<![a-zA-Z])[A-E](?![a-zA-Z])|\([A-Za-z]\)|(?<![a-zA-Z])[b-e](?![a-zA-Z])")
-# Words behind a choice that take it back or add another one.
-_DENIED = frozenset(
-    "not no none never nor neither wrong false incorrect invalid or and unless except but all both others other any"
-    " maybe perhaps possibly excluded impossible rejected eliminated".split()
+_OTHER_CHOICE = re.compile(r"(?<![a-zA-Z])(?:[A-E](?![a-zA-Z])|\([A-Za-z]\))")
+# Behind a choice: that it is wrong, or that another one may be right as well. The text of a choice itself may be
+# `none of these`, `not enough information` or `positive or zero`.
+_DENIAL = re.compile(
+    r"(?i)^\W*(?:it )?(?:is |was )?(?:surely |clearly |certainly )?(?:"
+    r"(?:not|never)(?: (?:correct|right|true|valid|the|it|an?)\b|\W*$)|no\b\W*(?:,|$)"
+    r"|(?:wrong|false|incorrect|invalid|impossible|excluded|rejected|eliminated)\b)"
+    r"|\b(?:and|or|nor|unless|but|except) (?:none|all|any|(?:the )?others?|both|neither|not|\(?[a-z]\)?(?![a-z]))"
 )
 
 
@@ -100,7 +103,7 @@ def _choose_letter(expected: str, given: str) -> str:
     if not _CHOICE.fullmatch(unwrap(expected)):
         return given
     chosen = _CHOSEN.fullmatch(unwrap(given))
-    if not chosen or _OTHER_CHOICE.search(chosen[3]) or _DENIED & set(re.findall("[a-z]+", chosen[3].lower())):
+    if not chosen or _OTHER_CHOICE.search(chosen[3]) or _DENIAL.search(chosen[3]):
         return given
     return chosen[1] or chosen[2]
 

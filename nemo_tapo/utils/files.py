@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,10 +74,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _is_alive(pid: int) -> bool:
+    """Return True if there is a process of this number on this machine other than this one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return pid != os.getpid()
+
+
 def make_building_folder(folder: Path) -> Path:
     """Make the folder beside `folder` in which it is built, and remove those that a killed command left."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-        shutil.rmtree(left, ignore_errors=True)
+        pid = re.fullmatch(rf"\.{re.escape(folder.name)}\.([0-9]+)\.part", left.name)
+        if pid and not _is_alive(int(pid[1])):
+            shutil.rmtree(left, ignore_errors=True)
     building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     building.mkdir(parents=True)
     return building

@@ -407,3 +407,9 @@ def test_prompt_is_filled_with_texts_that_hold_braces() -> None:
 def test_bad_template_is_a_sentence(template: str) -> None:
     with pytest.raises(ValueError, match=r"tapo\.prompt"):
         render_prompt(template, pair())
+
+
+def test_a_label_that_tells_steps_apart_is_part_of_a_quote() -> None:
+    assert find_quoted_step("Step 3: x = 4.", "Step 2: x = 4.\nStep 4: y = 1.") is None
+    assert find_quoted_step("Line 2: x = 4.", "x = 4.\ny = 1.") is not None
+    assert find_quoted_step("log 2) = 5", "a = 5\nb = 6") is None

@@ -212,3 +212,12 @@ def test_an_output_below_a_file_is_a_sentence(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"id": "a", "answer": "5", "responses": [r"\boxed{5}"]}])
     done = call(rows, "--out", rows / "x")
     assert done.returncode == 2 and "Traceback" not in done.stderr and str(rows) in done.stderr
+
+
+def test_what_is_written_around_standard_output_stays(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"id": "a", "answer": "5", "responses": [r"\boxed{5}"]}])
+    out = tmp_path / "out.txt"
+    program = f"{sys.executable} -m nemo_tapo.cli grade {rows} --out /dev/stdout 2>/dev/null"
+    subprocess.run(f"(echo before; {program}; echo after) > {out}", shell=True, check=True, timeout=120)
+    lines = out.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after") and any('"id": "a"' in line for line in lines)
