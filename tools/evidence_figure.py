@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "docs" / "evidence"
 CONDITIONS = (  # report, row, what is said beside it; the order of the figure
-    ("weighting", "tapo", "arithmetic, the defaults"),
+    ("table1-defaults", "tapo", "arithmetic, the defaults"),
     ("two-rounds-four", "tapo", "arithmetic, a cold start that taught checking, twice"),
     ("checking", "tapo", "arithmetic, a cold start that taught checking"),
     ("four", "tapo", "arithmetic, chains of four (each term its own mean)"),
