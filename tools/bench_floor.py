@@ -14,13 +14,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import pickle
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from nemo_tapo.config.run_config import RunConfig
 from nemo_tapo.types import Batch, Request
 
 OVERRIDES = (*SAME_WORK, f"model.path={ROOT / 'assets' / 'tiny-coldstart'}")
+REQUESTS, ROWS = "requests.json", "rows-{}-{}.safetensors"  # of the steps; of a step and a rank
 PARTS = {"generation": "time/rollouts", "update": "time/update", "step": "time/step"}
 Seconds = dict[str, list[float]]  # of "step", "generation", "update", "bare engine", "bare Megatron-core"
 
@@ -41,7 +42,7 @@ Seconds = dict[str, list[float]]  # of "step", "generation", "update", "bare eng
 def serve_engine(work: Path) -> None:
     """Sample all requests of a step for every line on standard input, and print the seconds.
 
-    `work` has the requests of each step; the steps take turns.
+    `work` has the requests of the steps, which take turns.
     """
     from vllm import TokensPrompt
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -49,7 +50,8 @@ def serve_engine(work: Path) -> None:
     from nemo_tapo.runtime.hf_tokenizer import HFTokenizer
     from nemo_tapo.runtime.local.engine import make_engine_args, make_sampling_params
 
-    cfg, steps = load_config(CONFIG, OVERRIDES), pickle.loads(work.read_bytes())
+    cfg = load_config(CONFIG, OVERRIDES)
+    steps = [[Request(**request) for request in step] for step in json.loads((work / REQUESTS).read_text())]
     eos = HFTokenizer(cfg.model.path, cfg.model.enable_thinking).eos_id
     engine = LLMEngine.from_engine_args(make_engine_args(cfg))
     print("ready", flush=True)
@@ -68,11 +70,12 @@ def serve_engine(work: Path) -> None:
 def serve_rank(work: Path, rank: int) -> None:
     """Make one update on this rank's rows for every line on standard input, and print the seconds.
 
-    `work` has each rank's rows of each step; the steps take turns.
+    `work` has each rank's rows of the steps, which take turns.
     """
     import torch
     import torch.distributed as dist
     import torch.nn.functional as F
+    from safetensors.torch import load_file
     from torch import Tensor
 
     from nemo_tapo.batch import micro_batches
@@ -80,9 +83,10 @@ def serve_rank(work: Path, rank: int) -> None:
     from nemo_tapo.runtime.local.model import get_gradient
     from nemo_tapo.runtime.local.worker import MegatronWorker
 
-    cfg, steps = load_config(CONFIG, OVERRIDES), pickle.loads(work.read_bytes())
+    cfg = load_config(CONFIG, OVERRIDES)
+    steps = [Batch.from_dict(load_file(file)) for file in sorted(work.glob(ROWS.format("*", rank)))]
     world = cfg.local.tp * cfg.local.pp * cfg.local.dp
-    worker = MegatronWorker(rank, world, f"file://{work.parent}/ranks", cfg.model.path, cfg.local)
+    worker = MegatronWorker(rank, world, f"file://{work}/ranks", cfg.model.path, cfg.local)
     optimizer = torch.optim.AdamW(worker.parameters.values(), lr=1e-12, fused=True)
 
     def score(logits: Tensor, part: Batch) -> tuple[Tensor, None]:
@@ -90,8 +94,7 @@ def serve_rank(work: Path, rank: int) -> None:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="sum"), None
 
     print("ready", flush=True)
-    for _, shares in zip(sys.stdin, itertools.cycle(steps), strict=False):
-        share = shares[rank]
+    for _, share in zip(sys.stdin, itertools.cycle(steps), strict=False):
         dist.barrier()
         begin = time.perf_counter()
         parts = [
@@ -182,7 +185,6 @@ class Capture:
 
 async def measure_floor(repeats: int) -> Seconds:
     """Return the seconds of `repeats` rounds; of the loop two steps a round."""
-    from nemo_tapo.runtime.batch_sharding import deal_rows, select_and_pad
     from nemo_tapo.runtime.local.actor import make_worker_environment
     from nemo_tapo.runtime.local.engine import make_engine_environment
     from nemo_tapo.runtime.local.runtime import LocalRuntime
@@ -193,10 +195,10 @@ async def measure_floor(repeats: int) -> Seconds:
     bare: list[Bare] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            await _capture(cfg, runtime, Path(folder), deal_rows, select_and_pad)
-            engine = Bare([["--serve-engine", f"{folder}/requests"]], make_engine_environment(cfg))
+            await _capture(cfg, runtime, Path(folder))
+            engine = Bare([["--serve-engine", folder]], make_engine_environment(cfg))
             bare.append(engine)
-            commands = [["--serve-rank", f"{folder}/rows", str(rank)] for rank in range(cfg.local.dp)]
+            commands = [["--serve-rank", folder, str(rank)] for rank in range(cfg.local.dp)]
             ranks = Bare(commands, make_worker_environment(cfg.local))
             bare.append(ranks)
             engine.step(), ranks.step()  # warm up
@@ -215,17 +217,23 @@ async def measure_floor(repeats: int) -> Seconds:
     return found
 
 
-async def _capture(cfg: RunConfig, runtime: Any, folder: Path, deal_rows: Any, select_and_pad: Any) -> None:
+async def _capture(cfg: RunConfig, runtime: Any, folder: Path) -> None:
     """Take three steps, and write the requests and each rank's rows of the last two, which are those that are timed."""
+    from safetensors.torch import save_file
+
+    from nemo_tapo.runtime.batch_sharding import deal_rows, select_and_pad
+
     capture = Capture(runtime)
     await run_loop(cfg, runtime, Memory(), queries=512)
     capture.close()
-    (folder / "requests").write_bytes(pickle.dumps(capture.requests[1:3]))
-    rows = []
-    for batch in capture.batches[1:]:
+    (folder / REQUESTS).write_text(
+        json.dumps([[asdict(request) for request in step] for step in capture.requests[1:3]])
+    )
+    for step, batch in enumerate(capture.batches[1:]):
         shares = deal_rows(batch.input_lengths.tolist(), cfg.local.dp)
-        rows.append([select_and_pad(batch, share, max(map(len, shares))) for share in shares])
-    (folder / "rows").write_bytes(pickle.dumps(rows))
+        for rank, share in enumerate(shares):
+            rows = select_and_pad(batch, share, max(map(len, shares))).as_dict()
+            save_file({name: tensor.contiguous() for name, tensor in rows.items()}, folder / ROWS.format(step, rank))
 
 
 def list_rows(found: Seconds) -> list[tuple[str, str]]:
