@@ -98,6 +98,7 @@ if [ ! -e "$NT_LOGS/code" ]; then
     fail "srun ended with exit code $code before the run did; the lines above say why, or these: $(why_nodes)"
 fi
 code=$(cat "$NT_LOGS/code")
+killed=$(killed_nodes) # srun may have ended the driver for them
 end_step
 
 saved() { # whether this allocation left anything that the next one goes on from
@@ -111,6 +112,7 @@ saved() { # whether this allocation left anything that the next one goes on from
 [ $code -ne 0 ] || { say "done"; exit 0; }
 if [ $code -ne $TO_BE_CONTINUED ]; then
     if node_failed; then why_nodes; fi
+    [ -z "$killed" ] || say "$killed"
     fail "nemo-tapo ended with exit code $code; the lines above say why." $code
 fi
 saved && touch "$NT_LOGS/saved"
