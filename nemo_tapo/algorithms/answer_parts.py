@@ -142,9 +142,14 @@ def strip_layout(reconstruction: str, own_text: str) -> str:
     own = own_text.replace("\r\n", "\n")
     candidates = []
     for text in _list_contents(reconstruction.replace("\r\n", "\n")):
-        candidates += [textwrap.dedent(text.strip("\n")).strip(), text.strip(), text.strip().strip(_INVISIBLE).strip()]
+        candidates += [textwrap.dedent(text.strip("\n")).strip(), text.strip(), _strip_ends(text)]
     best = max(candidates, key=lambda text: common_prefix_length(text, own))
     return _write_line_ends(best, own_text, common_prefix_length(best, own))
+
+
+def _strip_ends(text: str) -> str:
+    """Return a text without white space and invisible characters at its ends."""
+    return text.strip().strip(_INVISIBLE).strip()
 
 
 def _list_contents(text: str) -> list[str]:
@@ -153,7 +158,7 @@ def _list_contents(text: str) -> list[str]:
     >>> _list_contents("“47”")
     ['“47”', '47']
     """
-    bare, contents = text.strip().strip(_INVISIBLE).strip(), [text]
+    bare, contents = _strip_ends(text), [text]
     for fence in ("```", "~~~"):
         if bare.startswith(fence) and bare.endswith(fence):
             inner = bare.strip(fence[0])

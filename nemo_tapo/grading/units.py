@@ -200,9 +200,13 @@ def _read_power(phrase: str, word: str) -> int | None:
 def _read_divisor(phrase: str, link: str, words: list[str]) -> str:
     """Return "/hour" for words such as `per hour`, "" if they name no unit to divide by."""
     names = [word for word in words if word not in _CONNECTORS and word not in _ARTICLES]
-    unit = UNITS.get(names[0]) or UNITS.get(names[0].lower()) if names and link in _RATES else None
+    unit = _find_unit(names[0]) if names and link in _RATES else None
     power = (_read_power(phrase, names[0]) or names.count(names[0])) if unit else None
     return f"/{unit}" + (f"^{power}" if power and power > 1 else "") if unit and "/" not in unit else ""
+
+
+def _find_unit(word: str) -> str | None:
+    return UNITS.get(word) or UNITS.get(word.lower())
 
 
 def _read_noun(word: str) -> str | None:
@@ -211,8 +215,8 @@ def _read_noun(word: str) -> str | None:
     >>> _read_noun("inches"), _read_noun("marbles"), _read_noun("units"), _read_noun("less")
     ('inch', 'marble', '', None)
     """
-    if word in UNITS or word.lower() in UNITS:
-        return UNITS.get(word) or UNITS[word.lower()]
+    if unit := _find_unit(word):
+        return unit
     plural = len(word) > 3 and word[-1] == "s" and word[-2] not in "sui"
     noun = word.lower()[:-1] if plural else word.lower() if word in _NOUNS else None
     return "" if noun in _VAGUE or word in _TAILS else noun

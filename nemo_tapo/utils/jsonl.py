@@ -121,7 +121,7 @@ def read_lines(path: Path, skip_damaged: bool = False) -> Lines:
     rows: list[Record] = []
     notes: list[str] = []
     for number, line, last in _lines(path):
-        row = _parse(line)
+        row = parse_line(line)
         if row is not None:
             rows.append(row)
         elif last:
@@ -141,7 +141,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
         yield number, line, index == len(lines) - 1
 
 
-def _parse(line: bytes) -> Record | None:
+def parse_line(line: bytes) -> Record | None:
+    """Return the object of a line, None if it holds none.
+
+    >>> parse_line(b'{"step": 3}'), parse_line(b"[1]"), parse_line(b'{"st')
+    ({'step': 3}, None, None)
+    """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):  # UnicodeDecodeError, when a character was cut in two, is a ValueError
@@ -194,7 +199,7 @@ class Appender:
         try:
             return list(read_lines(self.path).rows)
         except ValueError:
-            parsed = [_parse(line) for _, line, _ in _lines(self.path)]
+            parsed = [parse_line(line) for _, line, _ in _lines(self.path)]
         aside = self.path.with_name(f"{self.path.name}.damaged")
         os.replace(self.path, aside)
         good = [row for row in parsed if row is not None]

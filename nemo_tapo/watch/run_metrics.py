@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nemo_tapo.tracking.records import METRICS_FILE
+from nemo_tapo.utils.jsonl import parse_line
 from nemo_tapo.watch.line_follower import LineFollower, count_lines
 
 MOST_ROWS = 2000  # of one answer; the page asks again for the rest
@@ -65,8 +65,5 @@ class RunMetrics:
 
 
 def _parse_step(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    row = parse_line(line)
+    return row if row is not None and isinstance(row.get("step"), int) else None
