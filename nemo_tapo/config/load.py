@@ -40,9 +40,9 @@ def compose_config(path: Path | None, overrides: Sequence[str] = ()) -> dict[str
         if path.suffix != ".yaml":
             raise ValueError(f"{path}: the name of a config file ends in .yaml.")
         folder, name = path.resolve().parent, path.stem
+    prefixed = [_additive(override, folder) for override in overrides]
     GlobalHydra.instance().clear()
     try:
-        prefixed = [_additive(override, folder) for override in overrides]
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
             composed = hydra_compose(config_name=name, overrides=prefixed)
         raw = OmegaConf.to_container(composed, resolve=True)
@@ -64,6 +64,8 @@ def _additive(override: str, folder: Path) -> str:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         raise ValueError(f"override {override!r} is not key=value: {error}") from None
+    except RecursionError:
+        raise ValueError(f"override {override[:60]!r}... is nested too deeply.") from None
     key = parsed.key_or_group
     group = (parsed.is_add() or parsed.type is OverrideType.CHANGE) and (folder / key).is_dir()
     if parsed.package is not None or group:  # +data@task.mathematics.train=gsm8k, +ablations=no-ots
